@@ -1,0 +1,63 @@
+# Everything here works on one machine: `make setup` finds or installs what is missing, and asks nothing.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test bench soak lint lint-rust lint-deny lint-jobs lint-shell
+
+# How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
+soak: N ?= 20
+bench: N ?= 10
+
+# What set-up found: the engine's address, Nomad, the registry.
+with_env := set -a; . target/setup.env; set +a;
+shell_scripts := .ci/run tools/setup tools/demo tools/base-image tools/bench
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Find or install git, a Docker Engine, a registry and Nomad
+	@tools/setup
+
+demo: setup ## Build, test and publish a sample repository on a stack of its own, then stop it
+	@tools/demo
+
+dev: setup ## Leave a stack up in the foreground: Nomad, a registry and the service (Ctrl-C stops it)
+	@cargo build --release --locked
+	@$(with_env) exec target/release/nomad-build dev
+
+test: setup lint ## All checks and all tests, over a real Nomad, Docker Engine and registry
+	@$(with_env) cargo test --locked --all-features
+
+bench: setup ## Measure end to end, submit and status against their bare counterparts: make bench N=10
+	@$(with_env) tools/bench $(N)
+
+soak: setup ## Repeat the integration tests: make soak N=20
+	@$(with_env) cargo test --locked --all-features --test it --no-run
+	@$(with_env) for run in $$(seq $(N)); do \
+	    echo "== soak: run $$run of $(N)"; \
+	    cargo test --locked --all-features --test it || { echo "soak: run $$run of $(N) failed" >&2; exit 1; }; \
+	done; echo "soak: all $(N) runs are green"
+
+lint: lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
+
+lint-rust:
+	@cargo fmt --check
+	@cargo clippy --locked --all-targets --all-features -- -D warnings
+
+# Advisories need a database from outside: where it cannot be had, that part is skipped and said so.
+lint-deny:
+	@if ! command -v cargo-deny >/dev/null; then \
+	    echo "lint: cargo-deny is not installed, licences and sources are not checked (cargo install cargo-deny)"; \
+	else \
+	    cargo deny --locked check --hide-inclusion-graph licenses bans sources; \
+	    if cargo deny --locked fetch db >/dev/null 2>&1; then cargo deny --locked check --hide-inclusion-graph advisories; \
+	    else echo "lint: the advisory database cannot be fetched, advisories are not checked"; fi; \
+	fi
+
+lint-jobs: setup
+	@$(with_env) "$$NOMAD_BUILD_NOMAD" fmt -check -list nomad-jobs
+
+lint-shell:
+	@for script in $(shell_scripts); do [ ! -e "$$script" ] || bash -n "$$script"; done
+	@if command -v shellcheck >/dev/null; then shellcheck $(wildcard $(shell_scripts)); \
+	else echo "lint: shellcheck is not installed, only the syntax of the scripts is checked"; fi

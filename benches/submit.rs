@@ -1,0 +1,78 @@
+//! A submission beside the registration of the same job at Nomad. No work starts: the jobs ask for more than a node has.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use chrono::Utc;
+use nomad_build::job::{JobId, Payload, Policy, Resources, Scheme, Spec};
+use nomad_build::render::{Runner, Settings, TEMPLATES, render};
+use serde_json::{Value, json};
+
+use crate::nomad;
+use crate::sample::Sample;
+use crate::stack::{MOST_CPU, PROGRAM, Stack};
+
+/// Both ways, in milliseconds.
+pub(crate) struct Latencies {
+    pub(crate) bare: Sample,
+    pub(crate) ours: Sample,
+}
+
+/// Measures both ways `times` times, in turn.
+pub(crate) async fn measure(stack: &Stack, times: usize) -> anyhow::Result<Latencies> {
+    let mut submission = stack.submission();
+    submission["resources"] = json!({"build": {"cpu": MOST_CPU}});
+    let mut latencies = Latencies { bare: Sample::default(), ours: Sample::default() };
+    let mut made = Vec::new();
+    for round in 0..times + WARM_UP {
+        let (bare, id) = register(stack, &submission).await?;
+        made.push(id);
+        let began = Instant::now();
+        made.push(stack.submit(&submission).await?);
+        let ours = began.elapsed();
+        if round >= WARM_UP {
+            latencies.bare.push_ms(bare);
+            latencies.ours.push_ms(ours);
+        }
+    }
+    for id in made {
+        nomad::purge(stack, &id).await?;
+    }
+    Ok(latencies)
+}
+
+const WARM_UP: usize = 5;
+
+async fn register(stack: &Stack, submission: &Value) -> anyhow::Result<(Duration, String)> {
+    let id = JobId::from_uuid(uuid::Uuid::now_v7());
+    let job = rendered(stack, &id, submission)?;
+    let began = Instant::now();
+    nomad::register(stack, &job).await?;
+    Ok((began.elapsed(), id.to_string()))
+}
+
+/// The job that the service would register.
+fn rendered(stack: &Stack, id: &JobId, submission: &Value) -> anyhow::Result<Value> {
+    let policy = Policy {
+        schemes: vec![Scheme::Https, Scheme::Ssh, Scheme::Http, Scheme::File],
+        max_resources: Resources { cpu: MOST_CPU, ..Policy::default().max_resources },
+        ..Policy::default()
+    };
+    let (_, template) = TEMPLATES.iter().find(|(name, _)| *name == "raw_exec").context("no such template")?;
+    let settings = Settings {
+        template: (*template).to_owned(),
+        runner: Runner::Path(PROGRAM.to_owned()),
+        engine_socket: "/var/run/docker.sock".to_owned(),
+        datacenters: vec!["*".to_owned()],
+        node_pool: "default".to_owned(),
+        disk_mb: 500,
+        env: std::collections::BTreeMap::new(),
+    };
+    let payload = Payload {
+        job: id.clone(),
+        spec: Spec::from_json(submission.clone(), &policy)?,
+        policy,
+        insecure_registries: vec![stack.registry.clone()],
+    };
+    Ok(render(&payload, "default", Utc::now(), &settings)?)
+}

@@ -1,0 +1,149 @@
+# The service itself, in any number of replicas: it keeps nothing that it cannot rebuild from Nomad.
+#
+#   nomad job run -var image=registry.example.com/nomad-build:1.0.0 nomad-jobs/nomad-build.nomad.hcl
+#
+# With ACLs on, give the job the policy of the README before it runs; its workload identity carries it:
+#
+#   nomad acl policy apply -namespace default -job nomad-build nomad-build policy.hcl
+
+variable "image" {
+  type        = string
+  description = "the service's image, built from this repository's Dockerfile"
+}
+
+variable "replicas" {
+  type        = number
+  default     = 1
+  description = "how many replicas answer: all serve, one counts the jobs"
+}
+
+variable "port" {
+  type        = number
+  default     = 8080
+  description = "the port of the API on every node that runs a replica"
+}
+
+variable "nomad_address" {
+  type        = string
+  default     = ""
+  description = "Nomad's HTTP API; empty for that of the node a replica is placed on"
+}
+
+variable "builds_namespace" {
+  type        = string
+  default     = "default"
+  description = "the namespace that builds run in"
+}
+
+variable "template" {
+  type        = string
+  default     = "docker"
+  description = "the job template builds run by: docker (the runner is the image above) or raw_exec"
+}
+
+variable "runner" {
+  type        = string
+  default     = "/usr/local/bin/nomad-build"
+  description = "how raw_exec builds get the runner: a path on the nodes, or http://... where they reach this service"
+}
+
+variable "insecure_registries" {
+  type        = list(string)
+  default     = []
+  description = "registries (HOST:PORT) that are spoken to by plain HTTP"
+}
+
+variable "log_level" {
+  type        = string
+  default     = "info"
+  description = "what the service logs: error, warn, info, debug or trace"
+}
+
+job "nomad-build" {
+  type = "service"
+
+  group "service" {
+    count = var.replicas
+
+    # The port is the node's, so no two replicas share one.
+    constraint {
+      operator = "distinct_hosts"
+      value    = "true"
+    }
+
+    update {
+      max_parallel     = 1
+      health_check     = "checks"
+      min_healthy_time = "5s"
+      healthy_deadline = "2m"
+      auto_revert      = true
+    }
+
+    network {
+      port "http" {
+        static = var.port
+      }
+    }
+
+    service {
+      name     = "nomad-build"
+      port     = "http"
+      provider = "nomad"
+
+      # Alive: a replica that cannot even say this is restarted.
+      check {
+        name     = "health"
+        type     = "http"
+        path     = "/health"
+        interval = "10s"
+        timeout  = "2s"
+
+        check_restart {
+          limit = 3
+          grace = "30s"
+        }
+      }
+
+      # Ready: Nomad answers and the watcher is current. A replica is not restarted for Nomad's silence.
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/ready"
+        interval = "5s"
+        timeout  = "3s"
+      }
+    }
+
+    task "service" {
+      driver       = "docker"
+      kill_timeout = "20s"
+
+      config {
+        image        = var.image
+        network_mode = "host"
+        args         = ["serve"]
+      }
+
+      # NOMAD_TOKEN: the workload's own identity.
+      identity {
+        env = true
+      }
+
+      env {
+        NOMAD_ADDR                      = var.nomad_address == "" ? "http://$${attr.unique.network.ip-address}:4646" : var.nomad_address
+        NOMAD_BUILD_LISTEN              = "$${NOMAD_ADDR_http}"
+        NOMAD_BUILD_NAMESPACE           = var.builds_namespace
+        NOMAD_BUILD_TEMPLATE            = var.template
+        NOMAD_BUILD_RUNNER              = var.template == "docker" ? var.image : var.runner
+        NOMAD_BUILD_INSECURE_REGISTRIES = join(",", var.insecure_registries)
+        NOMAD_BUILD_LOG                 = var.log_level
+      }
+
+      resources {
+        cpu        = 300
+        memory     = 256
+        memory_max = 512
+      }
+    }
+  }
+}

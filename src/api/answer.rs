@@ -1,0 +1,207 @@
+//! The envelope of every answer, and the errors that stand in it.
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Serialize, Serializer};
+
+use crate::job::{FieldError, Invalid};
+use crate::nomad;
+use crate::service::{CleanupError, FindError, SubmitError};
+use crate::telemetry::chain;
+
+#[derive(Serialize)]
+struct Envelope<T> {
+    data: Option<T>,
+    error: Option<ErrorBody>,
+    #[serde(serialize_with = "rfc3339")]
+    timestamp: DateTime<Utc>,
+}
+
+#[derive(Serialize)]
+struct ErrorBody {
+    code: &'static str,
+    message: String,
+    details: Vec<FieldError>,
+}
+
+/// Writes a time as RFC 3339 in UTC, to the millisecond.
+pub(super) fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+/// An answer's data, in the envelope.
+pub(super) struct Data<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Data<T> {
+    fn into_response(self) -> Response {
+        Json(Envelope { data: Some(self.0), error: None, timestamp: Utc::now() }).into_response()
+    }
+}
+
+/// The stable codes of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// A field of a submission is wrong.
+    InvalidSubmission,
+    /// A path or a query parameter is wrong.
+    InvalidRequest,
+    /// The body is no JSON.
+    InvalidJson,
+    /// The body is not declared as JSON.
+    UnsupportedMediaType,
+    /// The body is too large.
+    BodyTooLarge,
+    /// No such route.
+    RouteNotFound,
+    /// The route has other methods.
+    MethodNotAllowed,
+    /// No such job.
+    JobNotFound,
+    /// The job has not ended.
+    JobLive,
+    /// Nomad does not answer, or not as it should.
+    NomadUnavailable,
+    /// Not ready to serve.
+    NotReady,
+    /// The service's fault.
+    Internal,
+}
+
+impl Code {
+    fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::InvalidSubmission => (StatusCode::BAD_REQUEST, "invalid_submission"),
+            Self::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request"),
+            Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json"),
+            Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::RouteNotFound => (StatusCode::NOT_FOUND, "route_not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::JobNotFound => (StatusCode::NOT_FOUND, "job_not_found"),
+            Self::JobLive => (StatusCode::CONFLICT, "job_live"),
+            Self::NomadUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "nomad_unavailable"),
+            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+}
+
+/// An error as the API answers it.
+#[derive(Debug)]
+pub struct Problem {
+    code: Code,
+    message: String,
+    details: Vec<FieldError>,
+}
+
+impl Problem {
+    /// An error with a message for people.
+    pub fn new(code: Code, message: &str) -> Self {
+        Self { code, message: message.to_owned(), details: Vec::new() }
+    }
+
+    /// One parameter that is wrong.
+    pub(super) fn parameter(field: &str, message: &str) -> Self {
+        let details = vec![FieldError { field: field.to_owned(), message: message.to_owned() }];
+        Self { code: Code::InvalidRequest, message: format!("{field} {message}"), details }
+    }
+
+    /// A fault of ours or of Nomad's: the cause goes to the log, the caller learns what was being done.
+    fn caused(code: Code, message: String, error: &dyn std::error::Error) -> Self {
+        tracing::warn!(error = chain(error), "{message}");
+        Self { code, message, details: Vec::new() }
+    }
+
+    fn of_nomad(cause: &nomad::Error, whole: &dyn std::error::Error) -> Self {
+        let code = if cause.is_passing() { Code::NomadUnavailable } else { Code::Internal };
+        Self::caused(code, format!("{whole}: {cause}"), whole)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, code) = self.code.parts();
+        let error = ErrorBody { code, message: self.message, details: self.details };
+        let envelope = Envelope::<()> { data: None, error: Some(error), timestamp: Utc::now() };
+        (status, Json(envelope)).into_response()
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(Invalid(details): Invalid) -> Self {
+        let message =
+            format!("the submission has {} invalid field(s); nothing was registered", details.len());
+        Self { code: Code::InvalidSubmission, message, details }
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Invalid(invalid) => invalid.into(),
+            SubmitError::Nomad(ref cause) => Self::of_nomad(cause, &error),
+            SubmitError::Render(_) => {
+                let message =
+                    "the operator's job template cannot be used; the service's log says why".to_owned();
+                Self::caused(Code::Internal, message, &error)
+            }
+        }
+    }
+}
+
+impl From<FindError> for Problem {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Unknown(_) => Self::new(Code::JobNotFound, &error.to_string()),
+            FindError::Nomad(_, ref cause) => Self::of_nomad(cause, &error),
+            FindError::Ledger(..) => Self::caused(Code::NomadUnavailable, error.to_string(), &error),
+        }
+    }
+}
+
+impl From<CleanupError> for Problem {
+    fn from(error: CleanupError) -> Self {
+        match error {
+            CleanupError::Find(find) => find.into(),
+            CleanupError::Live(_) | CleanupError::Running(_) => Self::new(Code::JobLive, &error.to_string()),
+            CleanupError::Nomad(_, ref cause) => Self::of_nomad(cause, &error),
+            CleanupError::Ledger(..) | CleanupError::Node(..) => {
+                Self::caused(Code::NomadUnavailable, error.to_string(), &error)
+            }
+        }
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        match rejection {
+            JsonRejection::MissingJsonContentType(_) => Self::new(
+                Code::UnsupportedMediaType,
+                "the body must be declared as Content-Type: application/json",
+            ),
+            JsonRejection::BytesRejection(rejection) => rejection.into(),
+            other => Self::new(Code::InvalidJson, &format!("the body is not JSON: {}", other.body_text())),
+        }
+    }
+}
+
+impl From<BytesRejection> for Problem {
+    fn from(rejection: BytesRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::new(
+                Code::BodyTooLarge,
+                "the body is larger than 400 KiB: put long tests into a script",
+            );
+        }
+        Self::new(Code::InvalidRequest, "the body could not be read")
+    }
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(Code::InvalidRequest, &format!("the query cannot be read: {}", rejection.body_text()))
+    }
+}

@@ -1,0 +1,182 @@
+//! Submitting, reading, killing and cleaning up jobs.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use chrono::{DateTime, SecondsFormat, Utc};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::App;
+use super::answer::{Code, Data, Problem};
+use crate::job::{Failure, Git, Image, JobId, Location, Phase, Record, Status, Timestamps};
+use crate::service::Killed;
+
+/// A job ID from a path. What is none cannot be the ID of a job: 404, not 400.
+pub(super) struct Id(pub(super) JobId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        // A path that is no UTF-8 is no ID either.
+        let text = Path::<String>::from_request_parts(parts, state).await.ok();
+        let unknown = "there is no such job: a job ID is \"nb-\" and a lower-case UUID";
+        text.and_then(|Path(text)| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::JobNotFound, unknown))
+    }
+}
+
+/// The caller's Nomad token, for what is done in the caller's name.
+fn caller_token(headers: &HeaderMap) -> Option<SecretString> {
+    let text =
+        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
+    let bearer = || text("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    text("x-nomad-token").or_else(bearer).map(SecretString::from)
+}
+
+/// Runs what must not stop half-way when its caller goes away.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
+    tokio::spawn(work)
+        .await
+        .map_err(|_| Problem::new(Code::Internal, "the request was aborted inside the service"))
+}
+
+#[derive(Deserialize)]
+pub(super) struct SubmitQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct Submitted {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_id: Option<JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valid: Option<bool>,
+}
+
+/// `POST /jobs`
+pub(super) async fn submit(
+    State(app): State<App>,
+    query: Result<Query<SubmitQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Result<Json<Value>, JsonRejection>,
+) -> Result<Data<Submitted>, Problem> {
+    let (Query(query), Json(body)) = (query?, body?);
+    if query.dry_run {
+        app.service.validate(body)?;
+        return Ok(Data(Submitted { job_id: None, valid: Some(true) }));
+    }
+    let caller = caller_token(&headers);
+    let job_id = to_its_end(async move { app.service.submit(body, caller).await }).await??;
+    Ok(Data(Submitted { job_id: Some(job_id), valid: None }))
+}
+
+#[derive(Serialize)]
+pub(super) struct StatusBody {
+    job_id: JobId,
+    status: Status,
+    phase: Option<Phase>,
+    metrics: Metrics,
+    phase_timestamps: PhaseTimestamps,
+    git: Git,
+    image: Image,
+    failure: Option<Failure>,
+    placement: Option<String>,
+    nomad: Location,
+}
+
+#[derive(Serialize)]
+struct Metrics {
+    build_duration_seconds: Option<f64>,
+    test_duration_seconds: Option<f64>,
+    publish_duration_seconds: Option<f64>,
+    concurrent_jobs_total: i64,
+}
+
+#[derive(Serialize)]
+struct PhaseTimestamps {
+    job_start: Option<String>,
+    build_start: Option<String>,
+    build_end: Option<String>,
+    test_start: Option<String>,
+    test_end: Option<String>,
+    publish_start: Option<String>,
+    publish_end: Option<String>,
+    job_end: Option<String>,
+}
+
+impl From<&Timestamps> for PhaseTimestamps {
+    fn from(times: &Timestamps) -> Self {
+        let text =
+            |time: Option<DateTime<Utc>>| time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true));
+        Self {
+            job_start: text(times.job_start),
+            build_start: text(times.build_start),
+            build_end: text(times.build_end),
+            test_start: text(times.test_start),
+            test_end: text(times.test_end),
+            publish_start: text(times.publish_start),
+            publish_end: text(times.publish_end),
+            job_end: text(times.job_end),
+        }
+    }
+}
+
+impl StatusBody {
+    fn new(record: &Record, live: i64) -> Self {
+        let times = &record.timestamps;
+        Self {
+            job_id: record.id.clone(),
+            status: record.status,
+            phase: record.phase,
+            metrics: Metrics {
+                build_duration_seconds: times.seconds(Phase::Build),
+                test_duration_seconds: times.seconds(Phase::Test),
+                publish_duration_seconds: times.seconds(Phase::Publish),
+                concurrent_jobs_total: live,
+            },
+            phase_timestamps: times.into(),
+            git: record.git.clone(),
+            image: record.image.clone(),
+            failure: record.failure.clone(),
+            placement: record.placement.clone(),
+            nomad: record.nomad.clone(),
+        }
+    }
+}
+
+/// `GET /jobs/{id}/status`
+pub(super) async fn status(State(app): State<App>, Id(id): Id) -> Result<Data<StatusBody>, Problem> {
+    let record = app.service.record(&id).await?;
+    Ok(Data(StatusBody::new(&record, app.service.live())))
+}
+
+#[derive(Serialize)]
+pub(super) struct Done {
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// `POST /jobs/{id}/kill`
+pub(super) async fn kill(State(app): State<App>, Id(id): Id) -> Result<Data<Done>, Problem> {
+    let service = Arc::clone(&app.service);
+    Ok(Data(match to_its_end(async move { service.kill(&id).await }).await?? {
+        Killed::Yes => Done { success: true, reason: None },
+        Killed::No(reason) => Done { success: false, reason: Some(reason) },
+    }))
+}
+
+/// `POST /jobs/{id}/cleanup`
+pub(super) async fn clean_up(State(app): State<App>, Id(id): Id) -> Result<Data<Done>, Problem> {
+    to_its_end(async move { app.service.clean_up(&id).await }).await??;
+    Ok(Data(Done { success: true, reason: None }))
+}

@@ -1,0 +1,162 @@
+//! A job's log: whole, or as it is written, by WebSocket or server-sent events.
+
+use std::time::Duration;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::sse::{Event, Sse};
+use axum::response::{IntoResponse, Response};
+use chrono::Utc;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use super::answer::{Code, Data, Problem};
+use super::jobs::Id;
+use crate::job::Phase;
+use crate::service::logs::{Cursor, Logs, Message, Request};
+
+/// A connection is never silent for longer.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// What a caller may ask of a log. Texts, so that each one's error names its field.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogQuery {
+    phase: Option<String>,
+    tail: Option<String>,
+    cursor: Option<String>,
+}
+
+impl LogQuery {
+    /// One phase, or several separated by commas.
+    fn phases(&self) -> Result<Option<Vec<Phase>>, Problem> {
+        let Some(text) = &self.phase else { return Ok(None) };
+        let phases = text.split(',').map(str::parse).collect::<Result<_, String>>();
+        phases.map(Some).map_err(|why| Problem::parameter("phase", &why))
+    }
+
+    fn tail(&self) -> Result<Option<u64>, Problem> {
+        let tail = self.tail.as_ref().map(|text| text.parse());
+        tail.transpose().map_err(|_| Problem::parameter("tail", "is not a number of lines"))
+    }
+
+    fn cursor(&self) -> Result<Option<Cursor>, Problem> {
+        let cursor = self.cursor.as_ref().map(|text| text.parse());
+        let wrong = "is not a cursor: use that of the last message that came";
+        cursor.transpose().map_err(|_| Problem::parameter("cursor", wrong))
+    }
+}
+
+/// `GET /jobs/{id}/logs`
+pub(super) async fn whole(
+    State(app): State<App>,
+    Id(id): Id,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Result<Data<Logs>, Problem> {
+    let Query(query) = query?;
+    let (phases, tail) = (query.phases()?, query.tail()?.and_then(|tail| usize::try_from(tail).ok()));
+    if query.cursor.is_some() {
+        return Err(Problem::parameter("cursor", "belongs to /logs/stream"));
+    }
+    let record = app.service.record(&id).await?;
+    let limit = app.service.config().log_limit;
+    let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
+    logs.map(Data).map_err(|error| Problem::new(Code::NomadUnavailable, &error.to_string()))
+}
+
+/// `GET /jobs/{id}/logs/stream`
+pub(super) async fn stream(
+    State(app): State<App>,
+    Id(id): Id,
+    query: Result<Query<LogQuery>, QueryRejection>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query?;
+    let mut request = Request { phases: query.phases()?, tail: query.tail()?, cursor: query.cursor()? };
+    // A browser's event source resumes by this header.
+    let last_event = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    request.cursor = request.cursor.or_else(|| last_event.and_then(|text| text.parse().ok()));
+    let record = app.service.follow(&id).await?;
+    let messages = app.service.hub().read(record, request);
+    let messages = messages.map_err(|error| Problem::parameter("cursor", &error.to_string()))?;
+    match upgrade {
+        Ok(upgrade) => Ok(upgrade.on_upgrade(move |socket| by_websocket(socket, messages, app.stopping))),
+        Err(_) if wants_events(&headers) => Ok(by_events(messages, app.stopping)),
+        Err(_) => {
+            let message = "open this as a WebSocket, or with Accept: text/event-stream";
+            Err(Problem::new(Code::InvalidRequest, message))
+        }
+    }
+}
+
+fn wants_events(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.contains("text/event-stream"))
+}
+
+/// Sends messages until their end, until the reader goes, or until the service stops. Each message waits for the one
+/// before to be taken, so a slow reader holds nothing but its own place.
+async fn by_websocket(
+    mut socket: WebSocket,
+    mut messages: BoxStream<'static, Message>,
+    stopping: CancellationToken,
+) {
+    let close = |code, reason: &'static str| Frame::Close(Some(CloseFrame { code, reason: reason.into() }));
+    let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+    loop {
+        let message = tokio::select! {
+            message = messages.next() => message,
+            _ = heartbeat.tick() => Some(Message::Heartbeat { time: Utc::now() }),
+            () = stopping.cancelled() => {
+                socket.send(close(close_code::AWAY, "the service stops: resume with the last cursor")).await.ok();
+                return;
+            }
+            // What a reader sends means nothing, but that it sends nothing any more ends the stream.
+            received = socket.recv() => match received {
+                Some(Ok(Frame::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => continue,
+            },
+        };
+        let Some(message) = message else {
+            socket.send(close(close_code::NORMAL, "")).await.ok();
+            return;
+        };
+        let Ok(text) = serde_json::to_string(&message) else { return };
+        if socket.send(Frame::Text(text.into())).await.is_err() {
+            return;
+        }
+        heartbeat.reset();
+    }
+}
+
+/// The same as server-sent events: the type as the event's name, the cursor as its ID.
+fn by_events(messages: BoxStream<'static, Message>, stopping: CancellationToken) -> Response {
+    let events = stream::unfold(messages, move |mut messages| {
+        let stopping = stopping.clone();
+        async move {
+            let message = tokio::select! {
+                message = messages.next() => message?,
+                () = tokio::time::sleep(HEARTBEAT) => Message::Heartbeat { time: Utc::now() },
+                () = stopping.cancelled() => return None,
+            };
+            Some((message, messages))
+        }
+    });
+    let events = events.map(|message| {
+        let mut event = Event::default().event(message.kind());
+        if let Some(cursor) = message.cursor() {
+            event = event.id(cursor.to_string());
+        }
+        event.json_data(&message)
+    });
+    Sse::new(events).into_response()
+}

@@ -1,0 +1,154 @@
+//! The HTTP API: one router, one file a resource, one envelope for every answer.
+//!
+//! Invariant: handlers convert, call the service once, and convert back.
+
+mod answer;
+mod jobs;
+mod logs;
+
+mod probes;
+mod runner;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Router, middleware};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::service::Service;
+pub use answer::{Code, Problem};
+
+/// The largest body taken: a specification is carried inside a Nomad job, and Nomad's limit is not far above.
+const BODY: usize = 400 * 1024;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What every handler sees.
+#[derive(Clone)]
+struct App {
+    service: Arc<Service>,
+    /// Cancelled when the service stops: streams end then.
+    stopping: CancellationToken,
+}
+
+/// Serves the API until `shutdown`, then finishes what was begun.
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let stopping = CancellationToken::new();
+    let router = router(App { service, stopping: stopping.clone() });
+    let shutdown = async move {
+        shutdown.await;
+        stopping.cancel();
+    };
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+}
+
+/// Serves only the metrics, on an address of their own.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    service: Arc<Service>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let app = App { service, stopping: CancellationToken::new() };
+    let router = Router::new().route("/metrics", only(get(probes::metrics))).with_state(app);
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+}
+
+fn router(app: App) -> Router {
+    Router::new()
+        .route("/jobs", only(post(jobs::submit)))
+        .route("/jobs/{id}/status", only(get(jobs::status)))
+        .route("/jobs/{id}/logs", only(get(logs::whole)))
+        .route("/jobs/{id}/logs/stream", only(get(logs::stream)))
+        .route("/jobs/{id}/kill", only(post(jobs::kill)))
+        .route("/jobs/{id}/cleanup", only(post(jobs::clean_up)))
+        .route("/health", only(get(probes::health)))
+        .route("/ready", only(get(probes::ready)))
+        .route("/metrics", only(get(probes::metrics)))
+        .route("/runner/{os}/{arch}/nomad-build", only(get(runner::binary)))
+        .route("/runner/{os}/{arch}/sha256sums", only(get(runner::checksum)))
+        .fallback(unknown_route)
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), identify_and_count))
+        .with_state(app)
+}
+
+/// A route that answers other methods in the envelope.
+fn only(route: MethodRouter<App>) -> MethodRouter<App> {
+    route.fallback(wrong_method)
+}
+
+async fn unknown_route() -> Problem {
+    Problem::new(Code::RouteNotFound, "there is no such route: see README.md for the API")
+}
+
+async fn wrong_method(method: Method) -> Problem {
+    Problem::new(Code::MethodNotAllowed, &format!("this route does not take {method}"))
+}
+
+/// A caller's request ID is kept if it is short and plain; it comes back in a header and stands in logs.
+fn request_id(request: &Request) -> HeaderValue {
+    let plain = |value: &&HeaderValue| {
+        value.to_str().is_ok_and(|id| {
+            (1..=64).contains(&id.len())
+                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        })
+    };
+    if let Some(given) = request.headers().get(REQUEST_ID).filter(plain) {
+        return given.clone();
+    }
+    // A UUID is always a header's value.
+    HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("none"))
+}
+
+async fn identify_and_count(
+    State(app): State<App>,
+    path: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let began = Instant::now();
+    let method = known_method(request.method());
+    let id = request_id(&request);
+    let mut response = next.run(request).await;
+    let route = path.as_ref().map_or("", MatchedPath::as_str);
+    let status = response.status();
+    app.service.telemetry().answered(method, route, status.as_u16(), began.elapsed().as_secs_f64());
+    let request = id.to_str().unwrap_or_default();
+    if status.is_server_error() {
+        tracing::warn!(method, route, status = status.as_u16(), request, "answered with an error");
+    } else {
+        tracing::debug!(method, route, status = status.as_u16(), request, "answered");
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// A method as a label: what callers make up is not one.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+/// An answer of plain text that is not in the envelope.
+fn plain(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    (status, [(axum::http::header::CONTENT_TYPE, content_type)], body).into_response()
+}

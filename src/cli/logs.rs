@@ -1,0 +1,82 @@
+//! `logs`: what a job wrote so far, or live.
+
+use reqwest::Method;
+
+use super::client::{Client, read};
+use super::fields::{JobId, PHASES};
+use super::follow::follow;
+use super::harmless;
+use super::output::{Colour, OutputError};
+use super::stream::Wanted;
+use super::wire::Logs;
+use super::{Error, Exit, Format, Globals, Output};
+
+/// The arguments of `logs`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The job
+    #[arg(value_name = "ID")]
+    job: JobId,
+    /// Go on until the job ends, and end with its exit code
+    #[arg(long, short = 'f')]
+    follow: bool,
+    /// Only this phase
+    #[arg(long, value_parser = PHASES)]
+    phase: Option<String>,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    tail: Option<u64>,
+    /// Let the log's control characters through to a terminal
+    #[arg(long)]
+    raw: bool,
+}
+
+/// Prints the log on stdout; headings and gaps go to stderr.
+pub(super) async fn run(args: Args, globals: &Globals, output: &mut Output) -> Result<Exit, Error> {
+    let client = Client::new(globals)?;
+    if args.follow {
+        // A service that is down or a job that is unknown is said at once: only what once worked is tried again.
+        client.status(&args.job).await?;
+        let wanted = Wanted { job: args.job, phase: args.phase, tail: args.tail };
+        return follow(&client, wanted, args.raw, output).await;
+    }
+    let tail = args.tail.map(|lines| lines.to_string());
+    let mut query = Vec::new();
+    query.extend(args.phase.as_deref().map(|phase| ("phase", phase)));
+    query.extend(tail.as_deref().map(|tail| ("tail", tail)));
+    let doing = format!("asking {} for the log of {}", client.base(), args.job.as_str());
+    let url = client.url(&["jobs", args.job.as_str(), "logs"], &query);
+    let data = client.call(&doing, Method::GET, url, None).await?;
+    match output.format() {
+        Format::Json => output.json(&data)?,
+        Format::Text => print(&read("the question for the log", &data)?, args.raw, output)?,
+    }
+    Ok(Exit::Success)
+}
+
+fn print(logs: &Logs, raw: bool, output: &mut Output) -> Result<(), OutputError> {
+    let paint = output.paint_stderr();
+    for (phase, log) in PHASES.into_iter().zip([&logs.build, &logs.test, &logs.publish]) {
+        let omitted = logs.truncated.get(phase).map(|truncated| truncated.omitted_bytes);
+        let log = log.as_deref().unwrap_or_default();
+        if log.is_empty() && omitted.is_none() {
+            continue;
+        }
+        output.note(&paint.text(Colour::Cyan, &format!("==> {phase}")));
+        if let Some(bytes) = omitted {
+            let note = format!("--- {bytes} bytes before this are left out; `logs -f` shows them");
+            output.note(&paint.text(Colour::Yellow, &note));
+        }
+        if raw || !output.stdout_is_terminal() {
+            output.write(log)?;
+        } else {
+            let colours = output.colours();
+            let lines: Vec<_> = log.lines().map(|line| harmless::line(line, colours)).collect();
+            output.write(&lines.join("\n"))?;
+        }
+        if !log.is_empty() && !log.ends_with('\n') {
+            output.write("\n")?;
+        }
+    }
+    Ok(())
+}

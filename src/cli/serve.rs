@@ -1,0 +1,92 @@
+//! `serve`: the API.
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Exit};
+use crate::config::{Config, VARIABLES};
+use crate::dev::stdin_closed;
+use crate::service::Service;
+use crate::telemetry::{self, Telemetry};
+use crate::{api, environment};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Stop when stdin is closed: for a program that starts the service and may be killed
+    #[arg(long, hide = true)]
+    while_stdin_open: bool,
+}
+
+/// The variables of the configuration, for the help.
+pub(super) fn help() -> String {
+    let mut text = String::from("Configuration, by environment variables:\n");
+    for (name, default, what) in VARIABLES {
+        let default = if default.is_empty() { String::new() } else { format!(" [{default}]") };
+        text.push_str(&format!("  {name:<32} {what}{default}\n"));
+    }
+    text.push_str(
+        "  NOMAD_BUILD_LOG, NOMAD_BUILD_LOG_FORMAT  filter (info) and format (text, json) of the log\n",
+    );
+    text
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) fn run(args: &Args) -> Result<Exit, Error> {
+    let format = match environment::process("NOMAD_BUILD_LOG_FORMAT").as_deref() {
+        Some("json") => telemetry::Format::Json,
+        _ => telemetry::Format::Text,
+    };
+    telemetry::init(format, environment::process("NOMAD_BUILD_LOG").as_deref());
+    let config = Config::read(&environment::process)
+        .map_err(|source| Error::new(Exit::Usage, "reading the configuration").caused_by(source))?;
+    super::on_threads(serve(config, args.while_stdin_open))
+}
+
+async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
+    let starting = || Error::new(Exit::Failure, "starting the service");
+    let (listen, metrics_listen) = (config.listen, config.metrics_listen);
+    let telemetry = Telemetry::new().map_err(|source| starting().caused_by(source))?;
+    let service = Service::new(config, Arc::new(telemetry)).map_err(|source| starting().caused_by(source))?;
+    let service = Arc::new(service);
+    let bind = async |address| {
+        let bound = TcpListener::bind(address).await;
+        bound.map_err(|source| Error::new(Exit::Failure, format!("listening on {address}")).caused_by(source))
+    };
+    let listener = bind(listen).await?;
+    let stop = CancellationToken::new();
+    let mut work = tokio::task::JoinSet::new();
+    if let Some(address) = metrics_listen {
+        let stopped = stop.clone().cancelled_owned();
+        work.spawn(api::serve_metrics(bind(address).await?, Arc::clone(&service), stopped));
+    }
+    let address = listener.local_addr().map_or_else(|_| listen.to_string(), |address| address.to_string());
+    tracing::info!(address, version = env!("CARGO_PKG_VERSION"), "serving");
+    let background = Arc::clone(&service);
+    let watch = tokio::spawn(async move { background.run().await });
+    work.spawn(api::serve(listener, service, stop.clone().cancelled_owned()));
+    wait_for_stop(while_stdin_open).await.map_err(|source| starting().caused_by(source))?;
+    tracing::info!("stopping: answers that were begun are finished");
+    stop.cancel();
+    let drained = tokio::time::timeout(GRACE, async { while work.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("some answers did not end in time, and are cut");
+    }
+    watch.abort();
+    Ok(Exit::Success)
+}
+
+/// How long answers that were begun may take once the service is told to stop.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
+
+async fn wait_for_stop(while_stdin_open: bool) -> std::io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        () = stdin_closed(), if while_stdin_open => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! The service's configuration: variables and flags in, a checked struct out, with every error at once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use reqwest::Url;
+use secrecy::SecretString;
+
+use crate::environment::{BadConfiguration, Reader, Source};
+use crate::job::{Policy, Resources, Scheme};
+use crate::nomad;
+use crate::render::{self, Runner, TEMPLATES};
+
+/// Everything `serve` needs to know.
+pub struct Config {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// Where metrics are served beside the API, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Nomad.
+    pub nomad: nomad::Settings,
+    /// The namespace of the builds.
+    pub namespace: String,
+    /// What submissions may ask for.
+    pub policy: Policy,
+    /// Registries that are reached by plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// How jobs are rendered.
+    pub render: render::Settings,
+    /// The most text of one phase that `GET /jobs/{id}/logs` gives, in bytes.
+    pub log_limit: usize,
+}
+
+/// The variables of `serve`, their defaults and what they are for: the text of its help.
+pub const VARIABLES: &[(&str, &str, &str)] = &[
+    ("NOMAD_BUILD_LISTEN", "127.0.0.1:8080", "address of the API"),
+    ("NOMAD_BUILD_METRICS_LISTEN", "", "an address of its own for /metrics"),
+    ("NOMAD_ADDR", "http://127.0.0.1:4646", "Nomad"),
+    ("NOMAD_TOKEN_FILE", "", "file with the service's Nomad token (or NOMAD_TOKEN)"),
+    ("NOMAD_CACERT", "", "PEM file of the authority of Nomad's certificate"),
+    ("NOMAD_BUILD_NAMESPACE", "default", "namespace of the builds"),
+    ("NOMAD_BUILD_TEMPLATE", "raw_exec", "raw_exec, docker, or the path of a job template"),
+    (
+        "NOMAD_BUILD_RUNNER",
+        "this program's path",
+        "how nodes get the runner: a path on the node, an image, or http://… where nodes reach this service",
+    ),
+    ("NOMAD_BUILD_ENGINE_SOCKET", "/var/run/docker.sock", "the Docker Engine's socket on a node"),
+    ("NOMAD_BUILD_NODE_POOL", "default", "Nomad node pool of the builds"),
+    ("NOMAD_BUILD_DATACENTERS", "*", "Nomad datacenters of the builds, separated by commas"),
+    ("NOMAD_BUILD_DISK_MB", "500", "ephemeral disk of a build beside its logs, in MiB"),
+    ("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https,ssh", "transports of repositories: https, ssh, http, file"),
+    (
+        "NOMAD_BUILD_INSECURE_REGISTRIES",
+        "",
+        "registries reached by plain HTTP, as host:port, separated by commas",
+    ),
+    ("NOMAD_BUILD_MAX_TIMEOUT", "PT4H", "the longest timeout a phase may ask for"),
+    ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
+    ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),
+    ("NOMAD_BUILD_LOG_LIMIT_BYTES", "16777216", "the most text of one phase in GET /jobs/{id}/logs"),
+];
+
+impl Config {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// Every variable that is wrong, at once.
+    pub fn read(source: Source<'_>) -> Result<Self, BadConfiguration> {
+        let mut reader = Reader::new(source);
+        let address = "an address and port, for example 127.0.0.1:8080";
+        let config = Self {
+            listen: reader
+                .parsed("NOMAD_BUILD_LISTEN", address)
+                .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            metrics_listen: reader.parsed("NOMAD_BUILD_METRICS_LISTEN", address),
+            nomad: nomad_settings(&mut reader),
+            namespace: reader.text("NOMAD_BUILD_NAMESPACE").unwrap_or_else(|| "default".to_owned()),
+            policy: policy(&mut reader),
+            insecure_registries: reader
+                .list("NOMAD_BUILD_INSECURE_REGISTRIES", "host:port")
+                .unwrap_or_default(),
+            render: render_settings(&mut reader),
+            log_limit: reader.parsed("NOMAD_BUILD_LOG_LIMIT_BYTES", "a number of bytes").unwrap_or(16 << 20),
+        };
+        reader.finish(config)
+    }
+}
+
+fn nomad_settings(reader: &mut Reader<'_>) -> nomad::Settings {
+    let parsed: Option<Url> = reader.parsed("NOMAD_ADDR", "a URL, for example http://127.0.0.1:4646");
+    let address = parsed.unwrap_or_else(default_nomad);
+    if address.cannot_be_a_base() || !matches!(address.scheme(), "http" | "https") {
+        reader.wrong("NOMAD_ADDR", "is not an http or https URL");
+    }
+    let token = match reader.text("NOMAD_TOKEN_FILE") {
+        Some(path) => read_file(reader, "NOMAD_TOKEN_FILE", &path).map(|text| text.trim().to_owned()),
+        None => reader.text("NOMAD_TOKEN"),
+    };
+    let ca_certificate = reader
+        .text("NOMAD_CACERT")
+        .and_then(|path| read_file(reader, "NOMAD_CACERT", &path))
+        .map(String::into_bytes);
+    nomad::Settings { address, socket: None, token: token.map(SecretString::from), ca_certificate }
+}
+
+#[expect(clippy::expect_used, reason = "a constant that a test reads")]
+fn default_nomad() -> Url {
+    "http://127.0.0.1:4646".parse().expect("the default address is a URL")
+}
+
+fn read_file(reader: &mut Reader<'_>, name: &str, path: &str) -> Option<String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| reader.wrong(name, &format!("names {path}, which cannot be read: {error}")))
+        .ok()
+}
+
+fn policy(reader: &mut Reader<'_>) -> Policy {
+    let default = Policy::default();
+    let timeout: Option<SignedDuration> =
+        reader.parsed("NOMAD_BUILD_MAX_TIMEOUT", "a duration, for example PT4H");
+    Policy {
+        schemes: reader
+            .list::<Scheme>("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https, ssh, http or file")
+            .unwrap_or(default.schemes),
+        max_timeout: timeout.and_then(|value| Duration::try_from(value).ok()).unwrap_or(default.max_timeout),
+        max_resources: Resources {
+            cpu: reader.parsed("NOMAD_BUILD_MAX_CPU", "a number").unwrap_or(default.max_resources.cpu),
+            memory_mb: reader
+                .parsed("NOMAD_BUILD_MAX_MEMORY_MB", "a number")
+                .unwrap_or(default.max_resources.memory_mb),
+        },
+        default_resources: default.default_resources,
+    }
+}
+
+fn render_settings(reader: &mut Reader<'_>) -> render::Settings {
+    render::Settings {
+        template: template(reader),
+        runner: runner(reader),
+        engine_socket: reader
+            .text("NOMAD_BUILD_ENGINE_SOCKET")
+            .unwrap_or_else(|| "/var/run/docker.sock".to_owned()),
+        datacenters: reader
+            .list("NOMAD_BUILD_DATACENTERS", "a datacenter")
+            .unwrap_or_else(|| vec!["*".to_owned()]),
+        node_pool: reader.text("NOMAD_BUILD_NODE_POOL").unwrap_or_else(|| "default".to_owned()),
+        disk_mb: reader.parsed("NOMAD_BUILD_DISK_MB", "a number of MiB").unwrap_or(500),
+        env: std::collections::BTreeMap::new(),
+    }
+}
+
+fn template(reader: &mut Reader<'_>) -> String {
+    const NAME: &str = "NOMAD_BUILD_TEMPLATE";
+    let name = reader.text(NAME).unwrap_or_else(|| "raw_exec".to_owned());
+    if let Some((_, text)) = TEMPLATES.iter().find(|(shipped, _)| *shipped == name) {
+        return (*text).to_owned();
+    }
+    if !name.contains('/') {
+        reader.wrong(NAME, &format!("is {name:?}: raw_exec, docker or the path of a template is wanted"));
+        return String::new();
+    }
+    read_file(reader, NAME, &name).unwrap_or_default()
+}
+
+fn runner(reader: &mut Reader<'_>) -> Runner {
+    const NAME: &str = "NOMAD_BUILD_RUNNER";
+    let own = || std::env::current_exe().map(|path| path.to_string_lossy().into_owned());
+    match reader.text(NAME) {
+        Some(path) if path.starts_with('/') => Runner::Path(path),
+        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
+            Runner::Artifact { base: url.trim_end_matches('/').to_owned() }
+        }
+        Some(image) => Runner::Image(image),
+        None => Runner::Path(own().unwrap_or_else(|error| {
+            reader.wrong(NAME, &format!("is not set, and this program does not know its own path: {error}"));
+            String::new()
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_variables_everything_has_a_default() {
+        let config = Config::read(&|_| None).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.nomad.address, default_nomad());
+    }
+
+    #[test]
+    fn every_wrong_variable_is_named() {
+        let wrong = Config::read(&|name| match name {
+            "NOMAD_BUILD_LISTEN" => Some("nowhere".to_owned()),
+            "NOMAD_ADDR" => Some("unix:/x".to_owned()),
+            "NOMAD_TOKEN_FILE" => Some("/does/not/exist".to_owned()),
+            "NOMAD_BUILD_TEMPLATE" => Some("podman".to_owned()),
+            "NOMAD_BUILD_ALLOW_REPO_SCHEMES" => Some("https,ext".to_owned()),
+            _ => None,
+        });
+        let BadConfiguration(errors) = wrong.err().unwrap();
+        let names: Vec<_> = errors.iter().map(|error| error.split(' ').next().unwrap()).collect();
+        assert_eq!(
+            names,
+            [
+                "NOMAD_BUILD_LISTEN",
+                "NOMAD_ADDR",
+                "NOMAD_TOKEN_FILE",
+                "NOMAD_BUILD_ALLOW_REPO_SCHEMES",
+                "NOMAD_BUILD_TEMPLATE"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_runner_is_a_path_an_image_or_a_download() {
+        for (value, want) in [
+            ("/usr/bin/nb", Runner::Path("/usr/bin/nb".to_owned())),
+            ("ghcr.io/x/nb:1", Runner::Image("ghcr.io/x/nb:1".to_owned())),
+            ("http://nb.example:8080/", Runner::Artifact { base: "http://nb.example:8080".to_owned() }),
+        ] {
+            let config =
+                Config::read(&|name| (name == "NOMAD_BUILD_RUNNER").then(|| value.to_owned())).unwrap();
+            assert_eq!(config.render.runner, want);
+        }
+    }
+}

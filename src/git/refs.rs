@@ -1,0 +1,102 @@
+//! Which of a repository's refs is meant.
+
+use std::collections::BTreeMap;
+
+/// What `git ls-remote --symref` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Remote {
+    /// The ref that HEAD stands for.
+    head: Option<String>,
+    refs: BTreeMap<String, String>,
+}
+
+/// What to fetch.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// A ref, and the commit it names.
+    Named {
+        /// The ref's full name.
+        reference: String,
+        /// The commit; an annotated tag's own object is passed over.
+        commit: String,
+    },
+    /// Something that may be a commit.
+    Commit(String),
+    /// Nothing there is.
+    Nothing(String),
+}
+
+impl Remote {
+    pub(super) fn parse(said: &str) -> Self {
+        let mut remote = Self::default();
+        for line in said.lines() {
+            let Some((value, name)) = line.split_once('\t') else { continue };
+            match value.strip_prefix("ref: ") {
+                Some(target) if name == "HEAD" => remote.head = Some(target.to_owned()),
+                Some(_) => {}
+                None => drop(remote.refs.insert(name.to_owned(), value.to_owned())),
+            }
+        }
+        remote
+    }
+
+    fn named(&self, reference: &str) -> Option<Wanted> {
+        let object = self.refs.get(reference)?;
+        let commit = self.refs.get(&format!("{reference}^{{}}")).unwrap_or(object);
+        Some(Wanted::Named { reference: reference.to_owned(), commit: commit.clone() })
+    }
+
+    /// Looks a name up in git's own order: a full ref, a tag, a branch, then a commit.
+    pub(super) fn resolve(&self, wanted: Option<&str>) -> Wanted {
+        let Some(wanted) = wanted.filter(|wanted| *wanted != "HEAD") else {
+            let head = self.head.as_deref().and_then(|head| self.named(head)).or_else(|| self.named("HEAD"));
+            return head.unwrap_or_else(|| Wanted::Nothing("HEAD".to_owned()));
+        };
+        let names = [
+            wanted.to_owned(),
+            format!("refs/{wanted}"),
+            format!("refs/tags/{wanted}"),
+            format!("refs/heads/{wanted}"),
+        ];
+        let is_hash = (4..=64).contains(&wanted.len()) && wanted.bytes().all(|b| b.is_ascii_hexdigit());
+        names.iter().find_map(|name| self.named(name)).unwrap_or_else(|| {
+            if is_hash { Wanted::Commit(wanted.to_owned()) } else { Wanted::Nothing(wanted.to_owned()) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = "ref: refs/heads/main\tHEAD\n1111\tHEAD\n1111\trefs/heads/main\n2222\trefs/heads/feature/a/b\n\
+                        3333\trefs/tags/v1\n4444\trefs/tags/v1^{}\n5555\trefs/heads/v1\n6666\trefs/pull/7/head\n";
+
+    fn named(reference: &str, commit: &str) -> Wanted {
+        Wanted::Named { reference: reference.to_owned(), commit: commit.to_owned() }
+    }
+
+    #[test]
+    fn names_are_looked_up_in_gits_order() {
+        let remote = Remote::parse(SAID);
+        for (wanted, want) in [
+            (None, named("refs/heads/main", "1111")),
+            (Some("HEAD"), named("refs/heads/main", "1111")),
+            (Some("main"), named("refs/heads/main", "1111")),
+            (Some("feature/a/b"), named("refs/heads/feature/a/b", "2222")),
+            // An annotated tag is told by its commit, and comes before a branch of the same name.
+            (Some("v1"), named("refs/tags/v1", "4444")),
+            (Some("heads/v1"), named("refs/heads/v1", "5555")),
+            (Some("refs/pull/7/head"), named("refs/pull/7/head", "6666")),
+            (Some("abc123"), Wanted::Commit("abc123".to_owned())),
+            (Some("nothing"), Wanted::Nothing("nothing".to_owned())),
+        ] {
+            assert_eq!(remote.resolve(wanted), want, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_repository_has_no_head() {
+        assert_eq!(Remote::parse("").resolve(None), Wanted::Nothing("HEAD".to_owned()));
+    }
+}

@@ -1,0 +1,252 @@
+//! Everything that was heard of one job, and what follows when Nomad is done with it but the job has not ended.
+//!
+//! Invariant: each fact carries Nomad's index and only a newer one replaces it, so the same facts in any order, however
+//! often, give the same result.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{Claim, JobId, Labels, Outcome, Phase, Progress, Published, Reason, Status, Verdict};
+
+/// How long whoever revoked a job has to stop it.
+const STOP_GRACE: TimeDelta = TimeDelta::seconds(3);
+
+/// What is known of the Nomad job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobFacts {
+    /// Nomad's index of this state.
+    pub index: u64,
+    /// The namespace.
+    pub namespace: String,
+    /// What a list shows.
+    pub labels: Labels,
+    /// When the submission was accepted.
+    pub submitted_at: DateTime<Utc>,
+    /// Whether somebody stopped it.
+    pub stopped: bool,
+    /// Whether it is no longer in Nomad.
+    pub gone: bool,
+}
+
+/// What is known of one allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationFacts {
+    /// Its ID.
+    pub id: String,
+    /// Nomad's index of this state.
+    pub index: u64,
+    /// Nomad's index of its creation: the later one is the current one.
+    pub created: u64,
+    /// The node's ID.
+    pub node_id: String,
+    /// The node's name.
+    pub node_name: String,
+    /// Whether the client ended with it (complete, failed or lost); poststop tasks may still run.
+    pub is_over: bool,
+    /// Whether the node is lost.
+    pub is_lost: bool,
+    /// What its tasks say; none where a list left them out.
+    pub detail: Option<Detail>,
+}
+
+/// What the tasks of an allocation say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// Whether the finish task has ended.
+    pub finished: bool,
+    /// What Nomad said of a task that could not be set up.
+    pub setup_error: Option<String>,
+    /// What Nomad said of the end of a task that failed.
+    pub death: Option<String>,
+}
+
+/// A value and the index it had.
+type Indexed<T> = (u64, T);
+
+/// Everything that was heard of one job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The job.
+    pub id: JobId,
+    /// The Nomad job, once heard of.
+    pub job: Option<JobFacts>,
+    /// Its allocations by ID.
+    pub allocations: BTreeMap<String, AllocationFacts>,
+    /// Why it waits for a place.
+    pub placement: Indexed<Option<String>>,
+    /// What its phases say.
+    pub progress: Indexed<Progress>,
+    /// The fence.
+    pub claim: Indexed<Option<Claim>>,
+}
+
+/// What the service has to write because nobody else will.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Revoke the right to publish, with this verdict.
+    Revoke(Verdict),
+    /// The right was claimed and the claimer is gone: end the publish phase with this outcome.
+    Conclude(Outcome),
+    /// The job was ended by a verdict and still runs in Nomad: stop it.
+    Stop,
+    /// What the allocation's tasks say has to be read first.
+    Look,
+}
+
+impl Facts {
+    /// Nothing heard yet.
+    pub fn new(id: JobId) -> Self {
+        Self {
+            id,
+            job: None,
+            allocations: BTreeMap::new(),
+            placement: (0, None),
+            progress: (0, Progress::default()),
+            claim: (0, None),
+        }
+    }
+
+    /// Takes in a state of the Nomad job. Returns whether it was news; so do the others.
+    pub fn see_job(&mut self, job: JobFacts) -> bool {
+        let news = self.job.as_ref().is_none_or(|known| known.index < job.index);
+        if news {
+            self.job = Some(job);
+        }
+        news
+    }
+
+    /// Takes in that the job is not in Nomad, as of an index.
+    pub fn see_gone(&mut self, index: u64) -> bool {
+        match &mut self.job {
+            Some(job) if !job.gone && job.index <= index => {
+                job.gone = true;
+                job.index = index;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes in a state of an allocation.
+    pub fn see_allocation(&mut self, allocation: AllocationFacts) -> bool {
+        let news = self.allocations.get(&allocation.id).is_none_or(|known| {
+            // A list shows the same state without its tasks.
+            known.index < allocation.index
+                || (known.index == allocation.index && known.detail.is_none() && allocation.detail.is_some())
+        });
+        if news {
+            self.allocations.insert(allocation.id.clone(), allocation);
+        }
+        news
+    }
+
+    /// Takes in why the job waits, or that it does not.
+    pub fn see_placement(&mut self, index: u64, placement: Option<String>) -> bool {
+        replace(&mut self.placement, index, placement)
+    }
+
+    /// Takes in what the phases say.
+    pub fn see_progress(&mut self, index: u64, progress: Progress) -> bool {
+        replace(&mut self.progress, index, progress)
+    }
+
+    /// Takes in the fence.
+    pub fn see_claim(&mut self, index: u64, claim: Claim) -> bool {
+        replace(&mut self.claim, index, Some(claim))
+    }
+
+    /// The allocation that counts: the one created last.
+    pub fn allocation(&self) -> Option<&AllocationFacts> {
+        self.allocations.values().max_by_key(|allocation| (allocation.created, &allocation.id))
+    }
+
+    /// The publish phase's outcome, if it counts: the right was claimed, and the phase is over.
+    pub fn published(&self) -> Option<&Outcome> {
+        match self.claim.1 {
+            Some(Claim::Claimed { .. }) => {
+                self.progress.1.of(Phase::Publish).filter(|outcome| outcome.is_over())
+            }
+            _ => None,
+        }
+    }
+
+    /// The phase that runs or ran last.
+    pub fn phase(&self) -> Option<Phase> {
+        self.progress.1.latest().map(|(phase, _)| phase)
+    }
+
+    /// What has to be done because Nomad is done with the job and the job has not ended, or the other way round.
+    pub fn due(&self, now: DateTime<Utc>) -> Option<Due> {
+        let job = self.job.as_ref()?;
+        if self.published().is_some() {
+            return None;
+        }
+        let over = !self.allocations.is_empty() && self.allocations.values().all(|a| a.is_over);
+        let last = self.allocation().filter(|_| over);
+        match &self.claim.1 {
+            Some(Claim::Revoked { verdict, .. }) => {
+                // Whoever revoked stops the job too; this is for one that could not.
+                let late = now - verdict.at > STOP_GRACE && verdict.status != Status::Failed;
+                (late && !over && !job.stopped && !job.gone).then_some(Due::Stop)
+            }
+            Some(Claim::Claimed { allocation: claimer, digest, .. }) => {
+                let done = match last {
+                    _ if job.gone => true,
+                    None => return None,
+                    Some(AllocationFacts { is_lost: true, .. }) => true,
+                    Some(AllocationFacts { detail: None, .. }) => return Some(Due::Look),
+                    Some(AllocationFacts { detail: Some(detail), .. }) => detail.finished,
+                };
+                done.then(|| Due::Conclude(self.abandoned(job, claimer, digest, now)))
+            }
+            None => self.verdict(job, last, now),
+        }
+    }
+
+    fn verdict(&self, job: &JobFacts, over: Option<&AllocationFacts>, now: DateTime<Utc>) -> Option<Due> {
+        let (status, reason, message) = match over {
+            _ if job.gone => {
+                (Status::Killed, Reason::Stopped, "the Nomad job was purged by somebody else".to_owned())
+            }
+            _ if job.stopped => {
+                (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
+            }
+            None => return None,
+            Some(AllocationFacts { detail: None, is_lost: false, .. }) => return Some(Due::Look),
+            Some(allocation) if allocation.is_lost => {
+                let message = format!("node {} was lost while the job ran on it", allocation.node_name);
+                (Status::Lost, Reason::NodeLost, message)
+            }
+            Some(AllocationFacts { detail: Some(Detail { setup_error: Some(why), .. }), .. }) => {
+                (Status::Failed, Reason::SetupFailed, format!("a task could not be set up: {why}"))
+            }
+            Some(AllocationFacts { node_name, detail, .. }) => {
+                let death = detail.as_ref().and_then(|detail| detail.death.as_ref());
+                let death = death.map_or_else(String::new, |death| format!(" ({death})"));
+                let message = format!("the runner on node {node_name} ended without an outcome{death}");
+                (Status::Failed, Reason::RunnerDied, message)
+            }
+        };
+        Some(Due::Revoke(Verdict::new(status, self.phase(), reason, &message, now)))
+    }
+
+    /// The end of a publish phase whose runner is gone: each tag may or may not have been put.
+    fn abandoned(&self, job: &JobFacts, claimer: &str, digest: &str, now: DateTime<Utc>) -> Outcome {
+        let begun = self.progress.1.of(Phase::Publish).cloned();
+        let mut outcome = begun.unwrap_or_else(|| Outcome::begun(claimer, now));
+        outcome.digest = Some(digest.to_owned());
+        outcome.published = vec![Published::Unknown; job.labels.tags.len()];
+        let message =
+            "the runner claimed the right to publish and ended without an outcome: read the registry";
+        outcome.failed(now, Reason::RunnerDied, None, message)
+    }
+}
+
+fn replace<T: PartialEq>(slot: &mut Indexed<T>, index: u64, value: T) -> bool {
+    let news = slot.0 < index;
+    if news {
+        *slot = (index, value);
+    }
+    news
+}

@@ -1,0 +1,124 @@
+//! What is known of a job without its specification: kept in the Nomad job's meta, so that a list of jobs is enough.
+//!
+//! Invariant: Nomad expands `${…}` and `%{…}` in meta, so every value is percent-encoded down to characters that
+//! mean nothing to it.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+const SAFE: &[u8] = b"._~:/@+=-";
+
+/// A job's labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// The owner.
+    pub owner: String,
+    /// The repository's address.
+    pub repo_url: String,
+    /// The ref asked for.
+    pub git_ref: Option<String>,
+    /// Registry and repository, `host[:port]/path`.
+    pub image: String,
+    /// The tags asked for, in order.
+    pub tags: Vec<String>,
+    /// Whether there is a test phase.
+    pub has_tests: bool,
+    /// The specification's SHA-256, in hexadecimal: tells a retried submission from another one.
+    pub spec_hash: String,
+}
+
+impl Labels {
+    /// The meta of the Nomad job.
+    pub fn to_meta(&self, submitted_at: DateTime<Utc>) -> BTreeMap<String, String> {
+        let tags: Vec<_> = self.tags.iter().map(|tag| encode(tag)).collect();
+        let mut meta = BTreeMap::from([
+            ("nb_owner".to_owned(), encode(&self.owner)),
+            ("nb_repo".to_owned(), encode(&self.repo_url)),
+            ("nb_image".to_owned(), encode(&self.image)),
+            ("nb_tags".to_owned(), tags.join(",")),
+            ("nb_tests".to_owned(), self.has_tests.to_string()),
+            ("nb_spec".to_owned(), self.spec_hash.clone()),
+            ("nb_submitted".to_owned(), submitted_at.to_rfc3339_opts(SecondsFormat::Millis, true)),
+        ]);
+        if let Some(git_ref) = &self.git_ref {
+            meta.insert("nb_ref".to_owned(), encode(git_ref));
+        }
+        meta
+    }
+
+    /// Reads the meta of a Nomad job; none where it is not one of this service's.
+    pub fn from_meta(meta: &BTreeMap<String, String>) -> Option<(Self, DateTime<Utc>)> {
+        let text = |name: &str| meta.get(name).and_then(|value| decode(value));
+        let submitted_at = DateTime::parse_from_rfc3339(meta.get("nb_submitted")?).ok()?.with_timezone(&Utc);
+        let labels = Self {
+            owner: text("nb_owner")?,
+            repo_url: text("nb_repo")?,
+            git_ref: text("nb_ref"),
+            image: text("nb_image")?,
+            tags: meta.get("nb_tags")?.split(',').map(decode).collect::<Option<_>>()?,
+            has_tests: meta.get("nb_tests")? == "true",
+            spec_hash: meta.get("nb_spec")?.clone(),
+        };
+        Some((labels, submitted_at))
+    }
+}
+
+fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || SAFE.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn decode(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut out = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let digit =
+            |byte: Option<u8>| char::from(byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let high = digit(bytes.next())?;
+        out.push(high * 16 + digit(bytes.next())?);
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn labels_survive_the_way_through_meta_and_give_nomad_nothing_to_expand(
+            owner in "\\PC{0,30}", git_ref in proptest::option::of("\\PC{0,30}"), tag in "[a-z]{1,5}",
+        ) {
+            let labels = Labels {
+                owner, git_ref, repo_url: "https://e/${NOMAD_TOKEN}".to_owned(), image: "r:1/a".to_owned(),
+                tags: vec![tag, "b,c".to_owned()], has_tests: true, spec_hash: "00".to_owned(),
+            };
+            let at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
+            let meta = labels.to_meta(at);
+            let expandable = ['{', '}', '$', '"', '\\', '\n'];
+            prop_assert!(meta.values().all(|value| !value.contains(expandable)));
+            prop_assert_eq!(Labels::from_meta(&meta), Some((labels, at)));
+        }
+    }
+
+    #[test]
+    fn meta_of_other_jobs_is_not_read() {
+        assert_eq!(Labels::from_meta(&BTreeMap::new()), None);
+        assert_eq!(decode("%4"), None);
+        assert_eq!(decode("%zz"), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! What a job is: its identity, its specification, what happened to it, and the record made of that.
+//!
+//! Invariant: pure. No tokio, no network, no clock, no environment; times are passed in.
+//! Invariant: knows nothing of Nomad's HTTP API, of engines or of the service's own API.
+
+mod claim;
+mod facts;
+mod fields;
+mod id;
+mod labels;
+mod line;
+mod names;
+mod outcome;
+mod payload;
+mod record;
+mod spec;
+mod status;
+mod submission;
+
+pub use claim::{Claim, Verdict};
+pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
+pub use fields::{FieldError, Invalid};
+pub use id::{InvalidId, JobId};
+pub use labels::Labels;
+pub use line::{Line, Stream, Tag as LineTag};
+pub(crate) use line::{escape, part_length};
+pub use names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
+pub use outcome::{Outcome, Progress, Published, State};
+pub use payload::{PAYLOAD_VERSION, Payload, PayloadError};
+pub use record::{Failure, Git, Image, Location, Record, Reference, Timestamps};
+pub use spec::{Limits, Policy, Resources, Spec};
+pub use status::{Phase, Reason, Status, Task};
+pub(crate) use submission::image_labels;

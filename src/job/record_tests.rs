@@ -1,0 +1,244 @@
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::job::{AllocationFacts, Detail, Due, JobFacts, Progress};
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
+}
+
+fn id() -> JobId {
+    JobId::from_uuid(Uuid::from_u128(7))
+}
+
+fn job(index: u64) -> JobFacts {
+    let labels = Labels {
+        image: "r:1/a".to_owned(),
+        tags: vec!["one".to_owned(), "two".to_owned()],
+        has_tests: true,
+        ..Labels::default()
+    };
+    JobFacts { index, namespace: "ci".to_owned(), labels, submitted_at: at(0), stopped: false, gone: false }
+}
+
+fn allocation(index: u64, is_over: bool) -> AllocationFacts {
+    AllocationFacts {
+        id: "alloc".to_owned(),
+        index,
+        created: 2,
+        node_id: "n".to_owned(),
+        node_name: "node".to_owned(),
+        is_over,
+        is_lost: false,
+        detail: Some(Detail { finished: is_over, ..Detail::default() }),
+    }
+}
+
+/// Progress up to a phase; the last one is running or over.
+fn progress(phases: &[(Phase, bool)]) -> Progress {
+    let mut progress = Progress::default();
+    for (place, &(phase, over)) in phases.iter().enumerate() {
+        let start = i64::try_from(place).unwrap() * 10 + 1;
+        let outcome = Outcome::begun("alloc", at(start));
+        progress.set(phase, if over { outcome.succeeded(at(start + 5)) } else { outcome });
+    }
+    progress
+}
+
+const DONE: [(Phase, bool); 2] = [(Phase::Build, true), (Phase::Test, true)];
+
+fn claimed() -> Claim {
+    Claim::claimed("alloc", "sha256:00", at(30))
+}
+
+fn killed(seconds: i64) -> Claim {
+    Claim::revoked(Verdict::new(Status::Killed, Some(Phase::Test), Reason::Killed, "killed", at(seconds)))
+}
+
+fn facts(progress: Progress, claim: Option<Claim>) -> Facts {
+    let mut facts = Facts::new(id());
+    facts.see_job(job(1));
+    facts.see_allocation(allocation(3, false));
+    facts.see_progress(4, progress);
+    if let Some(claim) = claim {
+        facts.see_claim(5, claim);
+    }
+    facts
+}
+
+#[test]
+fn the_status_follows_the_phases() {
+    use Phase::{Build, Publish, Test};
+    for (phases, want) in [
+        (&[][..], Status::Pending),
+        (&[(Build, false)], Status::Building),
+        (&[(Build, true), (Test, false)], Status::Testing),
+        (&[(Build, true), (Test, true), (Publish, false)], Status::Publishing),
+    ] {
+        assert_eq!(Record::of(&facts(progress(phases), None)).unwrap().status, want);
+    }
+}
+
+#[test]
+fn nothing_but_the_claim_and_the_publish_outcome_ends_a_job() {
+    let published = |state: fn(Outcome) -> Outcome| {
+        let mut progress = progress(&DONE);
+        progress.set(Phase::Publish, state(Outcome::begun("alloc", at(25))));
+        progress
+    };
+    let succeeded = published(|outcome| outcome.succeeded(at(40)));
+    let failed = published(|outcome| outcome.failed(at(40), Reason::PushFailed, None, "no"));
+    for (progress, claim, want) in [
+        (succeeded.clone(), None, Status::Publishing),
+        (succeeded.clone(), Some(claimed()), Status::Succeeded),
+        (failed.clone(), Some(claimed()), Status::Failed),
+        (succeeded, Some(killed(20)), Status::Killed),
+        (failed, Some(killed(20)), Status::Killed),
+    ] {
+        assert_eq!(Record::of(&facts(progress, claim)).unwrap().status, want);
+    }
+}
+
+#[test]
+fn a_phase_never_outlasts_its_job_and_one_that_has_not_run_has_no_time() {
+    let mut progress = progress(&[(Phase::Build, true)]);
+    let late = Outcome::begun("alloc", at(11)).failed(at(25), Reason::Killed, None, "told to stop");
+    progress.set(Phase::Test, late);
+    let record = Record::of(&facts(progress, Some(killed(20)))).unwrap();
+    assert_eq!(record.timestamps.of(Phase::Test), (Some(at(11)), Some(at(20))));
+    assert_eq!(record.timestamps.of(Phase::Publish), (None, None));
+    assert_eq!(record.timestamps.job_end, Some(at(20)));
+    assert_eq!(record.failure.unwrap().reason, Reason::Killed);
+}
+
+#[test]
+fn a_tag_is_unknown_only_between_the_claim_and_what_the_registry_said() {
+    let published = |facts: &Facts| Record::of(facts).unwrap().image.references[1].published;
+    assert_eq!(published(&facts(progress(&DONE), None)), Published::No);
+    assert_eq!(published(&facts(progress(&DONE), Some(claimed()))), Published::Unknown);
+    assert_eq!(published(&facts(progress(&DONE), Some(killed(20)))), Published::No);
+    let mut over = progress(&DONE);
+    let mut outcome = Outcome::begun("alloc", at(25)).succeeded(at(40));
+    outcome.published = vec![Published::Yes, Published::Yes];
+    over.set(Phase::Publish, outcome);
+    assert_eq!(published(&facts(over, Some(claimed()))), Published::Yes);
+}
+
+#[test]
+fn what_nobody_else_ends_is_due() {
+    let now = at(100);
+    let reason = |facts: &Facts| match facts.due(now) {
+        Some(Due::Revoke(verdict)) => Some((verdict.status, verdict.reason)),
+        Some(Due::Conclude(outcome)) => Some((Status::Failed, outcome.reason.unwrap())),
+        _ => None,
+    };
+    let running = facts(progress(&[(Phase::Build, false)]), None);
+    assert_eq!(running.due(now), None);
+
+    let mut stopped = running.clone();
+    stopped.see_job(JobFacts { stopped: true, ..job(9) });
+    assert_eq!(reason(&stopped), Some((Status::Killed, Reason::Stopped)));
+
+    let mut purged = running.clone();
+    purged.see_gone(9);
+    assert_eq!(reason(&purged), Some((Status::Killed, Reason::Stopped)));
+
+    let mut died = running.clone();
+    died.see_allocation(allocation(9, true));
+    assert_eq!(reason(&died), Some((Status::Failed, Reason::RunnerDied)));
+
+    let mut lost = running.clone();
+    lost.see_allocation(AllocationFacts { is_lost: true, detail: None, ..allocation(9, true) });
+    assert_eq!(reason(&lost), Some((Status::Lost, Reason::NodeLost)));
+
+    let mut unset = running.clone();
+    let detail = Some(Detail { setup_error: Some("no such image".to_owned()), ..Detail::default() });
+    unset.see_allocation(AllocationFacts { detail, ..allocation(9, true) });
+    assert_eq!(reason(&unset), Some((Status::Failed, Reason::SetupFailed)));
+
+    let mut listed = running;
+    listed.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
+    assert_eq!(listed.due(now), Some(Due::Look));
+
+    let mut abandoned = facts(progress(&DONE), Some(claimed()));
+    assert_eq!(abandoned.due(now), None);
+    abandoned.see_allocation(allocation(9, true));
+    assert_eq!(reason(&abandoned), Some((Status::Failed, Reason::RunnerDied)));
+
+    // Whoever revoked stops the job; one that could not is helped.
+    assert_eq!(facts(progress(&DONE), Some(killed(99))).due(now), None);
+    assert_eq!(facts(progress(&DONE), Some(killed(20))).due(now), Some(Due::Stop));
+}
+
+/// Everything that may be heard of one job, each state with its index.
+#[derive(Clone, Debug)]
+enum Heard {
+    Job(bool),
+    Gone,
+    Allocation(bool),
+    Progress(usize),
+    Claim(bool),
+}
+
+fn hear(facts: &mut Facts, index: u64, heard: &Heard) {
+    use Phase::{Build, Publish, Test};
+    let phases = [(Build, true), (Test, true), (Publish, true)];
+    match heard {
+        Heard::Job(stopped) => facts.see_job(JobFacts { stopped: *stopped, ..job(index) }),
+        Heard::Gone => facts.see_gone(index),
+        Heard::Allocation(over) => facts.see_allocation(allocation(index, *over)),
+        Heard::Progress(count) => facts.see_progress(index, progress(&phases[..*count])),
+        Heard::Claim(wins) => facts.see_claim(index, if *wins { claimed() } else { killed(20) }),
+    };
+}
+
+fn anything() -> impl Strategy<Value = Heard> {
+    prop_oneof![
+        any::<bool>().prop_map(Heard::Job),
+        any::<bool>().prop_map(Heard::Allocation),
+        (0_usize..4).prop_map(Heard::Progress),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_order_and_any_repetition_gives_the_same_record(
+        heard in proptest::collection::vec(anything(), 1..12),
+        order in proptest::collection::vec(any::<prop::sample::Index>(), 0..40),
+        claim in proptest::option::of(any::<bool>()),
+    ) {
+        let mut all: Vec<(u64, Heard)> = heard.into_iter().enumerate().map(|(i, h)| (i as u64 + 1, h)).collect();
+        all.extend(claim.map(|wins| (50, Heard::Claim(wins))));
+        let mut straight = Facts::new(id());
+        for (index, heard) in &all {
+            hear(&mut straight, *index, heard);
+        }
+        let mut shuffled = Facts::new(id());
+        for pick in &order {
+            let (index, heard) = pick.get(&all);
+            hear(&mut shuffled, *index, heard);
+        }
+        // Whatever was lost or doubled, a list at the end says everything once more.
+        for (index, heard) in all.iter().rev() {
+            hear(&mut shuffled, *index, heard);
+        }
+        prop_assert_eq!(Record::of(&shuffled), Record::of(&straight));
+        prop_assert_eq!(shuffled.due(at(100)), straight.due(at(100)));
+    }
+
+    #[test]
+    fn a_final_status_absorbs_whatever_nomad_says_later(
+        later in proptest::collection::vec(prop_oneof![anything(), Just(Heard::Gone)], 0..12), wins: bool,
+    ) {
+        let mut facts = facts(progress(&[(Phase::Build, true), (Phase::Test, true), (Phase::Publish, true)]), None);
+        hear(&mut facts, 10, &Heard::Claim(wins));
+        let end = Record::of(&facts).unwrap();
+        prop_assert!(end.status.is_final());
+        for (index, heard) in later.iter().enumerate().filter(|(_, heard)| !matches!(heard, Heard::Progress(_))) {
+            hear(&mut facts, 20 + index as u64, heard);
+            let now = Record::of(&facts).unwrap();
+            prop_assert_eq!((now.status, now.timestamps.clone(), now.image.clone()), (end.status, end.timestamps.clone(), end.image.clone()));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A job's specification: what was asked for, checked and with every default filled in.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
+use super::{Labels, Phase, Task};
+
+/// A submission that passed every check.
+///
+/// Invariant: only made by [`Spec::from_json`], which reports every bad field at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Who the job is for; also the scope of build caches.
+    pub owner: Name,
+    /// Where the source is.
+    pub repo_url: RepoUrl,
+    /// What to check out; none is the repository's default branch.
+    pub git_ref: Option<GitRef>,
+    /// The Nomad Variable with the repository's credentials.
+    pub git_credentials_path: Option<VariablePath>,
+    /// The Dockerfile, relative to the repository's root.
+    pub dockerfile_path: RelativePath,
+    /// The build context, relative to the repository's root.
+    pub context_path: RelativePath,
+    /// The tags to publish under.
+    pub image_tags: Vec<Tag>,
+    /// The registry, host and port only: its path has become a part of the image's name.
+    pub registry_url: RegistryUrl,
+    /// The Nomad Variable with the registry's credentials.
+    pub registry_credentials_path: Option<VariablePath>,
+    /// The repository in the registry, without its host.
+    pub image_name: ImageName,
+    /// Commands that must each end with 0, in a fresh container each.
+    pub test_commands: Vec<String>,
+    /// Whether the image's own entry point must end with 0.
+    pub test_entry_point: bool,
+    /// The environment of the tests.
+    pub test_env: BTreeMap<String, String>,
+    /// Build arguments.
+    pub build_args: BTreeMap<String, String>,
+    /// The stage to build; none is the last.
+    pub target: Option<String>,
+    /// Labels of the image.
+    pub labels: BTreeMap<String, String>,
+    /// How long each phase may take.
+    pub timeouts: Limits<Duration>,
+    /// What each phase reserves.
+    pub resources: Limits<Resources>,
+    /// Whether the build may use no cache.
+    pub no_cache: bool,
+    /// Nomad's job priority.
+    pub priority: u8,
+}
+
+/// One value for each phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits<T> {
+    /// For the build.
+    pub build: T,
+    /// For the tests.
+    pub test: T,
+    /// For publishing.
+    pub publish: T,
+}
+
+impl<T> Limits<T> {
+    /// The value of one phase.
+    pub fn of(&self, phase: Phase) -> &T {
+        match phase {
+            Phase::Build => &self.build,
+            Phase::Test => &self.test,
+            Phase::Publish => &self.publish,
+        }
+    }
+}
+
+/// What a phase reserves on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// CPU in MHz, as Nomad counts it.
+    pub cpu: u32,
+    /// Memory in MiB.
+    pub memory_mb: u32,
+}
+
+/// What the operator allows, and what a submission gets that does not ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Transports that repositories may be reached by.
+    pub schemes: Vec<Scheme>,
+    /// The longest timeout a phase may ask for.
+    pub max_timeout: Duration,
+    /// The most a phase may reserve.
+    pub max_resources: Resources,
+    /// What a phase reserves that does not say.
+    pub default_resources: Limits<Resources>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let usual = Resources { cpu: 500, memory_mb: 512 };
+        Self {
+            schemes: vec![Scheme::Https, Scheme::Ssh],
+            max_timeout: Duration::from_hours(4),
+            max_resources: Resources { cpu: 64_000, memory_mb: 131_072 },
+            default_resources: Limits {
+                build: usual,
+                test: usual,
+                publish: Resources { cpu: 100, memory_mb: 128 },
+            },
+        }
+    }
+}
+
+impl Spec {
+    /// Whether the job has a test phase.
+    pub fn has_tests(&self) -> bool {
+        self.test_entry_point || !self.test_commands.is_empty()
+    }
+
+    /// Registry and repository: what a tag is put behind.
+    pub fn image(&self) -> String {
+        format!("{}/{}", self.registry_url.host(), self.image_name)
+    }
+
+    /// The tasks of the Nomad job, in order.
+    pub fn tasks(&self) -> Vec<Task> {
+        let phases = Phase::ALL.into_iter().filter(|phase| *phase != Phase::Test || self.has_tests());
+        phases.map(Task::Phase).chain([Task::Finish]).collect()
+    }
+
+    /// SHA-256 of the specification as JSON with sorted keys, in hexadecimal.
+    pub fn hash(&self) -> String {
+        let digest = Sha256::digest(self.to_json().to_string());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The labels a list shows.
+    pub fn labels_for_lists(&self) -> Labels {
+        Labels {
+            owner: self.owner.to_string(),
+            repo_url: self.repo_url.to_string(),
+            git_ref: self.git_ref.as_ref().map(ToString::to_string),
+            image: self.image(),
+            tags: self.image_tags.iter().map(ToString::to_string).collect(),
+            has_tests: self.has_tests(),
+            spec_hash: self.hash(),
+        }
+    }
+
+    /// The specification as a submission with every default filled in: what [`Spec::from_json`] reads back.
+    pub fn to_json(&self) -> Value {
+        let timeout = |value: Duration| format!("PT{}S", value.as_secs());
+        json!({
+            "owner": self.owner.as_str(),
+            "repo_url": self.repo_url.as_str(),
+            "git_ref": self.git_ref.as_ref().map(GitRef::as_str),
+            "git_credentials_path": self.git_credentials_path.as_ref().map(VariablePath::as_str),
+            "dockerfile_path": self.dockerfile_path.as_str(),
+            "context_path": self.context_path.as_str(),
+            "image_tags": self.image_tags.iter().map(Tag::as_str).collect::<Vec<_>>(),
+            "registry_url": self.registry_url.host(),
+            "registry_credentials_path": self.registry_credentials_path.as_ref().map(VariablePath::as_str),
+            "image_name": self.image_name.as_str(),
+            "test_commands": self.test_commands,
+            "test_entry_point": self.test_entry_point,
+            "test_env": self.test_env,
+            "build_args": self.build_args,
+            "target": self.target,
+            "labels": self.labels,
+            "timeouts": {
+                "build": timeout(self.timeouts.build),
+                "test": timeout(self.timeouts.test),
+                "publish": timeout(self.timeouts.publish),
+            },
+            "resources": self.resources,
+            "no_cache": self.no_cache,
+            "priority": self.priority,
+        })
+    }
+}

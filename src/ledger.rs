@@ -1,0 +1,185 @@
+//! A job's two Variables: the claim, which is written once, and the progress of its phases.
+//!
+//! Written by the runner with its workload identity and by the service; read by every replica. Both sides go through
+//! this room, so both keep its one rule: what was decided first stands.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+
+use crate::job::{Claim, JobId, Outcome, Phase, Progress};
+use crate::nomad::{Client, Error, Put};
+
+/// Everything this project keeps in Variables lies below.
+pub const PREFIX: &str = "nomad-build/";
+
+const CLAIMS: &str = "nomad-build/claims/";
+const OUTCOMES: &str = "nomad-build/outcomes/";
+
+/// Which of a job's Variables a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The claim.
+    Claim,
+    /// The progress.
+    Progress,
+}
+
+/// The job and the entry that a Variable's path names; none where it is not ours.
+pub fn parse_path(path: &str) -> Option<(JobId, Entry)> {
+    if let Some(id) = path.strip_prefix(CLAIMS) {
+        return Some((id.parse().ok()?, Entry::Claim));
+    }
+    Some((path.strip_prefix(OUTCOMES)?.parse().ok()?, Entry::Progress))
+}
+
+/// Why the ledger could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Nomad could not be asked.
+    #[error("the ledger of job {0} could not be reached")]
+    Nomad(JobId, #[source] Error),
+    /// Somebody wrote something else there.
+    #[error("the ledger of job {0} cannot be understood: {1}")]
+    Malformed(JobId, String),
+}
+
+/// How a job was decided.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The claim that stands.
+    pub claim: Claim,
+    /// Nomad's index of it.
+    pub index: u64,
+    /// Whether it is the one that was tried.
+    pub ours: bool,
+}
+
+/// The ledger of one namespace.
+#[derive(Clone)]
+pub struct Ledger {
+    nomad: Client,
+    namespace: String,
+    patience: Duration,
+}
+
+impl Ledger {
+    /// A ledger that keeps trying for `patience` while Nomad gives passing errors.
+    pub fn new(nomad: Client, namespace: &str, patience: Duration) -> Self {
+        Self { nomad, namespace: namespace.to_owned(), patience }
+    }
+
+    fn backoff(&self) -> ExponentialBuilder {
+        ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(3))
+            .without_max_times()
+            .with_total_delay(Some(self.patience))
+    }
+
+    async fn patiently<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        job: &JobId,
+        call: impl FnMut() -> F,
+    ) -> Result<T, LedgerError> {
+        call.retry(self.backoff())
+            .when(Error::is_passing)
+            .await
+            .map_err(|e| LedgerError::Nomad(job.clone(), e))
+    }
+
+    /// The claim, with its index; none where nobody decided yet.
+    pub async fn claim(&self, job: &JobId) -> Result<Option<(u64, Claim)>, LedgerError> {
+        let path = format!("{CLAIMS}{job}");
+        let read = self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await?;
+        let parse = |variable: crate::nomad::Variable| {
+            let claim = Claim::from_items(&variable.items);
+            claim
+                .map(|claim| (variable.modify_index, claim))
+                .map_err(|why| LedgerError::Malformed(job.clone(), why))
+        };
+        read.map(parse).transpose()
+    }
+
+    /// Decides the job, unless it is decided.
+    ///
+    /// An attempt whose answer was lost finds its own claim: that is ours too.
+    pub async fn decide(&self, job: &JobId, claim: &Claim) -> Result<Decision, LedgerError> {
+        let malformed = |error: serde_json::Error| LedgerError::Malformed(job.clone(), error.to_string());
+        let items = claim.to_items().map_err(malformed)?;
+        let path = format!("{CLAIMS}{job}");
+        loop {
+            match self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await? {
+                Put::Written(index) => return Ok(Decision { claim: claim.clone(), index, ours: true }),
+                Put::Conflict => {
+                    // None: removed between the two calls, by a cleanup.
+                    if let Some((index, standing)) = self.claim(job).await? {
+                        return Ok(Decision { ours: standing == *claim, claim: standing, index });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The progress, with its index; 0 and nothing where no phase has begun.
+    pub async fn progress(&self, job: &JobId) -> Result<(u64, Progress), LedgerError> {
+        let path = format!("{OUTCOMES}{job}");
+        match self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await? {
+            None => Ok((0, Progress::default())),
+            Some(variable) => Progress::from_items(&variable.items)
+                .map(|progress| (variable.modify_index, progress))
+                .map_err(|why| LedgerError::Malformed(job.clone(), why)),
+        }
+    }
+
+    /// Writes a phase's outcome, unless that phase is over. Returns the progress that stands, with its
+    /// index.
+    pub async fn record(
+        &self,
+        job: &JobId,
+        phase: Phase,
+        outcome: &Outcome,
+    ) -> Result<(u64, Progress), LedgerError> {
+        let path = format!("{OUTCOMES}{job}");
+        loop {
+            let (index, mut progress) = self.progress(job).await?;
+            if !progress.set(phase, outcome.clone()) {
+                return Ok((index, progress));
+            }
+            let items =
+                progress.to_items().map_err(|e| LedgerError::Malformed(job.clone(), e.to_string()))?;
+            let put = self
+                .patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, index))
+                .await?;
+            if let Put::Written(index) = put {
+                return Ok((index, progress));
+            }
+        }
+    }
+
+    /// Removes both Variables.
+    pub async fn remove(&self, job: &JobId) -> Result<(), LedgerError> {
+        for prefix in [OUTCOMES, CLAIMS] {
+            let path = format!("{prefix}{job}");
+            self.patiently(job, || self.nomad.delete_variable(&self.namespace, &path)).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn paths_name_a_job_and_an_entry() {
+        let id = JobId::from_uuid(Uuid::from_u128(1));
+        assert_eq!(parse_path(&format!("{CLAIMS}{id}")), Some((id.clone(), Entry::Claim)));
+        assert_eq!(parse_path(&format!("{OUTCOMES}{id}")), Some((id, Entry::Progress)));
+        assert_eq!(parse_path("nomad-build/claims/x"), None);
+        assert_eq!(parse_path("other"), None);
+    }
+}

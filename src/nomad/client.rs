@@ -1,0 +1,181 @@
+//! One connection pool to Nomad, and the one way a request is sent and its answer read.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, Response, Url};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+
+use super::error::Error;
+use super::types::Indexed;
+
+/// Nomad answers 429 past 100 connections of one address; streams have places of their own.
+const CALLS_AT_ONCE: usize = 32;
+
+/// How long an ordinary call may take.
+const CALL: Duration = Duration::from_secs(15);
+
+/// Where Nomad is, and who we are to it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `http://host:port`, without a path.
+    pub address: Url,
+    /// A Unix socket to send everything to instead: a task's own `api.sock`.
+    pub socket: Option<PathBuf>,
+    /// The token.
+    pub token: Option<SecretString>,
+    /// PEM of the authority that signed Nomad's certificate, where it is not a public one.
+    pub ca_certificate: Option<Vec<u8>>,
+}
+
+impl Settings {
+    /// The address to go with a Unix socket: its host is only a header.
+    pub fn socket_address() -> Url {
+        // A constant; the test below reads it.
+        SOCKET_ADDRESS.parse().unwrap_or_else(|_| unreachable!("{SOCKET_ADDRESS} is a URL"))
+    }
+}
+
+const SOCKET_ADDRESS: &str = "http://localhost";
+
+/// Nomad's HTTP API. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: Option<SecretString>,
+    calls: Arc<Semaphore>,
+}
+
+/// A request as a value, so that it can be tested without being sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) method: Method,
+    /// Path segments; each is percent-encoded as a whole.
+    pub(super) path: Vec<String>,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) body: Option<Vec<u8>>,
+    /// What this does, for errors: "registering job …".
+    pub(super) doing: String,
+}
+
+impl Request {
+    pub(super) fn new(method: Method, path: &[&str], doing: String) -> Self {
+        let path = path.iter().map(|&segment| segment.to_owned()).collect();
+        Self { method, path, query: Vec::new(), body: None, doing }
+    }
+
+    pub(super) fn get(path: &[&str], doing: String) -> Self {
+        Self::new(Method::GET, path, doing)
+    }
+
+    pub(super) fn query(mut self, name: &'static str, value: impl std::fmt::Display) -> Self {
+        self.query.push((name, value.to_string()));
+        self
+    }
+
+    pub(super) fn json(mut self, body: &impl Serialize) -> Result<Self, Error> {
+        let bytes = serde_json::to_vec(body).map_err(|error| Error::malformed(&self.doing, error))?;
+        self.body = Some(bytes);
+        Ok(self)
+    }
+}
+
+impl Client {
+    /// Sets up the pool; sends nothing yet.
+    pub fn new(settings: &Settings) -> Result<Self, Error> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(3))
+            .tcp_keepalive(Duration::from_secs(15))
+            .pool_idle_timeout(Duration::from_mins(1))
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(socket) = &settings.socket {
+            builder = builder.unix_socket(socket.as_path());
+        }
+        if settings.address.scheme() == "http" {
+            // Without this a machine that has no CA store could not even speak plain HTTP.
+            builder = builder.tls_certs_only([]);
+        }
+        if let Some(pem) = &settings.ca_certificate {
+            let certificate = reqwest::Certificate::from_pem(pem)
+                .map_err(|error| Error::malformed("reading Nomad's CA certificate", error))?;
+            builder = builder.tls_certs_merge([certificate]);
+        }
+        let http =
+            builder.build().map_err(|error| Error::malformed("setting up the connection to Nomad", error))?;
+        Ok(Self {
+            http,
+            base: settings.address.clone(),
+            token: settings.token.clone(),
+            calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+        })
+    }
+
+    /// The same Nomad, asked with another token, or with none.
+    #[must_use]
+    pub fn with_token(&self, token: Option<SecretString>) -> Self {
+        Self { token, ..self.clone() }
+    }
+
+    pub(super) async fn send(&self, request: Request, timeout: Option<Duration>) -> Result<Response, Error> {
+        let Request { method, path, query, body, doing } = request;
+        let mut url = self.base.clone();
+        // A base that cannot have segments is refused where the address is configured.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(&path);
+        }
+        let mut builder = self.http.request(method, url).query(&query);
+        if let Some(token) = &self.token {
+            builder = builder.header("X-Nomad-Token", token.expose_secret());
+        }
+        if let Some(body) = body {
+            builder = builder.body(body);
+        }
+        if let Some(timeout) = timeout {
+            builder = builder.timeout(timeout);
+        }
+        // The address may hold a password of a proxy in front of Nomad; it has no place in an error.
+        let response =
+            builder.send().await.map_err(|error| Error::unreachable(&doing, error.without_url()))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.text().await.unwrap_or_default();
+        Err(Error::answered(&doing, status.as_u16(), body.trim()))
+    }
+
+    /// Sends a request and reads its answer, with the index of the state it shows.
+    pub(super) async fn call<T: DeserializeOwned>(&self, request: Request) -> Result<Indexed<T>, Error> {
+        let doing = request.doing.clone();
+        // The semaphore is never closed.
+        let _place = self.calls.acquire().await.map_err(|error| Error::unreachable(&doing, error))?;
+        read(self.send(request, Some(CALL)).await?, &doing).await
+    }
+
+    /// The same for a blocking query, which waits at Nomad for up to `wait` and takes no place meanwhile.
+    pub(super) async fn wait<T: DeserializeOwned>(
+        &self,
+        request: Request,
+        index: u64,
+        wait: Duration,
+    ) -> Result<Indexed<T>, Error> {
+        let doing = request.doing.clone();
+        let request = request.query("index", index).query("wait", format!("{}s", wait.as_secs()));
+        // Nomad adds up to a sixteenth of the wait, so that queries do not end all at once.
+        read(self.send(request, Some(wait + wait / 8 + CALL)).await?, &doing).await
+    }
+}
+
+async fn read<T: DeserializeOwned>(response: Response, doing: &str) -> Result<Indexed<T>, Error> {
+    let index = response.headers().get("X-Nomad-Index").and_then(|value| value.to_str().ok()?.parse().ok());
+    let next =
+        response.headers().get("X-Nomad-Nexttoken").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let bytes = response.bytes().await.map_err(|error| Error::unreachable(doing, error.without_url()))?;
+    let value = serde_json::from_slice(&bytes).map_err(|error| Error::malformed(doing, error))?;
+    Ok(Indexed { value, index: index.unwrap_or(0), next })
+}

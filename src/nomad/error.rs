@@ -1,0 +1,84 @@
+//! Why Nomad could not be asked, or what it answered instead.
+
+/// What went wrong, with what was being done.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {kind}")]
+pub struct Error {
+    /// What was being done, and to what.
+    pub doing: String,
+    /// What went wrong.
+    pub kind: Kind,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The kinds of failure a caller tells apart.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Kind {
+    /// No answer, or none in time.
+    #[error("Nomad did not answer; is it running, and is its address right?")]
+    Unreachable,
+    /// 404.
+    #[error("Nomad does not know it")]
+    NotFound,
+    /// 403.
+    #[error("Nomad's ACLs do not allow it")]
+    Forbidden,
+    /// 409, or a create-only registration of a job that exists.
+    #[error("it exists already, or was changed meanwhile")]
+    Conflict,
+    /// Any other status.
+    #[error("Nomad answered {status}: {message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// Nomad's text.
+        message: String,
+    },
+    /// An answer that is not what Nomad's documentation says.
+    #[error("Nomad's answer could not be understood")]
+    Malformed,
+}
+
+impl Error {
+    pub(super) fn unreachable(
+        doing: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { doing: doing.to_owned(), kind: Kind::Unreachable, source: Some(source.into()) }
+    }
+
+    pub(super) fn malformed(
+        doing: &str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { doing: doing.to_owned(), kind: Kind::Malformed, source: Some(source.into()) }
+    }
+
+    pub(super) fn answered(doing: &str, status: u16, body: &str) -> Self {
+        let kind = match status {
+            404 => Kind::NotFound,
+            403 => Kind::Forbidden,
+            409 => Kind::Conflict,
+            // Nomad has no status of its own for a create-only registration that comes second.
+            500 if body.contains("Enforcing job modify index") => Kind::Conflict,
+            _ => Kind::Refused { status, message: body.chars().take(500).collect() },
+        };
+        Self { doing: doing.to_owned(), kind, source: None }
+    }
+
+    /// Whether trying again may help: no answer, no leader, or too many requests.
+    pub fn is_passing(&self) -> bool {
+        match &self.kind {
+            Kind::Unreachable => true,
+            Kind::Refused { status, message } => {
+                matches!(status, 429 | 502..=504)
+                    || (*status == 500
+                        && ["No cluster leader", "leadership lost", "rpc error: EOF", "connection refused"]
+                            .iter()
+                            .any(|text| message.contains(text)))
+            }
+            _ => false,
+        }
+    }
+}

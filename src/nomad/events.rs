@@ -1,0 +1,160 @@
+//! The event stream: newline-delimited JSON, `{}` as heartbeat.
+//!
+//! Invariant: a hint, never the truth. Nomad resumes a client whose index has left the buffer at the closest one
+//! without an error, so whoever listens also lists.
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use reqwest::Response;
+use serde::Deserialize;
+
+use super::client::{Client, Request};
+use super::error::Error;
+use super::types::{Allocation, Evaluation, Job};
+
+/// Nomad's heartbeat comes every 30 s; a stream silent for longer is a connection that died unseen.
+const SILENCE: Duration = Duration::from_secs(75);
+
+/// The longest line taken: a job with its specification is far below.
+const LINE: usize = 16 << 20;
+
+/// One event.
+#[derive(Debug)]
+pub enum Event {
+    /// A job was registered, changed, stopped or purged.
+    Job(Box<Job>),
+    /// A job was purged.
+    JobGone {
+        /// Its ID.
+        id: String,
+    },
+    /// An allocation was made or changed.
+    Allocation(Box<Allocation>),
+    /// An evaluation was made or changed.
+    Evaluation(Box<Evaluation>),
+}
+
+/// What one line of the stream says.
+#[derive(Debug)]
+pub struct Heard {
+    /// Nomad's index of these events.
+    pub index: u64,
+    /// The events, those of other topics left out.
+    pub events: Vec<Event>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Batch {
+    #[serde(default)]
+    index: u64,
+    #[serde(default)]
+    events: Vec<Wire>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Wire {
+    topic: String,
+    #[serde(rename = "Type", default)]
+    kind: String,
+    #[serde(default)]
+    key: String,
+    payload: Payload,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Payload {
+    job: Option<Box<Job>>,
+    allocation: Option<Box<Allocation>>,
+    evaluation: Option<Box<Evaluation>>,
+}
+
+/// An open event stream.
+pub struct EventStream {
+    response: Response,
+    buffer: BytesMut,
+}
+
+impl Client {
+    /// Opens the stream of jobs, allocations and evaluations from an index on.
+    pub async fn events(&self, namespace: &str, index: u64) -> Result<EventStream, Error> {
+        let doing = format!("opening the event stream of namespace {namespace:?}");
+        let request = Request::get(&["event", "stream"], doing)
+            .query("namespace", namespace)
+            .query("index", index)
+            .query("topic", "Job")
+            .query("topic", "Allocation")
+            .query("topic", "Evaluation");
+        Ok(EventStream { response: self.send(request, None).await?, buffer: BytesMut::new() })
+    }
+}
+
+impl EventStream {
+    /// The next line. An error at the stream's end, and when it is silent for too long.
+    pub async fn next(&mut self) -> Result<Heard, Error> {
+        const DOING: &str = "reading the event stream";
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line = self.buffer.split_to(end);
+                self.buffer.advance(1);
+                return parse(&line).map_err(|error| Error::malformed(DOING, error));
+            }
+            if self.buffer.len() > LINE {
+                return Err(Error::malformed(DOING, "a line of it does not end"));
+            }
+            let chunk = tokio::time::timeout(SILENCE, self.response.chunk());
+            match chunk.await.map_err(|error| Error::unreachable(DOING, error))? {
+                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
+                Ok(None) => return Err(Error::unreachable(DOING, "it ended")),
+                Err(error) => return Err(Error::unreachable(DOING, error.without_url())),
+            }
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Heard, serde_json::Error> {
+    let batch: Batch = serde_json::from_slice(line)?;
+    let events = batch.events.into_iter().filter_map(|wire| match wire.topic.as_str() {
+        "Job" if wire.kind == "JobDeregistered" && !is_left(wire.payload.job.as_deref(), batch.index) => {
+            Some(Event::JobGone { id: wire.key })
+        }
+        "Job" => wire.payload.job.map(Event::Job),
+        "Allocation" => wire.payload.allocation.map(Event::Allocation),
+        "Evaluation" => wire.payload.evaluation.map(Event::Evaluation),
+        _ => None,
+    });
+    Ok(Heard { index: batch.index, events: events.collect() })
+}
+
+/// Whether a deregistered job is still there, stopped: a purge shows the job as it was before, with an older index.
+fn is_left(job: Option<&Job>, index: u64) -> bool {
+    job.is_some_and(|job| !job.id.is_empty() && job.modify_index >= index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_says_nothing() {
+        let heard = parse(b"{}").unwrap();
+        assert!(heard.events.is_empty() && heard.index == 0);
+    }
+
+    #[test]
+    fn a_purge_is_told_from_a_stop_by_the_index_of_the_job() {
+        let heard = |modified: u64| {
+            let job = serde_json::json!({"ID": "a", "Stop": true, "ModifyIndex": modified});
+            let event = serde_json::json!({
+                "Topic": "Job", "Type": "JobDeregistered", "Key": "a", "Payload": {"Job": job},
+            });
+            let line = serde_json::json!({"Index": 41, "Events": [event]}).to_string();
+            parse(line.as_bytes()).unwrap().events.pop().unwrap()
+        };
+        assert!(matches!(heard(41), Event::Job(_)));
+        assert!(matches!(heard(35), Event::JobGone { .. }));
+    }
+}

@@ -1,0 +1,22 @@
+//! Nomad's HTTP API, as far as this project speaks it: jobs, allocations, Variables, the event stream, files of a task.
+//!
+//! Invariant: knows nothing of builds. What it returns is what Nomad said.
+
+mod client;
+mod error;
+mod events;
+mod files;
+mod jobs;
+mod types;
+mod variables;
+
+pub use client::{Client, Settings};
+pub use error::{Error, Kind};
+pub use events::{Event, EventStream, Heard};
+pub use files::{Frame, FrameStream, Origin};
+pub use jobs::Registration;
+pub use types::{
+    Allocation, Evaluation, Indexed, Job, JobStub, PlacementFailure, TaskEvent, TaskState, Variable,
+    VariableStub,
+};
+pub use variables::{Lock, Put};

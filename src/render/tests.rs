@@ -1,0 +1,104 @@
+use serde_json::json;
+use uuid::Uuid;
+
+use super::*;
+use crate::job::{Policy, Spec};
+
+fn settings(template: &str, runner: Runner) -> Settings {
+    let template = TEMPLATES.iter().find(|(name, _)| *name == template).unwrap().1.to_owned();
+    Settings {
+        template,
+        runner,
+        engine_socket: "/var/run/docker.sock".to_owned(),
+        datacenters: vec!["*".to_owned()],
+        node_pool: "default".to_owned(),
+        disk_mb: 1000,
+        env: BTreeMap::new(),
+    }
+}
+
+fn payload(change: &Value) -> Payload {
+    let mut body = json!({
+        "owner": "acme", "repo_url": "https://example.com/acme/api.git", "git_ref": "main", "image_tags": ["v1"],
+        "registry_url": "ghcr.io/acme/api", "test_commands": ["true"],
+    });
+    for (field, value) in change.as_object().unwrap() {
+        body[field] = value.clone();
+    }
+    let policy = Policy::default();
+    let spec = Spec::from_json(body, &policy).unwrap();
+    Payload { job: JobId::from_uuid(Uuid::from_u128(1)), spec, policy, insecure_registries: Vec::new() }
+}
+
+fn rendered(template: &str, runner: Runner, change: &Value) -> Result<Value, RenderError> {
+    let at = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+    render(&payload(change), "ci", at, &settings(template, runner))
+}
+
+fn path() -> Runner {
+    Runner::Path("/usr/bin/nomad-build".to_owned())
+}
+
+#[test]
+fn the_shipped_templates_keep_the_rules() {
+    let artifact = Runner::Artifact { base: "http://service:8080".to_owned() };
+    let image = Runner::Image("nomad-build:1".to_owned());
+    for (template, runner) in [("raw_exec", path()), ("raw_exec", artifact), ("docker", image)] {
+        let job = rendered(template, runner, &json!({})).unwrap();
+        let names: Vec<_> =
+            job["TaskGroups"][0]["Tasks"].as_array().unwrap().iter().map(|t| &t["Name"]).collect();
+        assert_eq!(names, ["build", "test", "publish", "finish"]);
+    }
+}
+
+#[test]
+fn a_job_without_tests_has_no_test_task() {
+    let job = rendered("raw_exec", path(), &json!({"test_commands": []})).unwrap();
+    assert_eq!(job["TaskGroups"][0]["Tasks"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn nothing_of_the_users_can_be_expanded_by_nomad() {
+    let hostile = "${NOMAD_TOKEN} %{http_code} {{ env \"X\" }} $(id) \" ' \n \\";
+    let job = rendered(
+        "raw_exec",
+        path(),
+        &json!({
+            "test_commands": [hostile], "git_ref": "${x}%{y}", "build_args": {"A": hostile}, "test_env": {"A": hostile},
+            "labels": {"a": hostile}, "dockerfile_path": "${a}/%{b}",
+        }),
+    )
+    .unwrap();
+    let text = job.to_string();
+    for needle in ["NOMAD_TOKEN", "%{", "{{", "$(id)", "${x}", "${a}"] {
+        assert!(!text.contains(needle), "{needle} stands in the job");
+    }
+}
+
+#[test]
+fn a_template_that_breaks_a_rule_is_refused_by_name() {
+    let good = settings("raw_exec", path());
+    for (from, to, at) in [
+        ("\"batch\"", "\"service\"", "Type"),
+        ("\"Count\": 1", "\"Count\": 2", "TaskGroups[0].Count"),
+        ("\"Attempts\": 0, \"Interval\"", "\"Attempts\": 1, \"Interval\"", "RestartPolicy.Attempts"),
+        ("\"Env\": false", "\"Env\": true", "build"),
+        ("\"args\":", "\"privileged\": true, \"args\":", "build"),
+        ("\"Replace\": false", "\"Replace\": true", "Disconnect.Replace"),
+    ] {
+        let template = good.template.replace(from, to);
+        assert_ne!(template, good.template, "{from}");
+        let at_time = DateTime::from_timestamp(0, 0).unwrap();
+        let result = render(&payload(&json!({})), "ci", at_time, &Settings { template, ..good.clone() });
+        assert!(matches!(&result, Err(RenderError::Rule(rule)) if rule.at == at), "{from}: {result:?}");
+    }
+}
+
+#[test]
+fn an_unknown_word_in_a_template_is_an_error() {
+    let template = "{{ job.idd }}".to_owned();
+    let at = DateTime::from_timestamp(0, 0).unwrap();
+    let result =
+        render(&payload(&json!({})), "ci", at, &Settings { template, ..settings("raw_exec", path()) });
+    assert!(matches!(result, Err(RenderError::Template(_))));
+}

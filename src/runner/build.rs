@@ -1,0 +1,164 @@
+//! Build: check out, build, keep the image under a tag of the job's own.
+
+use std::path::{Path, PathBuf};
+
+use chrono::{SecondsFormat, Utc};
+use tokio::sync::mpsc::Sender;
+
+use super::log::Log;
+use super::surroundings::{Credentials, Surroundings};
+use super::{Failure, Runner, Work};
+use crate::engine::{self, BuildRequest, Engine as _, EngineError, Output as EngineOutput, RegistryAuth};
+use crate::git::{self, GitError};
+use crate::job::{GitRef, Outcome, Phase, Reason, Scheme, Spec, Stream, Task, image_labels};
+use crate::telemetry::chain;
+
+impl git::Output for Log {
+    async fn bytes(&self, bytes: Vec<u8>) {
+        self.output(Stream::Stderr, bytes).await;
+    }
+}
+
+impl Runner {
+    pub(super) async fn build(&self, begun: Outcome) -> Work {
+        match self.within_limits(Phase::Build, self.check_out_and_build(begun.clone())).await {
+            Ok(outcome) => Work::Done(outcome),
+            Err(interrupted) => interrupted.into_work(begun),
+        }
+    }
+
+    async fn check_out_and_build(&self, mut outcome: Outcome) -> Result<Outcome, Failure> {
+        let (around, spec) = (&self.around, &self.payload.spec);
+        let credentials = around.credentials(Task::Phase(Phase::Build)).await;
+        let credentials = credentials.map_err(|error| Failure::of(Reason::CheckoutFailed, &error))?;
+        let checked_out = self.check_out(&credentials).await?;
+        outcome.git_ref.clone_from(&checked_out.reference);
+        outcome.commit = Some(checked_out.commit.clone());
+        let checkout = around.checkout();
+        let context = inside(&checkout, spec.context_path.as_str(), "context_path").await?;
+        let dockerfile = inside(&checkout, spec.dockerfile_path.as_str(), "dockerfile_path").await?;
+        let created = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+        let labels = image_labels(spec, &checked_out.commit, &created, around.job.as_str());
+        let request = build_request(spec, around, &credentials, (context, dockerfile), labels);
+        // The commit is told while it is built, so that it is known of a build that fails or is killed, too.
+        let told = around.ledger.record(&around.job, Phase::Build, &outcome);
+        let built = self.log.with_output(|output| self.engine.build(request, output));
+        let (built, told) = tokio::join!(built, told);
+        if let Err(error) = told {
+            self.log.say(&format!("the commit could not be told: {}", chain(&error))).await;
+        }
+        outcome.image_id = Some(built.map_err(|error| engine_failure(&error, Reason::BuildFailed))?);
+        // The context has been sent; the next phases need the image alone.
+        tokio::fs::remove_dir_all(&checkout).await.ok();
+        Ok(outcome)
+    }
+
+    async fn check_out(&self, credentials: &Credentials) -> Result<git::CheckedOut, Failure> {
+        let (around, spec) = (&self.around, &self.payload.spec);
+        let checkout = around.checkout();
+        // A task that runs again finds the remains of the first run.
+        tokio::fs::remove_dir_all(&checkout).await.ok();
+        let what = spec.git_ref.as_ref().map_or("the default branch", GitRef::as_str);
+        self.log.say(&format!("==> checking out {what} of {}", spec.repo_url)).await;
+        let transports: Vec<_> =
+            self.payload.policy.schemes.iter().map(|scheme: &Scheme| scheme.as_str()).collect();
+        let login = credentials.git();
+        let source = git::Source {
+            url: spec.repo_url.as_str(),
+            reference: spec.git_ref.as_ref().map(GitRef::as_str),
+            transports: &transports,
+            credentials: login.as_ref(),
+            environment: &around.git_environment,
+        };
+        let home = around.shared("git");
+        let checked_out = git::check_out(&source, &checkout, &home, &self.log).await;
+        // With it go the credentials.
+        tokio::fs::remove_dir_all(&home).await.ok();
+        let checked_out = checked_out.map_err(|error| git_failure(&error))?;
+        self.log.say(&format!("==> building commit {}", checked_out.commit)).await;
+        Ok(checked_out)
+    }
+}
+
+fn build_request(
+    spec: &Spec,
+    around: &Surroundings,
+    credentials: &Credentials,
+    (context, dockerfile): (PathBuf, PathBuf),
+    labels: std::collections::BTreeMap<String, String>,
+) -> BuildRequest {
+    let host = spec.registry_url.host().to_owned();
+    let auth = credentials.registry_login();
+    BuildRequest {
+        context,
+        dockerfile,
+        tag: around.work_tag(),
+        build_args: spec.build_args.clone(),
+        target: spec.target.clone(),
+        labels,
+        no_cache: spec.no_cache,
+        registry_auth: auth
+            .map(|(username, password)| RegistryAuth { host, username, password })
+            .into_iter()
+            .collect(),
+        // Caches are shared by one owner's builds and by nobody else's.
+        cache_namespace: format!("nomad-build-{}", spec.owner),
+    }
+}
+
+/// A path of the checkout, with every link followed, that is still inside the checkout.
+async fn inside(checkout: &Path, path: &str, field: &str) -> Result<PathBuf, Failure> {
+    let missing = |_| Failure::new(Reason::InputMissing, format!("{field}: the repository has no {path:?}"));
+    let root = tokio::fs::canonicalize(checkout).await.map_err(missing)?;
+    let found = tokio::fs::canonicalize(root.join(path)).await.map_err(missing)?;
+    if !found.starts_with(&root) {
+        let message = format!("{field}: {path:?} is a link that leads out of the repository");
+        return Err(Failure::new(Reason::InputMissing, message));
+    }
+    let git = root.join(".git");
+    if found.starts_with(&git) {
+        return Err(Failure::new(Reason::InputMissing, format!("{field}: {path:?} is git's own")));
+    }
+    Ok(found)
+}
+
+fn git_failure(error: &GitError) -> Failure {
+    let reason = match error {
+        GitError::NoSuchRef(_) | GitError::Ambiguous(_) => Reason::RefNotFound,
+        GitError::Unauthorized(_) => Reason::Unauthorized,
+        GitError::Missing(_) | GitError::File(..) | GitError::Failed { .. } => Reason::CheckoutFailed,
+    };
+    let exit_code = match error {
+        GitError::Failed { code, .. } => code.map(i64::from),
+        _ => None,
+    };
+    Failure { exit_code, ..Failure::of(reason, error) }
+}
+
+/// What an engine's error means for a phase.
+pub(super) fn engine_failure(error: &EngineError, otherwise: Reason) -> Failure {
+    let (reason, exit_code) = match error {
+        EngineError::Unreachable { .. } => (Reason::EngineUnavailable, None),
+        EngineError::Unauthorized { .. } => (Reason::Unauthorized, None),
+        EngineError::BuildFailed { exit_code, .. } => (Reason::BuildFailed, *exit_code),
+        _ => (otherwise, None),
+    };
+    Failure { exit_code, ..Failure::of(reason, error) }
+}
+
+impl Log {
+    /// Gives work a queue for an engine's output and writes what comes; done when both are.
+    pub(super) async fn with_output<T>(&self, work: impl AsyncFnOnce(Sender<EngineOutput>) -> T) -> T {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<EngineOutput>(64);
+        let write = async {
+            while let Some(output) = receiver.recv().await {
+                let stream = match output.stream {
+                    engine::Stream::Stdout => Stream::Stdout,
+                    engine::Stream::Stderr => Stream::Stderr,
+                };
+                self.output(stream, output.bytes).await;
+            }
+        };
+        tokio::join!(work(sender), write).0
+    }
+}

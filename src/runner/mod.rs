@@ -1,0 +1,285 @@
+//! What runs in the allocation: one task of a job.
+//!
+//! A task reads the ledger, asks the gate, does its work, writes its log and its outcome.
+//! Invariant: a failed phase revokes the right to publish before anything else is told of it.
+
+mod build;
+mod finish;
+mod gate;
+mod log;
+mod publish;
+mod surroundings;
+mod test;
+
+use std::future::Future;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{DockerEngine, Engine as _, EngineError};
+use crate::environment::Source;
+use crate::job::{Claim, Outcome, Payload, PayloadError, Phase, Reason, Status, Task, Verdict};
+use crate::ledger::LedgerError;
+use crate::telemetry::chain;
+use gate::{Gate, gate};
+use log::Log;
+pub(crate) use surroundings::Lost;
+use surroundings::{CONTAINER_LABEL, Surroundings};
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// As it should.
+    Well,
+    /// Otherwise; the ledger says how. Nomad then stops the job's other tasks.
+    Badly,
+}
+
+/// Why a task could not even tell how it ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fatal {
+    #[error("{0:?} is no task: build, test, publish, finish or sweep")]
+    Task(String),
+    #[error("the task does not know where it is")]
+    Lost(#[from] Lost),
+    #[error("the payload at {0} cannot be read")]
+    NoPayload(std::path::PathBuf, #[source] std::io::Error),
+    #[error("the payload cannot be used")]
+    Payload(#[from] PayloadError),
+    #[error("the outcome could not be written")]
+    Ledger(#[from] LedgerError),
+    #[error("the engine could not be reached")]
+    Engine(#[from] EngineError),
+    #[error("the log could not be written")]
+    Log(#[source] std::io::Error),
+    #[error("signals could not be listened to")]
+    Signals(#[source] std::io::Error),
+}
+
+/// Why a phase failed.
+struct Failure {
+    reason: Reason,
+    exit_code: Option<i64>,
+    message: String,
+}
+
+impl Failure {
+    fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, exit_code: None, message: message.into() }
+    }
+
+    /// A failure told by an error and its causes.
+    fn of(reason: Reason, error: &dyn std::error::Error) -> Self {
+        Self::new(reason, chain(error))
+    }
+}
+
+/// A task of a job, with all it needs.
+struct Runner {
+    around: Surroundings,
+    payload: Payload,
+    engine: DockerEngine,
+    log: Log,
+    /// Cancelled by SIGINT and SIGTERM.
+    stop: CancellationToken,
+}
+
+/// How a phase's work ended.
+enum Work {
+    Done(Outcome),
+    Failed(Outcome, Failure),
+    /// The right to publish was claimed, and what follows failed: no revocation.
+    FailedAfterClaim(Outcome, Failure),
+    /// Stopped by a signal or by a revoked claim.
+    Stopped(Outcome, String),
+}
+
+/// Runs one task.
+pub(crate) async fn run(name: &str, source: Source<'_>) -> Result<Ended, Fatal> {
+    if name == "sweep" {
+        return finish::sweep(source).await;
+    }
+    let task: Task = name.parse().map_err(|_| Fatal::Task(name.to_owned()))?;
+    let around = Surroundings::read(source)?;
+    let payload = read_payload(&around).await;
+    if let Task::Finish = task {
+        return finish::finish(around, payload.ok()).await;
+    }
+    let Task::Phase(phase) = task else { return Ok(Ended::Well) };
+    let payload = match payload {
+        Ok(payload) => payload,
+        Err(fatal) => {
+            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
+            around.ledger.decide(&around.job, &Claim::revoked(verdict)).await?;
+            return Err(fatal);
+        }
+    };
+    Box::pin(run_phase(phase, around, payload)).await
+}
+
+async fn read_payload(around: &Surroundings) -> Result<Payload, Fatal> {
+    let path = around.shared("payload");
+    let text = tokio::fs::read_to_string(&path).await.map_err(|error| Fatal::NoPayload(path, error))?;
+    Ok(Payload::decode(&text)?)
+}
+
+async fn run_phase(phase: Phase, around: Surroundings, payload: Payload) -> Result<Ended, Fatal> {
+    let engine = DockerEngine::connect(&around.engine_socket)?;
+    let (log, writer) = log::open().map_err(Fatal::Log)?;
+    let runner = Runner { around, payload, engine, log, stop: listen_to_signals().map_err(Fatal::Signals)? };
+    let gate = match runner.pass_gate(phase).await? {
+        Some(gate @ (Gate::Run | Gate::Repair { .. })) => gate,
+        // Stopped while it waited: this phase never began.
+        None | Some(Gate::Wait) => return Ok(Ended::Badly),
+        Some(Gate::Done) => return Ok(Ended::Well),
+        Some(Gate::Revoked(verdict)) => {
+            runner.log.say(&format!("nothing to do: the job has ended ({})", verdict.message)).await;
+            return Ok(Ended::Badly);
+        }
+        Some(Gate::Blocked(before)) => {
+            runner.log.say(&format!("nothing to do: {before} did not succeed")).await;
+            return Ok(Ended::Badly);
+        }
+    };
+    let begun = Outcome::begun(&runner.around.allocation, Utc::now());
+    let work = async {
+        match (phase, gate) {
+            (Phase::Publish, Gate::Repair { digest }) => runner.repair(begun.clone(), &digest).await,
+            (Phase::Publish, _) => runner.publish(begun.clone()).await,
+            (Phase::Build, _) => runner.build(begun.clone()).await,
+            (Phase::Test, _) => runner.test(begun.clone()).await,
+        }
+    };
+    // That the phase has begun is told while it works.
+    let told = runner.around.ledger.record(&runner.around.job, phase, &begun);
+    let (work, told) = tokio::join!(work, told);
+    if let Err(error) = told {
+        runner.log.say(&format!("the start of {phase} could not be told: {}", chain(&error))).await;
+    }
+    let work = runner.say_end(phase, work).await;
+    let Runner { around, log, .. } = runner;
+    drop(log);
+    // A log that nobody takes any more is no reason to fail a build that is done.
+    let lines = writer.finish().await.ok();
+    end(phase, &around, work, lines).await
+}
+
+/// Tells the ledger how a phase ended, and the shared folder.
+async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>) -> Result<Ended, Fatal> {
+    let now = Utc::now();
+    let (mut outcome, ended) = match work {
+        Work::Done(outcome) => (outcome.succeeded(now), Ended::Well),
+        Work::Failed(outcome, failure) => {
+            around.ledger.decide(&around.job, &Claim::revoked(verdict(phase, &failure))).await?;
+            (outcome.failed(now, failure.reason, failure.exit_code, &failure.message), Ended::Badly)
+        }
+        Work::FailedAfterClaim(outcome, failure) => {
+            (outcome.failed(now, failure.reason, failure.exit_code, &failure.message), Ended::Badly)
+        }
+        Work::Stopped(outcome, why) => (outcome.failed(now, Reason::Killed, None, &why), Ended::Badly),
+    };
+    outcome.lines = lines;
+    around.ledger.record(&around.job, phase, &outcome).await?;
+    // Only a sign for the task that waits: what counts stands in the ledger.
+    tokio::fs::write(around.shared(&format!("{phase}.over")), b"").await.map_err(Fatal::Log)?;
+    Ok(ended)
+}
+
+fn verdict(phase: Phase, failure: &Failure) -> Verdict {
+    let verdict = Verdict::new(Status::Failed, Some(phase), failure.reason, &failure.message, Utc::now());
+    Verdict { exit_code: failure.exit_code, ..verdict }
+}
+
+fn listen_to_signals() -> std::io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = int.recv() => {}
+            _ = term.recv() => {}
+        }
+        stopped.cancel();
+    });
+    Ok(stop)
+}
+
+impl Runner {
+    /// Asks the gate until it says something other than to wait; none when stopped while waiting.
+    async fn pass_gate(&self, phase: Phase) -> Result<Option<Gate>, Fatal> {
+        let (job, ledger) = (&self.around.job, &self.around.ledger);
+        loop {
+            let (claim, progress) = tokio::join!(ledger.claim(job), ledger.progress(job));
+            let (claim, (_, progress)) = (claim?, progress?);
+            let claim = claim.as_ref().map(|(_, claim)| claim);
+            match gate(phase, self.payload.spec.has_tests(), &progress, claim) {
+                Gate::Wait => {}
+                gate => return Ok(Some(gate)),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                () = self.wait_for(Phase::Test) => {}
+            }
+        }
+    }
+
+    /// Waits for the sign that another task of this allocation is over: a file, looked for often, as that costs nothing.
+    async fn wait_for(&self, phase: Phase) {
+        let sign = self.around.shared(&format!("{phase}.over"));
+        while !tokio::fs::try_exists(&sign).await.unwrap_or(false) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Does a phase's work until its timeout, or until it is told to stop. What it started is stopped with it.
+    async fn within_limits<T>(
+        &self,
+        phase: Phase,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Interrupted> {
+        let timeout = *self.payload.spec.timeouts.of(phase);
+        let interrupted = tokio::select! {
+            done = work => return done.map_err(Interrupted::Failed),
+            () = self.stop.cancelled() => Interrupted::Stopped,
+            () = tokio::time::sleep(timeout) => Interrupted::Failed(Failure::new(
+                Reason::Timeout,
+                format!("{phase} took longer than its timeout of {} s", timeout.as_secs()),
+            )),
+        };
+        // The work is dropped: its processes and its build are gone, its containers are removed here.
+        if let Err(error) = self.engine.remove_containers((CONTAINER_LABEL, self.around.job.as_str())).await {
+            self.log.say(&format!("containers may be left behind: {}", chain(&error))).await;
+        }
+        Err(interrupted)
+    }
+
+    /// The last line of a phase's log.
+    async fn say_end(&self, phase: Phase, work: Work) -> Work {
+        let text = match &work {
+            Work::Done(_) => format!("{phase} succeeded"),
+            Work::Failed(_, failure) | Work::FailedAfterClaim(_, failure) => {
+                format!("{phase} failed ({}): {}", failure.reason, failure.message)
+            }
+            Work::Stopped(_, why) => format!("{phase} was stopped: {why}"),
+        };
+        self.log.say(&text).await;
+        work
+    }
+}
+
+/// How work ended that did not get to its end.
+enum Interrupted {
+    Failed(Failure),
+    Stopped,
+}
+
+impl Interrupted {
+    fn into_work(self, outcome: Outcome) -> Work {
+        match self {
+            Self::Failed(failure) => Work::Failed(outcome, failure),
+            Self::Stopped => Work::Stopped(outcome, "the task was told to stop".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What Nomad and the operator tell a task: who it is, where its folders are, where the engine is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::environment::{BadConfiguration, Reader, Source};
+use crate::git;
+use crate::job::{JobId, Phase, Task};
+use crate::ledger::Ledger;
+use crate::nomad::{self, Client};
+use crate::registry;
+use crate::render::GROUP;
+
+/// How long the runner keeps trying while Nomad gives passing errors: a new leader is found in less.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The label of a job's image.
+pub(super) const IMAGE_LABEL: &str = "nomad-build.job";
+
+/// The label of a job's containers. Not that of its image: whoever runs the published image runs it with its labels.
+pub(super) const CONTAINER_LABEL: &str = "nomad-build.test";
+
+/// The label by which a development stack finds its containers.
+const STACK_LABEL: &str = "nomad-build.stack";
+
+/// What a task knows of where it runs.
+pub(super) struct Surroundings {
+    pub(super) job: JobId,
+    pub(super) allocation: String,
+    pub(super) engine_socket: String,
+    /// The labels of the job's containers.
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) ledger: Ledger,
+    /// What git's environment has beside its own.
+    pub(super) git_environment: Vec<(String, String)>,
+    namespace: String,
+    alloc_dir: PathBuf,
+    nomad: Client,
+}
+
+/// Why a task could not find its bearings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    /// A variable that Nomad sets is not there.
+    #[error("this runs as a task of a Nomad job, and nowhere else")]
+    Environment(#[from] BadConfiguration),
+    /// A file that Nomad writes is not there.
+    #[error("{0} cannot be read")]
+    File(PathBuf, #[source] std::io::Error),
+    /// The connection to Nomad could not be set up.
+    #[error("the connection to Nomad's task API could not be set up")]
+    Nomad(#[from] nomad::Error),
+}
+
+impl Surroundings {
+    pub(super) fn read(source: Source<'_>) -> Result<Self, Lost> {
+        let mut reader = Reader::new(source);
+        let job = reader.parsed::<JobId>("NOMAD_JOB_ID", "a job ID");
+        if job.is_none() && reader.text("NOMAD_JOB_ID").is_none() {
+            reader.wrong("NOMAD_JOB_ID", "is not set");
+        }
+        let allocation = reader.required("NOMAD_ALLOC_ID");
+        let namespace = reader.text("NOMAD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let (alloc_dir, secrets) = (reader.path("NOMAD_ALLOC_DIR"), reader.path("NOMAD_SECRETS_DIR"));
+        let engine_socket = engine_socket(&mut reader);
+        let stack = reader.text("NOMAD_BUILD_STACK");
+        let git_environment = git::PASSED.iter();
+        let git_environment = git_environment
+            .filter_map(|&name| Some((name.to_owned(), reader.text(name)?)))
+            .collect::<Vec<_>>();
+        let (job, allocation) = reader.finish((job, allocation))?;
+        // Never none behind `finish`.
+        let job = job.ok_or_else(|| BadConfiguration(vec!["NOMAD_JOB_ID is not set".to_owned()]))?;
+        let mut labels = BTreeMap::from([(CONTAINER_LABEL.to_owned(), job.to_string())]);
+        // A development stack that is taken down takes its containers with it.
+        labels.extend(stack.map(|stack| (STACK_LABEL.to_owned(), stack)));
+        let nomad = connect(&secrets)?;
+        let ledger = Ledger::new(nomad.clone(), &namespace, PATIENCE);
+        Ok(Self {
+            job,
+            allocation,
+            engine_socket,
+            labels,
+            ledger,
+            git_environment,
+            namespace,
+            alloc_dir,
+            nomad,
+        })
+    }
+
+    /// A folder or file in the directory that the job's tasks share and user code never sees.
+    pub(super) fn shared(&self, name: &str) -> PathBuf {
+        self.alloc_dir.join(name)
+    }
+
+    /// Where the checkout is.
+    pub(super) fn checkout(&self) -> PathBuf {
+        self.shared("checkout")
+    }
+
+    /// The unique local tag of the image being built.
+    pub(super) fn work_tag(&self) -> String {
+        format!("nomad-build/{}:work", self.job)
+    }
+
+    /// The credentials that were given to one task of the job.
+    pub(super) async fn credentials(&self, task: Task) -> Result<Credentials, nomad::Error> {
+        let variable = self.nomad.variable(&self.namespace, &self.credentials_path(task)).await?;
+        Ok(Credentials(variable.map(|variable| variable.items).unwrap_or_default()))
+    }
+
+    /// Removes the credentials of every task of the job.
+    pub(super) async fn remove_credentials(&self) -> Result<(), nomad::Error> {
+        for task in [Task::Phase(Phase::Build), Task::Phase(Phase::Publish), Task::Finish] {
+            self.nomad.delete_variable(&self.namespace, &self.credentials_path(task)).await?;
+        }
+        Ok(())
+    }
+
+    fn credentials_path(&self, task: Task) -> String {
+        format!("nomad/jobs/{}/{GROUP}/{}", self.job, task.as_str())
+    }
+}
+
+/// A task's connection to Nomad: its own socket, with its own identity.
+fn connect(secrets: &Path) -> Result<Client, Lost> {
+    let path = secrets.join("nomad_token");
+    let token = std::fs::read_to_string(&path).map_err(|error| Lost::File(path, error))?;
+    let settings = nomad::Settings {
+        address: nomad::Settings::socket_address(),
+        socket: Some(secrets.join("api.sock")),
+        token: Some(SecretString::from(token.trim())),
+        ca_certificate: None,
+    };
+    Ok(Client::new(&settings)?)
+}
+
+/// The engine's socket on this node.
+pub(super) fn engine_socket(reader: &mut Reader<'_>) -> String {
+    reader.text("NOMAD_BUILD_ENGINE_SOCKET").unwrap_or_else(|| "/var/run/docker.sock".to_owned())
+}
+
+/// The items of a task's credentials: `git_username`, `registry_password` and so on.
+pub(super) struct Credentials(BTreeMap<String, String>);
+
+impl Credentials {
+    fn login(&self, of: &str) -> Option<(String, SecretString)> {
+        let item = |name: &str| self.0.get(&format!("{of}_{name}")).filter(|value| !value.is_empty());
+        if let (Some(username), Some(password)) = (item("username"), item("password")) {
+            return Some((username.clone(), SecretString::from(password.as_str())));
+        }
+        // What the forges document for a token in place of a password.
+        item("token").map(|token| ("oauth2".to_owned(), SecretString::from(token.as_str())))
+    }
+
+    /// For the repository.
+    pub(super) fn git(&self) -> Option<git::Credentials> {
+        self.login("git").map(|(username, password)| git::Credentials { username, password })
+    }
+
+    /// For the registry.
+    pub(super) fn registry(&self) -> Option<registry::Credentials> {
+        self.registry_login()
+            .map(|(username, password)| registry::Credentials::Password { username, password })
+    }
+
+    /// For the registry, as user and password.
+    pub(super) fn registry_login(&self) -> Option<(String, SecretString)> {
+        self.login("registry")
+    }
+}

@@ -1,0 +1,122 @@
+//! Credentials by path: read with the caller's own token, copied to where only the job's tasks can read them.
+//!
+//! Invariant: the service's token reads no credential, and none of them passes through a job, a log or an error.
+
+use std::collections::BTreeMap;
+
+use secrecy::SecretString;
+
+use super::Service;
+use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
+use crate::nomad::{Error, Kind, Put};
+use crate::render::GROUP;
+
+/// The Variables to write for a job: path and items.
+pub(super) type Copies = Vec<(String, BTreeMap<String, String>)>;
+
+/// Why credentials could not be read.
+pub(super) enum Unreadable {
+    /// The caller named a Variable that the caller cannot read.
+    Fields(Vec<FieldError>),
+    /// Nomad could not be asked.
+    Nomad(Error),
+}
+
+const BUILD: Task = Task::Phase(Phase::Build);
+const PUBLISH: Task = Task::Phase(Phase::Publish);
+
+fn task_path(job: &JobId, task: Task) -> String {
+    format!("nomad/jobs/{job}/{GROUP}/{}", task.as_str())
+}
+
+impl Service {
+    /// Reads what a specification names, with the caller's token.
+    pub(super) async fn read_credentials(
+        &self,
+        job: &JobId,
+        spec: &Spec,
+        caller: Option<SecretString>,
+    ) -> Result<Copies, Unreadable> {
+        let asks = [
+            ("git_credentials_path", "git", spec.git_credentials_path.as_ref(), &[BUILD][..]),
+            (
+                "registry_credentials_path",
+                "registry",
+                spec.registry_credentials_path.as_ref(),
+                // The build may begin with a base image from the same registry; finish may have to end a publish.
+                &[BUILD, PUBLISH, Task::Finish],
+            ),
+        ];
+        let nomad = self.nomad.with_token(caller);
+        let mut errors = Vec::new();
+        let mut copies: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for (field, prefix, path, tasks) in asks {
+            let Some(path) = path else { continue };
+            match self.read_one(&nomad, path).await.map_err(Unreadable::Nomad)? {
+                Err(message) => errors.push(FieldError { field: field.to_owned(), message }),
+                Ok(items) => {
+                    for &task in tasks {
+                        let copy = copies.entry(task_path(job, task)).or_default();
+                        copy.extend(
+                            items.iter().map(|(key, value)| (format!("{prefix}_{key}"), value.clone())),
+                        );
+                    }
+                }
+            }
+        }
+        if errors.is_empty() { Ok(copies.into_iter().collect()) } else { Err(Unreadable::Fields(errors)) }
+    }
+
+    async fn read_one(
+        &self,
+        nomad: &crate::nomad::Client,
+        path: &VariablePath,
+    ) -> Result<Result<BTreeMap<String, String>, String>, Error> {
+        // One text for both, so that nobody learns which Variables exist.
+        let unreadable =
+            || "names a Variable that does not exist or that your Nomad token may not read".to_owned();
+        match nomad.variable(&self.config.namespace, path.as_str()).await {
+            Ok(Some(variable)) => Ok(usable(&variable.items).map(|()| variable.items)),
+            Ok(None) | Err(Error { kind: Kind::Forbidden, .. }) => Ok(Err(unreadable())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the copies. On failure, what was written is removed again.
+    pub(super) async fn write_credentials(&self, copies: &Copies) -> Result<(), Error> {
+        for (path, items) in copies {
+            let written = self.nomad.put_variable(&self.config.namespace, path, items, 0).await;
+            if let Err(error) = written.map(|put| debug_assert!(matches!(put, Put::Written(_)))) {
+                self.remove_copies(copies).await;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the copies, as far as Nomad answers.
+    pub(super) async fn remove_copies(&self, copies: &Copies) {
+        for (path, _) in copies {
+            if let Err(error) = self.nomad.delete_variable(&self.config.namespace, path).await {
+                tracing::warn!(variable = path, %error, "a copy of credentials stays behind");
+            }
+        }
+    }
+
+    /// Removes every copy a job may have.
+    pub(super) async fn remove_credentials(&self, job: &JobId) -> Result<(), Error> {
+        for task in [BUILD, PUBLISH, Task::Finish] {
+            self.nomad.delete_variable(&self.config.namespace, &task_path(job, task)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a Variable holds what a login needs.
+fn usable(items: &BTreeMap<String, String>) -> Result<(), String> {
+    let has = |name| items.get(name).is_some_and(|value| !value.is_empty());
+    if has("token") || (has("username") && has("password")) {
+        return Ok(());
+    }
+    Err("names a Variable without the items username and password, or token".to_owned())
+}

@@ -1,0 +1,54 @@
+//! Whether what the store shows is current, and why not.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::nomad::Error;
+
+/// Nomad pushes at least every minute, be it a heartbeat or a blocking query's end.
+const STALE: Duration = Duration::from_secs(100);
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Jobs,
+    Ledger,
+}
+
+#[derive(Default)]
+struct State {
+    heard: [Option<Instant>; 2],
+    broken: [Option<String>; 2],
+}
+
+/// When each part was last heard of.
+#[derive(Default)]
+pub(super) struct Freshness(Mutex<State>);
+
+impl Freshness {
+    pub(super) fn current(&self, part: Part) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.heard[part as usize] = Some(Instant::now());
+        state.broken[part as usize] = None;
+    }
+
+    pub(super) fn broken(&self, part: Part, error: &Error) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.broken[part as usize] = Some(error.to_string());
+    }
+
+    /// Why the store cannot be believed; none where it can.
+    pub(super) fn doubt(&self) -> Option<String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = state.broken.iter().flatten().next() {
+            return Some(why.clone());
+        }
+        match state.heard {
+            [None, _] | [_, None] => Some("the first list of jobs is not complete yet".to_owned()),
+            [Some(jobs), Some(ledger)] if jobs.min(ledger).elapsed() > STALE => {
+                Some("nothing was heard of Nomad for over 100 seconds".to_owned())
+            }
+            _ => None,
+        }
+    }
+}

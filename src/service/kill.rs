@@ -1,0 +1,60 @@
+//! Kill: revoke the right to publish, then stop the Nomad job.
+
+use backon::{ExponentialBuilder, Retryable};
+use chrono::Utc;
+
+use super::{FindError, PATIENCE, Service};
+use crate::job::{Claim, JobId, Reason, Status, Verdict};
+use crate::nomad::{Error, Kind};
+
+/// What became of a kill.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Killed {
+    /// The job is killed, now or by an earlier call.
+    Yes,
+    /// It is not, for this reason.
+    No(String),
+}
+
+impl Service {
+    /// Kills a job that has not claimed the right to publish. Again is harmless.
+    pub async fn kill(&self, id: &JobId) -> Result<Killed, FindError> {
+        let record = self.record(id).await?;
+        if record.status.is_final() && record.status != Status::Killed {
+            return Ok(Killed::No(format!("the job has ended: {}", record.status)));
+        }
+        let verdict =
+            Verdict::new(Status::Killed, record.phase, Reason::Killed, "killed by a caller", Utc::now());
+        let decision = self
+            .ledger
+            .decide(id, &Claim::revoked(verdict))
+            .await
+            .map_err(|error| FindError::Ledger(id.clone(), error))?;
+        let killed = match &decision.claim {
+            Claim::Revoked { verdict, .. } if verdict.status == Status::Killed => Killed::Yes,
+            Claim::Revoked { verdict, .. } => Killed::No(format!("the job has ended: {}", verdict.status)),
+            Claim::Claimed { .. } => {
+                Killed::No("the job has claimed the right to publish, and ends by itself".to_owned())
+            }
+        };
+        self.store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
+        if killed == Killed::Yes {
+            let failed = |error| FindError::Nomad(id.clone(), error);
+            self.stop(id).await.map_err(failed)?;
+            // Where no task ever ran, none removes what the job was given.
+            if record.nomad.allocation.is_none() {
+                self.remove_credentials(id).await.map_err(failed)?;
+            }
+        }
+        Ok(killed)
+    }
+
+    async fn stop(&self, id: &JobId) -> Result<(), Error> {
+        let backoff = ExponentialBuilder::default().with_jitter().with_total_delay(Some(PATIENCE));
+        let stop = || self.nomad.stop(&self.config.namespace, id.as_str(), false);
+        match stop.retry(backoff).when(Error::is_passing).await {
+            Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
+            done => done,
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! The one connection that reads a task's log for all its readers.
+//!
+//! Invariant: never waits for a reader. Ends by itself once nothing can follow, and is stopped after the last reader.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::cursor::Position;
+use super::decoder::Entry;
+use super::message::EndReason;
+use super::ring::{Chunk, Ending, Next, Ring};
+use super::tap::{Mark, Tap, Target};
+use super::{Inner, retries};
+use crate::job::Record;
+use crate::nomad::{Error, Kind};
+
+/// How often Nomad is asked whether a task that should have ended has ended.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a connection is kept while others wait for its place.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Nomad says that a task is dead before it has written out the last of its log: how long to wait for that, how often.
+const FLUSH: Duration = Duration::from_millis(600);
+const PASSES: u32 = 10;
+
+/// How often a log that should be there is asked for before it is held to be gone.
+const ASKED: u32 = 5;
+
+/// What readers and their follower share.
+struct Shared {
+    ring: Mutex<Ring>,
+    changed: watch::Sender<()>,
+}
+
+impl Shared {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader's hold on a follower, which stops when the last one is dropped.
+pub(super) struct Handle {
+    shared: Arc<Shared>,
+    inner: Arc<Inner>,
+    key: Key,
+    _task: AbortOnDropHandle<()>,
+}
+
+type Key = (String, crate::job::Phase);
+
+/// The followers there are.
+#[derive(Default)]
+pub(super) struct Followers(Mutex<HashMap<Key, Weak<Handle>>>);
+
+impl Followers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Weak<Handle>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handle {
+    /// The follower of a log; started at a mark where there is none.
+    pub(super) fn get(
+        inner: &Arc<Inner>,
+        target: Target,
+        mark: Mark,
+        record: watch::Receiver<Arc<Record>>,
+    ) -> Arc<Self> {
+        let key = (target.allocation.clone(), target.phase);
+        let mut all = inner.followers.lock();
+        if let Some(handle) = all.get(&key).and_then(Weak::upgrade) {
+            return handle;
+        }
+        let handle = Self::spawn(inner, target, mark, record);
+        all.insert(key, Arc::downgrade(&handle));
+        handle
+    }
+
+    /// A follower from a mark on, in place of the one there is; who reads from that one goes on doing so.
+    pub(super) fn start(
+        inner: &Arc<Inner>,
+        target: Target,
+        mark: Mark,
+        record: watch::Receiver<Arc<Record>>,
+    ) -> Arc<Self> {
+        let key = (target.allocation.clone(), target.phase);
+        let handle = Self::spawn(inner, target, mark, record);
+        inner.followers.lock().insert(key, Arc::downgrade(&handle));
+        handle
+    }
+
+    fn spawn(
+        inner: &Arc<Inner>,
+        target: Target,
+        mark: Mark,
+        record: watch::Receiver<Arc<Record>>,
+    ) -> Arc<Self> {
+        let key = (target.allocation.clone(), target.phase);
+        let ring = Mutex::new(Ring::new(mark.position, inner.settings.ring_bytes));
+        let shared = Arc::new(Shared { ring, changed: watch::Sender::new(()) });
+        let follower = Follower {
+            inner: Arc::clone(inner),
+            shared: Arc::clone(&shared),
+            target,
+            record,
+            removed: false,
+            mark,
+            progress: Instant::now(),
+            ended: None,
+            asked: 0,
+        };
+        inner.counters.follower(1);
+        let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
+        Arc::new(Self { shared, inner: Arc::clone(inner), key, _task: task })
+    }
+
+    /// Wakes at every change.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changed.subscribe()
+    }
+
+    /// What comes after a position.
+    pub(super) fn after(&self, position: Position) -> Next {
+        self.shared.ring().after(position)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.inner.counters.follower(-1);
+        let mut all = self.inner.followers.lock();
+        // Another one may have been started since the last reader let go of this one.
+        if all.get(&self.key).is_some_and(|handle| handle.strong_count() == 0) {
+            all.remove(&self.key);
+        }
+    }
+}
+
+struct Follower {
+    inner: Arc<Inner>,
+    shared: Arc<Shared>,
+    target: Target,
+    record: watch::Receiver<Arc<Record>>,
+    removed: bool,
+    mark: Mark,
+    /// When the log last grew.
+    progress: Instant,
+    /// When it was first seen that the job has ended.
+    ended: Option<Instant>,
+    /// How often the log was not there although its task had started and ended.
+    asked: u32,
+}
+
+/// What Nomad says of the task.
+enum Task {
+    /// It may still write.
+    Live,
+    /// It wrote, and will not any more.
+    Dead,
+    /// It never ran, and may still.
+    Waits,
+    /// Nomad has forgotten the allocation.
+    Gone,
+}
+
+impl Task {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Dead | Self::Gone)
+    }
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let ending = self.follow().await;
+        tracing::debug!(allocation = self.target.allocation, phase = %self.target.phase, ?ending, "log read");
+        self.shared.ring().end_with(|| ending);
+    }
+
+    async fn follow(&mut self) -> Ending {
+        let mut delays = retries();
+        loop {
+            let before = self.mark.position;
+            if self.is_complete() {
+                return Ending::Done;
+            }
+            match self.connection().await {
+                Ok(Some(ending)) => return ending,
+                Ok(None) => {}
+                Err(error) => {
+                    if let Some(ending) = self.judge(&error).await {
+                        return ending;
+                    }
+                }
+            }
+            if self.mark.position != before {
+                delays = retries();
+            }
+            let delay = delays.next().unwrap_or(CHECK);
+            // A change may be the task's start: no need to wait any longer.
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = changed(&mut self.record, &mut self.removed) => {}
+            }
+        }
+    }
+
+    /// Reads until the log is complete, the connection ends, or its place is somebody else's turn.
+    async fn connection(&mut self) -> Result<Option<Ending>, Error> {
+        let Inner { places, counters, .. } = &*Arc::clone(&self.inner);
+        let mut tap = Tap::open(&self.target, places, counters, self.mark, true).await?;
+        // A log whose length is known ends by itself.
+        let soon = if self.is_over() && self.lines().is_none() { Duration::ZERO } else { CHECK };
+        let mut check = tokio::time::interval_at(Instant::now() + soon, CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let (mut ended, mut settle) = (false, false);
+            tokio::select! {
+                entries = tap.next(counters) => {
+                    ended = entries.as_ref().is_ok_and(Option::is_none);
+                    self.push(entries?.unwrap_or_default());
+                    settle = ended && self.is_over();
+                }
+                () = changed(&mut self.record, &mut self.removed) => {}
+                _ = check.tick() => settle = self.is_over(),
+            }
+            if self.is_complete() {
+                return Ok(Some(Ending::Done));
+            }
+            if settle {
+                match self.task().await? {
+                    // What never began by the record's word is not waited for: its right to begin was revoked.
+                    task if task.is_over() || (self.is_final() && !self.has_run()) => {
+                        drop(tap);
+                        return self.drain().await.map(Some);
+                    }
+                    _ if self.is_out_of_patience() => {
+                        let text =
+                            "the job has ended, but its task has not: what it may still write is not shown";
+                        return Ok(Some(Ending::Missing(EndReason::Unavailable, text.to_owned())));
+                    }
+                    _ => {}
+                }
+            }
+            if ended || tap.is_due(places, TURN) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is left of a log that nobody writes to any more.
+    async fn drain(&mut self) -> Result<Ending, Error> {
+        let Inner { places, counters, .. } = &*Arc::clone(&self.inner);
+        let end = self.record.borrow().timestamps.job_end;
+        let is_fresh = self.has_run() && end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10);
+        for _ in 0..PASSES {
+            if is_fresh {
+                tokio::time::sleep(FLUSH).await;
+            }
+            let before = self.mark.position;
+            let mut tap = Tap::open(&self.target, places, counters, self.mark, false).await?;
+            while let Some(entries) = tap.next(counters).await? {
+                self.push(entries);
+            }
+            let is_quiet = self.mark.position == before && self.lines().is_none();
+            if !is_fresh || is_quiet {
+                // A line without an end is the last thing a killed runner wrote.
+                self.push(tap.finish());
+                break;
+            }
+            if self.lines().is_some_and(|lines| self.mark.position.seq >= lines) {
+                break;
+            }
+        }
+        Ok(Ending::Done)
+    }
+
+    fn push(&mut self, entries: Vec<Entry>) {
+        let Some(last) = entries.last() else { return };
+        self.mark = Mark::after(last);
+        self.progress = Instant::now();
+        self.asked = 0;
+        if let Some(chunk) = Chunk::new(entries) {
+            self.shared.ring().push(chunk);
+            self.shared.changed.send_replace(());
+        }
+    }
+
+    /// Whether an error is the end.
+    async fn judge(&mut self, error: &Error) -> Option<Ending> {
+        let missing = |text: String| Some(Ending::Missing(EndReason::Unavailable, text));
+        match &error.kind {
+            // Nomad answers 400 for a task of an allocation that has not reached its node.
+            Kind::NotFound | Kind::Refused { status: 400, .. } => match self.task().await {
+                Ok(Task::Gone) if self.has_run() => Some(expired()),
+                Ok(Task::Gone) => Some(Ending::Done),
+                // Nomad's servers hear of a task's start up to a second after the record may.
+                Ok(Task::Waits) if self.is_final() && !self.has_run() => Some(Ending::Done),
+                Ok(Task::Dead) if self.is_over() => {
+                    self.asked += 1;
+                    (self.asked >= ASKED).then(expired)
+                }
+                Ok(_) if self.is_out_of_patience() => missing(format!("the log cannot be read: {error}")),
+                Err(cause) if self.is_out_of_patience() => {
+                    missing(format!("the log cannot be read: {cause}"))
+                }
+                Ok(_) | Err(_) => None,
+            },
+            Kind::Forbidden => missing(format!("the log may not be read: {error}")),
+            _ => {
+                tracing::debug!(%error, "reading a log again");
+                self.inner.counters.reconnected();
+                if self.is_out_of_patience() {
+                    missing(format!("the log cannot be read: {error}"))
+                } else {
+                    None
+                }
+            }
+        }
+    }
+
+    async fn task(&self) -> Result<Task, Error> {
+        let Target { nomad, namespace, allocation, phase } = &self.target;
+        let found = match nomad.allocation(namespace, allocation).await {
+            Ok(found) => found,
+            Err(error) if error.kind == Kind::NotFound => return Ok(Task::Gone),
+            Err(error) => return Err(error),
+        };
+        Ok(match found.task_states.get(phase.as_str()) {
+            Some(task) if task.started_at.is_none() => Task::Waits,
+            Some(task) if task.state == "dead" => Task::Dead,
+            Some(_) => Task::Live,
+            None => Task::Waits,
+        })
+    }
+
+    fn lines(&self) -> Option<u64> {
+        self.record.borrow().lines[self.target.phase as usize]
+    }
+
+    /// Whether every line that the runner counted was read.
+    fn is_complete(&self) -> bool {
+        self.lines() == Some(self.mark.position.seq)
+    }
+
+    fn is_final(&self) -> bool {
+        self.removed || self.record.borrow().status.is_final()
+    }
+
+    /// Whether the phase is over, so that nothing new is written.
+    fn is_over(&self) -> bool {
+        let ended = self.record.borrow().timestamps.of(self.target.phase).1.is_some();
+        ended || self.lines().is_some() || self.is_final()
+    }
+
+    fn has_run(&self) -> bool {
+        self.record.borrow().timestamps.of(self.target.phase).0.is_some() || self.lines().is_some()
+    }
+
+    /// Whether the job has ended and nothing was heard of its log for long.
+    fn is_out_of_patience(&mut self) -> bool {
+        if !self.is_final() {
+            return false;
+        }
+        let ended = *self.ended.get_or_insert_with(Instant::now);
+        ended.max(self.progress).elapsed() >= self.inner.settings.patience
+    }
+}
+
+impl Drop for Follower {
+    /// Readers never wait for a follower that is no more, whatever became of it.
+    fn drop(&mut self) {
+        let text = "reading it was given up because of a fault of the service";
+        let fault = || Ending::Missing(EndReason::Unavailable, text.to_owned());
+        self.shared.ring().end_with(fault);
+        self.shared.changed.send_replace(());
+    }
+}
+
+fn expired() -> Ending {
+    Ending::Missing(EndReason::Expired, "Nomad no longer has this log".to_owned())
+}
+
+/// Waits for a change of the record; for ever once there can be none.
+pub(super) async fn changed(record: &mut watch::Receiver<Arc<Record>>, removed: &mut bool) {
+    if *removed {
+        std::future::pending::<()>().await;
+    }
+    *removed = record.changed().await.is_err();
+}

@@ -1,0 +1,371 @@
+//! One reader's way through a job's log: three phases, one after the other, each from the ring where the ring has it.
+//!
+//! Invariant: holds a position, at most one chunk of its own, and nothing of what it has not asked for. What is not
+//! shown is named.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::cursor::{Cursor, InvalidCursor, Position};
+use super::follower::{Handle, changed};
+use super::message::{EndReason, Message};
+use super::ring::{Chunk, Ending, Next};
+use super::tap::{Hint, Mark, Tap, Target};
+use super::{Inner, Request, retries, tail};
+use crate::job::{Phase, Record, Status};
+use crate::nomad::Error;
+
+/// How long a reader tries by itself to catch up: an agent that starts may not know its allocations yet.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A reader.
+pub(super) struct Reader {
+    inner: Arc<Inner>,
+    record: watch::Receiver<Arc<Record>>,
+    removed: bool,
+    asked: Vec<Phase>,
+    /// Those still to come; the first one is being read.
+    phases: VecDeque<Phase>,
+    allocation: Option<Uuid>,
+    mark: Mark,
+    tail: Option<u64>,
+    handle: Option<(Arc<Handle>, watch::Receiver<()>)>,
+    chunk: Option<(Arc<Chunk>, usize)>,
+    shown: Option<(Status, Option<Phase>)>,
+    reason: Option<EndReason>,
+    done: bool,
+}
+
+impl Reader {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        record: watch::Receiver<Arc<Record>>,
+        request: Request,
+    ) -> Result<Self, InvalidCursor> {
+        let asked = super::phases(request.phases.as_deref());
+        let mut reader = Self {
+            inner,
+            removed: false,
+            phases: asked.iter().copied().collect(),
+            asked,
+            allocation: None,
+            mark: Mark::START,
+            tail: request.tail,
+            handle: None,
+            chunk: None,
+            shown: None,
+            reason: None,
+            done: false,
+            record,
+        };
+        reader.inner.counters.reader(1);
+        if let Some(cursor) = request.cursor {
+            reader.resume(&cursor)?;
+        }
+        Ok(reader)
+    }
+
+    fn resume(&mut self, cursor: &Cursor) -> Result<(), InvalidCursor> {
+        let of_this = |allocation: &String| cursor.is_of(allocation);
+        if !self.record.borrow().nomad.allocation.as_ref().is_some_and(of_this) {
+            return Err(InvalidCursor::Foreign);
+        }
+        self.tail = None;
+        self.allocation = allocation(&self.record.borrow());
+        self.phases.retain(|&phase| phase >= cursor.phase());
+        if self.phases.front() == Some(&cursor.phase()) {
+            self.mark =
+                Mark { position: cursor.position(), hint: cursor.offset().map_or(Hint::None, Hint::Line) };
+        }
+        Ok(())
+    }
+
+    /// The next message; none after the end.
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        loop {
+            if self.done {
+                return None;
+            }
+            if let Some(message) = self.status().or_else(|| self.line()) {
+                return Some(message);
+            }
+            if let Some(lines) = self.tail.take() {
+                self.seek(lines).await;
+                continue;
+            }
+            let message = match self.phases.front() {
+                Some(&phase) => self.advance(phase).await,
+                None => self.end().await,
+            };
+            if message.is_some() {
+                return message;
+            }
+        }
+    }
+
+    /// The job's status, when it is news.
+    fn status(&mut self) -> Option<Message> {
+        let record = Arc::clone(&self.record.borrow_and_update());
+        let now = (record.status, record.phase);
+        if self.shown == Some(now) {
+            return None;
+        }
+        self.shown = Some(now);
+        Some(Message::Status { status: record.status, phase: record.phase, time: since(&record) })
+    }
+
+    /// The next line at hand, or the gap before it.
+    fn line(&mut self) -> Option<Message> {
+        let (chunk, index) = self.chunk.take()?;
+        let entry = chunk.get(index)?;
+        let &phase = self.phases.front()?;
+        let at = self.mark.position;
+        let known = if entry.position.run == at.run { at.seq } else { 0 };
+        if entry.position.sub == 0 && entry.position.seq > known.saturating_add(1) {
+            let before = Position { seq: entry.position.seq - 1, sub: 0, ..entry.position };
+            let text = missing(known, before.seq);
+            let gap = self.gap(phase, before, text);
+            self.chunk = Some((chunk, index));
+            return Some(gap);
+        }
+        self.mark = Mark::after(entry);
+        let message = Message::Log {
+            phase,
+            stream: entry.stream,
+            line: entry.text.clone(),
+            time: entry.time,
+            cursor: self.cursor(phase),
+            partial: entry.partial,
+        };
+        self.chunk = Some((chunk, index + 1));
+        Some(message)
+    }
+
+    /// One step further in a phase; a message if there is one to give at once.
+    async fn advance(&mut self, phase: Phase) -> Option<Message> {
+        let record = Arc::clone(&self.record.borrow());
+        let lines = record.lines[phase as usize];
+        if phase == Phase::Test && !record.labels.has_tests {
+            self.next_phase();
+            return None;
+        }
+        let Some(now) = allocation(&record) else {
+            if self.is_final() {
+                self.next_phase();
+            } else {
+                self.changed().await;
+            }
+            return None;
+        };
+        if let Some(message) = self.moved(phase, now) {
+            return Some(message);
+        }
+        if self.handle.is_none() {
+            if lines == Some(self.mark.position.seq) {
+                self.next_phase();
+                return None;
+            }
+            let handle =
+                Handle::get(&self.inner, self.target(&record, phase), self.mark, self.record.clone());
+            let changes = handle.changes();
+            self.handle = Some((handle, changes));
+        }
+        let (handle, changes) = self.handle.as_mut()?;
+        changes.borrow_and_update();
+        match handle.after(self.mark.position) {
+            Next::Lines(chunk, index) => self.chunk = Some((chunk, index)),
+            Next::Behind => self.catch_up(&record, phase).await,
+            Next::Nothing if lines == Some(self.mark.position.seq) => self.next_phase(),
+            Next::Nothing => {
+                tokio::select! {
+                    // The handle keeps the other end.
+                    Ok(()) = changes.changed() => {}
+                    () = changed(&mut self.record, &mut self.removed) => {}
+                }
+            }
+            Next::Ended(ending) => return self.ended(phase, lines, ending),
+        }
+        None
+    }
+
+    /// Nomad made another allocation: everything runs again.
+    fn moved(&mut self, phase: Phase, now: Uuid) -> Option<Message> {
+        self.allocation.replace(now).filter(|&before| before != now)?;
+        let &first = self.asked.first()?;
+        let began = self.mark != Mark::START || first != phase;
+        self.restart();
+        self.phases = self.asked.iter().copied().collect();
+        let text = "Nomad started the job again: what follows is the log of its new run, from the beginning";
+        let cursor = self.cursor(first);
+        began.then(|| Message::Gap { phase, message: text.to_owned(), cursor })
+    }
+
+    /// The follower is done.
+    fn ended(&mut self, phase: Phase, lines: Option<u64>, ending: Ending) -> Option<Message> {
+        let at = self.mark.position;
+        let gap = match (ending, lines) {
+            (Ending::Missing(reason, text), _) => {
+                self.reason = self.reason.max(Some(reason));
+                let all = lines.map_or(at, Position::after).max(at);
+                let what = if at == Position::default() { "the whole log" } else { "the rest of the log" };
+                Some(self.gap(phase, all, format!("{what} of this phase is missing: {text}")))
+            }
+            (Ending::Done, Some(lines)) if lines > at.seq => {
+                self.reason = self.reason.max(Some(EndReason::Unavailable));
+                Some(self.gap(phase, Position { seq: lines, sub: 0, ..at }, missing(at.seq, lines)))
+            }
+            (Ending::Done, _) => None,
+        };
+        self.next_phase();
+        gap
+    }
+
+    /// Reads a bounded piece of what the ring does not have from Nomad.
+    async fn catch_up(&mut self, record: &Record, phase: Phase) {
+        let target = self.target(record, phase);
+        let mut delays = retries();
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            match self.bite(&target).await {
+                Ok(None) => break,
+                Ok(Some(chunk)) => {
+                    self.chunk = Some((chunk, 0));
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "reading a log again");
+                    tokio::time::sleep(delays.next().unwrap_or_default()).await;
+                }
+            }
+        }
+        // The follower was started after this position and nothing lies between: its first reader's cursor pointed
+        // beyond the log's end. Or nothing can be read: then a follower from here finds out why, and says so.
+        let handle = Handle::start(&self.inner, target, self.mark, self.record.clone());
+        let changes = handle.changes();
+        self.handle = Some((handle, changes));
+    }
+
+    async fn bite(&self, target: &Target) -> Result<Option<Arc<Chunk>>, Error> {
+        let Inner { places, counters, settings, .. } = &*self.inner;
+        counters.caught_up();
+        let mut tap = Tap::open(target, places, counters, self.mark, false).await?;
+        let mut all = Vec::new();
+        let mut size = 0;
+        while size < settings.bite_bytes {
+            let Some(entries) = tap.next(counters).await? else { break };
+            size += entries.iter().map(super::decoder::Entry::size).sum::<usize>();
+            all.extend(entries);
+        }
+        Ok(Chunk::new(all))
+    }
+
+    /// Goes to the last lines of the phases asked for, counted over all of them.
+    async fn seek(&mut self, lines: u64) {
+        let record = Arc::clone(&self.record.borrow());
+        let mut left = lines.min(tail::MOST);
+        let Some(now) = allocation(&record) else { return };
+        for &phase in self.asked.iter().rev() {
+            let begun = record.timestamps.of(phase).0.is_some() || record.lines[phase as usize].is_some();
+            if !begun {
+                continue;
+            }
+            let target = self.target(&record, phase);
+            // What cannot be read now is read by the follower, and named there if it cannot either.
+            let Ok(found) = tail::find(&self.inner, &target, left).await else { continue };
+            left -= found.lines.min(left);
+            if left == 0 {
+                self.allocation = Some(now);
+                self.mark = found.mark;
+                self.phases.retain(|&other| other >= phase);
+                return;
+            }
+        }
+    }
+
+    /// After the last phase: waits for the job's end.
+    async fn end(&mut self) -> Option<Message> {
+        if !self.is_final() {
+            self.changed().await;
+            return None;
+        }
+        self.done = true;
+        let record = Arc::clone(&self.record.borrow());
+        let removed = (!record.status.is_final()).then_some(EndReason::Removed);
+        Some(Message::End { status: record.status, time: since(&record), reason: self.reason.or(removed) })
+    }
+
+    async fn changed(&mut self) {
+        changed(&mut self.record, &mut self.removed).await;
+    }
+
+    fn is_final(&self) -> bool {
+        self.removed || self.record.borrow().status.is_final()
+    }
+
+    fn next_phase(&mut self) {
+        self.phases.pop_front();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        self.mark = Mark::START;
+        self.chunk = None;
+        self.handle = None;
+    }
+
+    fn gap(&mut self, phase: Phase, until: Position, message: String) -> Message {
+        self.mark = Mark { position: until, hint: Hint::None };
+        Message::Gap { phase, message, cursor: self.cursor(phase) }
+    }
+
+    fn cursor(&self, phase: Phase) -> Cursor {
+        let offset = match self.mark.hint {
+            Hint::Line(offset) => Some(offset),
+            Hint::None | Hint::End(_) => None,
+        };
+        Cursor::new(self.allocation.unwrap_or_default(), phase, self.mark.position, offset)
+    }
+
+    fn target(&self, record: &Record, phase: Phase) -> Target {
+        Target {
+            nomad: self.inner.nomad.clone(),
+            namespace: record.nomad.namespace.clone(),
+            allocation: record.nomad.allocation.clone().unwrap_or_default(),
+            phase,
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.inner.counters.reader(-1);
+    }
+}
+
+fn allocation(record: &Record) -> Option<Uuid> {
+    Uuid::try_parse(record.nomad.allocation.as_deref()?).ok()
+}
+
+fn missing(known: u64, until: u64) -> String {
+    let first = known.saturating_add(1);
+    format!("lines {first} to {until} are missing: Nomad no longer has them")
+}
+
+/// Since when a job has its status.
+fn since(record: &Record) -> DateTime<Utc> {
+    let times = &record.timestamps;
+    let time = match record.status {
+        Status::Pending => times.job_start,
+        Status::Building => times.build_start,
+        Status::Testing => times.test_start,
+        Status::Publishing => times.publish_start,
+        Status::Succeeded | Status::Failed | Status::Killed | Status::Lost => times.job_end,
+    };
+    time.or(times.job_start).unwrap_or_else(Utc::now)
+}

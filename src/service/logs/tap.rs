@@ -1,0 +1,242 @@
+//! One connection to one task's log, at a place that was verified.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::Counters;
+use super::cursor::Position;
+use super::decoder::{Decoder, Entry};
+use crate::job::Phase;
+use crate::nomad::{Client, Error, FrameStream, Origin};
+
+/// How long a place in a log may take to show its first line before it is held to be the wrong place.
+const PROOF: Duration = Duration::from_secs(3);
+
+/// One task's log.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) nomad: Client,
+    pub(super) namespace: String,
+    pub(super) allocation: String,
+    pub(super) phase: Phase,
+}
+
+/// Where the bytes of a position may be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// Nowhere in particular.
+    None,
+    /// The line at `position.seq` begins here.
+    Line(u64),
+    /// The line lies within this many bytes before the end, or it did.
+    End(u64),
+}
+
+/// A position, and where its bytes may be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) position: Position,
+    pub(super) hint: Hint,
+}
+
+impl Mark {
+    pub(super) const START: Self = Self { position: Position { run: 0, seq: 0, sub: 0 }, hint: Hint::None };
+
+    /// After a line.
+    pub(super) fn after(entry: &Entry) -> Self {
+        Self { position: entry.position, hint: entry.offset.map_or(Hint::None, Hint::Line) }
+    }
+}
+
+/// The places for connections to logs: Nomad allows 100 connections of one address.
+pub(super) struct Places {
+    free: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+/// A place, given back when dropped.
+pub(super) struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+    since: Instant,
+}
+
+impl Places {
+    pub(super) fn new(count: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(count)), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Waits for a place; who waits longest comes first.
+    async fn take(&self) -> Place {
+        let waiting = Waiting::new(&self.waiting);
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
+        drop(waiting);
+        Place { _permit: permit, since: Instant::now() }
+    }
+
+    /// Whether a place has been held for its turn and somebody waits for one.
+    fn is_due(&self, place: &Place, turn: Duration) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0 && place.since.elapsed() >= turn
+    }
+}
+
+/// Counts one that waits, also when it gives up.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An open log.
+pub(super) struct Tap {
+    frames: FrameStream,
+    decoder: Decoder,
+    /// Decoded while the place was verified.
+    first: Vec<Entry>,
+    after: Position,
+    bytes: u64,
+    place: Place,
+}
+
+impl Tap {
+    /// Opens a log after a mark; where its hint does not hold, from the start.
+    pub(super) async fn open(
+        target: &Target,
+        places: &Places,
+        counters: &Counters,
+        mark: Mark,
+        follow: bool,
+    ) -> Result<Self, Error> {
+        let place = places.take().await;
+        let hinted = match mark.hint {
+            Hint::None | Hint::Line(0) => None,
+            Hint::Line(offset) => {
+                let decoder = Decoder::from_line(mark.position, offset, Utc::now());
+                Some((Origin::Start(offset), decoder))
+            }
+            Hint::End(bytes) => {
+                Some((Origin::End(bytes), Decoder::from_anywhere(mark.position.run, Utc::now())))
+            }
+        };
+        if let Some((origin, decoder)) = hinted {
+            match Self::prove(target, counters, mark, origin, decoder, follow).await {
+                Ok(Some((frames, decoder, first, bytes))) => {
+                    return Ok(Self { frames, decoder, first, after: mark.position, bytes, place });
+                }
+                // A hint may come from a cursor: what Nomad says to it is not what it says to the log.
+                Ok(None) => {}
+                Err(error) if !error.is_passing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let frames = connect(target, counters, Origin::Start(0), follow).await?;
+        let decoder = Decoder::from_start(Utc::now());
+        Ok(Self { frames, decoder, first: Vec::new(), after: mark.position, bytes: 0, place })
+    }
+
+    /// Opens a log some bytes before its end, to see what is there.
+    pub(super) async fn open_end(
+        target: &Target,
+        places: &Places,
+        counters: &Counters,
+        bytes: u64,
+    ) -> Result<Self, Error> {
+        let place = places.take().await;
+        let frames = connect(target, counters, Origin::End(bytes), false).await?;
+        let decoder = Decoder::from_anywhere(0, Utc::now());
+        Ok(Self { frames, decoder, first: Vec::new(), after: Position::default(), bytes: 0, place })
+    }
+
+    /// Opens a hinted place and reads its first line; none when it is not the line it should be.
+    async fn prove(
+        target: &Target,
+        counters: &Counters,
+        mark: Mark,
+        origin: Origin,
+        mut decoder: Decoder,
+        follow: bool,
+    ) -> Result<Option<(FrameStream, Decoder, Vec<Entry>, u64)>, Error> {
+        let mut frames = connect(target, counters, origin, follow).await?;
+        let mut first = Vec::new();
+        let mut bytes = 0;
+        let until = Instant::now() + PROOF;
+        while first.is_empty() {
+            let Ok(frame) = tokio::time::timeout_at(until, frames.next()).await else { return Ok(None) };
+            let Some(frame) = frame? else { return Ok(None) };
+            bytes += count(frame.data.len());
+            counters.read(frame.data.len());
+            decoder.feed(&frame, &mut first);
+        }
+        let Position { run, seq, .. } = mark.position;
+        let holds = |entry: &Entry| match origin {
+            Origin::Start(_) => entry.position == Position { run, seq, sub: 0 },
+            Origin::End(_) => entry.position.run == run && entry.position.seq <= seq.saturating_add(1),
+        };
+        Ok(first.first().is_some_and(holds).then_some((frames, decoder, first, bytes)))
+    }
+
+    /// The next lines, perhaps none; nothing at the log's end. May be cancelled without loss.
+    pub(super) async fn next(&mut self, counters: &Counters) -> Result<Option<Vec<Entry>>, Error> {
+        let mut entries = std::mem::take(&mut self.first);
+        if entries.is_empty() {
+            let Some(frame) = self.frames.next().await? else { return Ok(None) };
+            self.bytes += count(frame.data.len());
+            counters.read(frame.data.len());
+            self.decoder.feed(&frame, &mut entries);
+        }
+        Ok(Some(self.news(entries)))
+    }
+
+    /// What stands behind the last line end, once nobody writes any more.
+    pub(super) fn finish(&mut self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        self.decoder.finish(&mut entries);
+        self.news(entries)
+    }
+
+    /// How many bytes were read.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether somebody else should have this connection's place.
+    pub(super) fn is_due(&self, places: &Places, turn: Duration) -> bool {
+        places.is_due(&self.place, turn)
+    }
+
+    fn news(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        let known = entries.iter().take_while(|entry| entry.position <= self.after).count();
+        entries.drain(..known);
+        entries
+    }
+}
+
+fn count(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+async fn connect(
+    target: &Target,
+    counters: &Counters,
+    origin: Origin,
+    follow: bool,
+) -> Result<FrameStream, Error> {
+    let Target { nomad, namespace, allocation, phase } = target;
+    let frames = nomad.task_log(namespace, allocation, phase.as_str(), origin, follow).await?;
+    counters.connected();
+    Ok(frames)
+}

@@ -1,0 +1,291 @@
+//! A job's log as plain text, for who wants all of it at once.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use chrono::Utc;
+use serde::Serialize;
+
+use super::decoder::Entry;
+use super::tap::{Mark, Tap, Target};
+use super::{ByPhase, Inner, retries};
+use crate::job::{Phase, Record, Stream};
+use crate::nomad::{Error, Kind};
+
+/// How often a log is read on in vain, for lines that are still on their way, and how often the connection may fail.
+const TRIES: u32 = 12;
+const FAILURES: u32 = 3;
+
+/// How long lines are on their way from the runner to Nomad's file.
+const LAG: Duration = Duration::from_millis(250);
+
+/// The phases' logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Logs {
+    /// What the build wrote; empty where it has not run. So are the others.
+    pub build: String,
+    /// What the tests wrote.
+    pub test: String,
+    /// What publishing wrote.
+    pub publish: String,
+    /// The phases of which only the end is given.
+    #[serde(skip_serializing_if = "ByPhase::is_empty")]
+    pub truncated: ByPhase<Truncated>,
+    /// The phases that did run and whose log, or its beginning or end, is gone, with the reason.
+    #[serde(skip_serializing_if = "ByPhase::is_empty")]
+    pub missing: ByPhase<String>,
+}
+
+/// What was left out of a phase's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Truncated {
+    /// How many bytes of text.
+    pub omitted_bytes: u64,
+}
+
+/// Reads the logs of some phases.
+pub(super) async fn read(
+    inner: &Inner,
+    record: &Record,
+    phases: &[Phase],
+    tail: Option<usize>,
+    max_bytes: usize,
+) -> Result<Logs, Error> {
+    let mut logs = Logs::default();
+    let Some(allocation) = &record.nomad.allocation else { return Ok(logs) };
+    for &phase in phases.iter().filter(|&&phase| phase != Phase::Test || record.labels.has_tests) {
+        let target = Target {
+            nomad: inner.nomad.clone(),
+            namespace: record.nomad.namespace.clone(),
+            allocation: allocation.clone(),
+            phase,
+        };
+        let mut text = Text::new(tail.unwrap_or(usize::MAX), max_bytes);
+        let missing = collect(inner, &target, record, &mut text).await?;
+        let omitted = text.omitted;
+        let text = text.finish();
+        let slot = match phase {
+            Phase::Build => &mut logs.build,
+            Phase::Test => &mut logs.test,
+            Phase::Publish => &mut logs.publish,
+        };
+        *slot = text;
+        if omitted > 0 {
+            logs.truncated.insert(phase, Truncated { omitted_bytes: omitted });
+            let note = format!(
+                "[{omitted} bytes before this line are left out; GET /jobs/{}/logs/stream?phase={phase} gives all]\n",
+                record.id
+            );
+            slot.insert_str(0, &note);
+        }
+        if let Some(reason) = missing {
+            // Never silently: who reads only the text is told, too.
+            slot.insert_str(0, &format!("[{reason}]\n"));
+            logs.missing.insert(phase, reason);
+        }
+    }
+    Ok(logs)
+}
+
+/// Reads one log to its end; returns what is missing of it.
+async fn collect(
+    inner: &Inner,
+    target: &Target,
+    record: &Record,
+    text: &mut Text,
+) -> Result<Option<String>, Error> {
+    let lines = record.lines[target.phase as usize];
+    let began = record.timestamps.of(target.phase).0.is_some() || lines.is_some();
+    // A line without an end is the last thing a killed runner wrote; otherwise its end is on its way.
+    let ends_open = record.status.is_final() && lines.is_none();
+    let mut mark = Mark::START;
+    let mut lost = Vec::new();
+    let mut delays = retries();
+    let mut failures = 0;
+    let mut in_vain = 0;
+    loop {
+        let before = mark.position.seq;
+        let passed = pass(inner, target, ends_open, &mut mark, &mut lost, text).await;
+        // As long as lines come, more of them may.
+        in_vain = if mark.position.seq > before { 0 } else { in_vain + 1 };
+        let is_last = in_vain == TRIES;
+        match passed {
+            Ok(()) if is_last || lines.is_none_or(|lines| mark.position.seq >= lines) => break,
+            Ok(()) if !is_fresh(record) => break,
+            Ok(()) => tokio::time::sleep(LAG).await,
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Refused { status: 400, .. }) => {
+                let gone = began && is_gone(target).await?;
+                return Ok(gone.then(|| "expired: Nomad no longer has this log".to_owned()));
+            }
+            Err(error) if is_last || failures == FAILURES || error.kind == Kind::Forbidden => {
+                return Err(error);
+            }
+            Err(_) => {
+                failures += 1;
+                tokio::time::sleep(delays.next().unwrap_or_default()).await;
+            }
+        }
+    }
+    let known = mark.position.seq;
+    if let Some(lines) = lines.filter(|&lines| lines > known) {
+        lost.push((known + 1, lines));
+    }
+    let (Some(first), Some(all)) = (lost.first(), lost.last()) else { return Ok(None) };
+    let what = if lost.len() == 1 { "lines" } else { "some of lines" };
+    Ok(Some(format!("{what} {} to {} are missing: Nomad no longer has them", first.0, all.1)))
+}
+
+/// Reads from a mark to the end that the log has now.
+async fn pass(
+    inner: &Inner,
+    target: &Target,
+    ends_open: bool,
+    mark: &mut Mark,
+    lost: &mut Vec<(u64, u64)>,
+    text: &mut Text,
+) -> Result<(), Error> {
+    let mut tap = Tap::open(target, &inner.places, &inner.counters, *mark, false).await?;
+    loop {
+        let next = tap.next(&inner.counters).await?;
+        let ended = next.is_none();
+        let entries = match next {
+            Some(entries) => entries,
+            None if ends_open => tap.finish(),
+            None => Vec::new(),
+        };
+        for entry in entries {
+            let at = mark.position;
+            let known = if entry.position.run == at.run { at.seq } else { 0 };
+            if entry.position.sub == 0 && entry.position.seq > known + 1 && lost.len() < 2 {
+                lost.push((known + 1, entry.position.seq - 1));
+            }
+            *mark = Mark::after(&entry);
+            text.push(&entry);
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether lines may still be on their way.
+fn is_fresh(record: &Record) -> bool {
+    record.timestamps.job_end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10)
+}
+
+/// Whether a log that is not there was there.
+async fn is_gone(target: &Target) -> Result<bool, Error> {
+    match target.nomad.allocation(&target.namespace, &target.allocation).await {
+        Ok(found) => {
+            Ok(found.task_states.get(target.phase.as_str()).is_some_and(|task| task.started_at.is_some()))
+        }
+        Err(error) if error.kind == Kind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// The last lines of a text, bounded in lines and in bytes.
+struct Text {
+    lines: VecDeque<String>,
+    bytes: usize,
+    most_lines: usize,
+    most_bytes: usize,
+    omitted: u64,
+    /// Of each stream, the line that is not whole yet.
+    open: [String; 2],
+}
+
+impl Text {
+    fn new(most_lines: usize, most_bytes: usize) -> Self {
+        let open = [String::new(), String::new()];
+        Self { lines: VecDeque::new(), bytes: 0, most_lines, most_bytes, omitted: 0, open }
+    }
+
+    fn push(&mut self, entry: &Entry) {
+        let open = &mut self.open[usize::from(entry.stream == Stream::Stderr)];
+        open.push_str(&entry.text);
+        self.omitted += cut(open, self.most_bytes);
+        if !entry.partial {
+            let line = std::mem::take(open);
+            self.line(line);
+        }
+    }
+
+    fn line(&mut self, mut line: String) {
+        line.push('\n');
+        self.bytes += line.len();
+        self.lines.push_back(line);
+        while self.lines.len() > self.most_lines {
+            // What is before the tail was not asked for.
+            self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
+        }
+        while self.bytes > self.most_bytes && self.lines.len() > 1 {
+            let length = self.lines.pop_front().map_or(0, |line| line.len());
+            self.bytes -= length;
+            self.omitted += u64::try_from(length).unwrap_or(u64::MAX);
+        }
+        if let Some(only) = self.lines.front_mut().filter(|line| line.len() > self.most_bytes) {
+            self.omitted += cut(only, self.most_bytes);
+            self.bytes = only.len();
+        }
+    }
+
+    fn finish(mut self) -> String {
+        for open in std::mem::take(&mut self.open) {
+            if !open.is_empty() {
+                self.line(open);
+            }
+        }
+        let mut out = String::with_capacity(self.bytes);
+        self.lines.iter().for_each(|line| out.push_str(line));
+        out
+    }
+}
+
+/// Keeps the last bytes of a text, cut at a character's edge; returns how many went.
+fn cut(text: &mut String, most: usize) -> u64 {
+    let mut from = text.len().saturating_sub(most);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text.drain(..from);
+    u64::try_from(from).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::service::logs::cursor::Position;
+
+    fn text(most_lines: usize, most_bytes: usize, entries: &[(Stream, bool, &str)]) -> (String, u64) {
+        let mut text = Text::new(most_lines, most_bytes);
+        for &(stream, partial, line) in entries {
+            let (position, time) = (Position::default(), DateTime::UNIX_EPOCH);
+            text.push(&Entry { position, offset: None, time, stream, partial, text: line.to_owned() });
+        }
+        let omitted = text.omitted;
+        (text.finish(), omitted)
+    }
+
+    #[test]
+    fn parts_are_joined_for_each_stream_by_itself() {
+        use Stream::{Stderr, Stdout};
+        let entries = [(Stdout, true, "a"), (Stderr, false, "x"), (Stdout, true, "b"), (Stdout, false, "c")];
+        assert_eq!(text(9, 99, &entries), ("x\nabc\n".to_owned(), 0));
+        assert_eq!(text(9, 99, &entries[..3]), ("x\nab\n".to_owned(), 0));
+    }
+
+    #[test]
+    fn only_the_end_is_kept_and_the_rest_is_counted() {
+        let lines =
+            [(Stream::Stdout, false, "one"), (Stream::Stdout, false, "two"), (Stream::Stdout, false, "3")];
+        assert_eq!(text(9, 10, &lines), ("one\ntwo\n3\n".to_owned(), 0));
+        assert_eq!(text(9, 9, &lines), ("two\n3\n".to_owned(), 4));
+        assert_eq!(text(2, 99, &lines), ("two\n3\n".to_owned(), 0));
+        let long = [(Stream::Stdout, true, "0123456789"), (Stream::Stdout, false, "ab\u{e4}")];
+        assert_eq!(text(9, 4, &long), ("b\u{e4}\n".to_owned(), 11));
+        assert_eq!(text(9, 3, &long), ("\u{e4}\n".to_owned(), 12));
+    }
+}

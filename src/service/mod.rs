@@ -1,0 +1,182 @@
+//! Where jobs meet Nomad: submit, kill, clean up, the store of records and what keeps it true.
+
+mod cleanup;
+mod credentials;
+mod freshness;
+mod kill;
+pub mod logs;
+mod reporter;
+mod store;
+mod submit;
+mod translate;
+mod undertaker;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch::Receiver;
+
+use crate::config::Config;
+use crate::job::{JobId, Record};
+use crate::ledger::{Ledger, LedgerError};
+use crate::nomad::{self, Client, Kind};
+use crate::telemetry::Telemetry;
+
+pub use cleanup::CleanupError;
+pub use kill::Killed;
+pub use submit::SubmitError;
+
+use freshness::Freshness;
+use reporter::Reporter;
+use store::Store;
+use undertaker::Undertaker;
+use watch::Watcher;
+
+/// How long a caller's request keeps trying while Nomad gives passing errors.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The service: everything the API asks for.
+pub struct Service {
+    config: Config,
+    nomad: Client,
+    ledger: Ledger,
+    store: Arc<Store>,
+    freshness: Arc<Freshness>,
+    hub: logs::Hub,
+    telemetry: Arc<Telemetry>,
+}
+
+/// Why a job could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// Neither here nor in Nomad.
+    #[error("there is no job {0}")]
+    Unknown(JobId),
+    /// Nomad could not be asked.
+    #[error("job {0} could not be looked up")]
+    Nomad(JobId, #[source] nomad::Error),
+    /// Its ledger could not be read.
+    #[error("job {0} could not be looked up")]
+    Ledger(JobId, #[source] LedgerError),
+}
+
+impl Service {
+    /// Sets the service up; nothing runs before [`Service::run`].
+    pub fn new(config: Config, telemetry: Arc<Telemetry>) -> Result<Self, nomad::Error> {
+        let nomad = Client::new(&config.nomad)?;
+        let ledger = Ledger::new(nomad.clone(), &config.namespace, PATIENCE);
+        let store = Arc::new(Store::new(Arc::clone(&telemetry)));
+        let hub = logs::Hub::new(nomad.clone(), logs::Settings::default());
+        Ok(Self { config, nomad, ledger, store, freshness: Arc::default(), hub, telemetry })
+    }
+
+    /// Keeps the store true, and ends what nobody else ends. For ever.
+    pub async fn run(&self) {
+        let watcher = Watcher {
+            nomad: self.nomad.clone(),
+            namespace: self.config.namespace.clone(),
+            store: Arc::clone(&self.store),
+            freshness: Arc::clone(&self.freshness),
+            telemetry: Arc::clone(&self.telemetry),
+        };
+        let undertaker = Undertaker {
+            nomad: self.nomad.clone(),
+            namespace: self.config.namespace.clone(),
+            ledger: self.ledger.clone(),
+            store: Arc::clone(&self.store),
+        };
+        let reporter = Reporter {
+            nomad: self.nomad.clone(),
+            namespace: self.config.namespace.clone(),
+            telemetry: Arc::clone(&self.telemetry),
+        };
+        tokio::join!(watcher.run(), undertaker.run(), reporter.run());
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Logs, for many readers.
+    pub fn hub(&self) -> &logs::Hub {
+        &self.hub
+    }
+
+    /// Everything counted, in Prometheus' text format.
+    pub fn metrics(&self) -> Result<String, prometheus::Error> {
+        let counters = self.hub.counters();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.telemetry.log_followers.set(counters.followers.load(Ordering::Relaxed));
+        self.telemetry.log_readers.set(counters.readers.load(Ordering::Relaxed));
+        // The hub's own counter is the truth, this one follows it.
+        let bytes = load(&counters.bytes).saturating_sub(self.telemetry.log_bytes.get());
+        self.telemetry.log_bytes.inc_by(bytes);
+        self.telemetry.text()
+    }
+
+    /// Metrics.
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.telemetry
+    }
+
+    /// How many jobs have not ended.
+    pub fn live(&self) -> i64 {
+        self.store.live()
+    }
+
+    /// Why the service cannot do its work; none where it can.
+    pub async fn doubt(&self) -> Option<String> {
+        if let Some(why) = self.freshness.doubt() {
+            return Some(why);
+        }
+        self.nomad.leader().await.err().map(|error| error.to_string())
+    }
+
+    /// A job's record. One that is known costs no call to Nomad.
+    pub async fn record(&self, id: &JobId) -> Result<Arc<Record>, FindError> {
+        if let Some(record) = self.store.record(id) {
+            return Ok(record);
+        }
+        self.look_up(id).await?;
+        self.store.record(id).ok_or_else(|| FindError::Unknown(id.clone()))
+    }
+
+    /// A job's record as it changes.
+    pub async fn follow(&self, id: &JobId) -> Result<Receiver<Arc<Record>>, FindError> {
+        self.record(id).await?;
+        self.store.follow(id).ok_or_else(|| FindError::Unknown(id.clone()))
+    }
+
+    /// Asks Nomad for a job that the store does not know: it may have been submitted to another replica just now.
+    async fn look_up(&self, id: &JobId) -> Result<(), FindError> {
+        let namespace = &self.config.namespace;
+        let failed = |error: nomad::Error| match error.kind {
+            Kind::NotFound => FindError::Unknown(id.clone()),
+            _ => FindError::Nomad(id.clone(), error),
+        };
+        let job = self.nomad.job(namespace, id.as_str()).await.map_err(failed)?;
+        let (_, facts) = translate::job(&job).ok_or_else(|| FindError::Unknown(id.clone()))?;
+        let unread = |error| FindError::Ledger(id.clone(), error);
+        let (claim, progress, allocations) = tokio::join!(
+            self.ledger.claim(id),
+            self.ledger.progress(id),
+            self.nomad.job_allocations(namespace, id.as_str()),
+        );
+        let (claim, (index, progress)) = (claim.map_err(unread)?, progress.map_err(unread)?);
+        let allocations = allocations.map_err(failed)?;
+        self.store.see(id, |known| {
+            let mut news = known.see_job(facts);
+            for (_, allocation) in allocations.iter().filter_map(translate::allocation) {
+                news |= known.see_allocation(allocation);
+            }
+            if let Some((index, claim)) = claim {
+                news |= known.see_claim(index, claim);
+            }
+            known.see_progress(index, progress) || news
+        });
+        Ok(())
+    }
+}

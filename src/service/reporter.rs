@@ -1,0 +1,53 @@
+//! Which replica counts what happens to jobs.
+//!
+//! Every replica sees every job, so counters of all of them added up would count each job several times. The one that
+//! holds a Nomad Variable's lock counts; another takes over within seconds when it goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::nomad::{Client, Error, Lock};
+use crate::telemetry::{Telemetry, chain};
+
+/// Below the ledger's prefix, so that one policy covers both.
+const VARIABLE: &str = "nomad-build/reporter";
+
+/// How long a lock outlives its holder. Nomad's least is 10 s.
+const HELD: Duration = Duration::from_secs(15);
+
+/// How often it is tried for, or renewed.
+const EVERY: Duration = Duration::from_secs(5);
+
+pub(super) struct Reporter {
+    pub(super) nomad: Client,
+    pub(super) namespace: String,
+    pub(super) telemetry: Arc<Telemetry>,
+}
+
+impl Reporter {
+    /// Tries for ever; ends only by being dropped.
+    pub(super) async fn run(self) {
+        let mut held = None;
+        loop {
+            held = match self.hold(held).await {
+                Ok(held) => held,
+                Err(error) => {
+                    // Whether it is still ours cannot be known: to count nothing is better than to count twice.
+                    tracing::debug!(error = chain(&error), "the reporter's lock could not be asked for");
+                    None
+                }
+            };
+            self.telemetry.set_reports(held.is_some());
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    async fn hold(&self, held: Option<Lock>) -> Result<Option<Lock>, Error> {
+        if let Some(lock) = held
+            && self.nomad.renew_lock(&self.namespace, VARIABLE, &lock).await?
+        {
+            return Ok(Some(lock));
+        }
+        self.nomad.acquire_lock(&self.namespace, VARIABLE, HELD).await
+    }
+}

@@ -1,0 +1,142 @@
+//! From Nomad's words to a job's facts. Pure.
+
+use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels};
+use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure};
+
+pub(super) fn job(job: &Job) -> Option<(JobId, JobFacts)> {
+    let (labels, submitted_at) = Labels::from_meta(&job.meta)?;
+    let facts = JobFacts {
+        index: job.modify_index,
+        namespace: job.namespace.clone(),
+        labels,
+        submitted_at,
+        stopped: job.stop,
+        gone: false,
+    };
+    Some((job.id.parse().ok()?, facts))
+}
+
+pub(super) fn stub(stub: JobStub) -> Option<(JobId, JobFacts)> {
+    let JobStub { id, namespace, stop, meta, modify_index } = stub;
+    job(&Job { id, namespace, stop, meta, modify_index, ..Job::default() })
+}
+
+pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFacts)> {
+    let states = &allocation.task_states;
+    let detail = (!states.is_empty()).then(|| Detail {
+        finished: states.get("finish").is_none_or(|task| task.state == "dead"),
+        setup_error: setup_error(allocation),
+        death: death(allocation),
+    });
+    let facts = AllocationFacts {
+        id: allocation.id.clone(),
+        index: allocation.modify_index,
+        created: allocation.create_index,
+        node_id: allocation.node_id.clone(),
+        node_name: allocation.node_name.clone(),
+        is_over: matches!(allocation.client_status.as_str(), "complete" | "failed" | "lost"),
+        is_lost: allocation.client_status == "lost",
+        detail,
+    };
+    Some((allocation.job_id.parse().ok()?, facts))
+}
+
+/// What Nomad said of the task that could not be started: the last event that failed a task which never ran.
+fn setup_error(allocation: &Allocation) -> Option<String> {
+    let mut never_ran =
+        allocation.task_states.iter().filter(|(_, task)| task.failed && task.started_at.is_none());
+    let event = |(name, task): (&String, &crate::nomad::TaskState)| {
+        let kinds =
+            ["Driver Failure", "Setup Failure", "Failed Validation", "Failed Artifact Download", "Template"];
+        let event = task
+            .events
+            .iter()
+            .rev()
+            .find(|event| event.fails_task || kinds.contains(&event.kind.as_str()))?;
+        Some(format!("{name}: {}", event.display_message))
+    };
+    never_ran.find_map(event)
+}
+
+/// What Nomad said of the end of a task that ran and failed.
+fn death(allocation: &Allocation) -> Option<String> {
+    let mut died = allocation.task_states.iter().filter(|(_, task)| task.failed && task.started_at.is_some());
+    died.find_map(|(name, task)| {
+        let event = task.events.iter().rev().find(|event| event.kind == "Terminated")?;
+        Some(format!("{name}: {}", event.display_message))
+    })
+}
+
+/// Why an evaluation could not place the job, in words; none where it could.
+pub(super) fn placement(evaluation: &Evaluation) -> Option<String> {
+    let failure = evaluation.failed_groups.values().next()?;
+    Some(in_words(failure))
+}
+
+fn in_words(failure: &PlacementFailure) -> String {
+    if failure.nodes_evaluated == 0 {
+        return "no node can take it: none is ready in its node pool and datacenters".to_owned();
+    }
+    let nodes = |count: u64| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
+    let lacking = failure
+        .dimension_exhausted
+        .iter()
+        .map(|(what, count)| format!("{} without enough {what}", nodes(*count)));
+    let filtered = failure
+        .constraint_filtered
+        .iter()
+        .map(|(why, count)| format!("{} ruled out by {why}", nodes(*count)));
+    let reasons: Vec<_> = lacking.chain(filtered).collect();
+    format!("no node can take it: of {} looked at, {}", nodes(failure.nodes_evaluated), reasons.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_placement_failure_is_told_in_words() {
+        let failure = |nodes_evaluated, exhausted: &[(&str, u64)], filtered: &[(&str, u64)]| {
+            let map = |of: &[(&str, u64)]| {
+                of.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect::<BTreeMap<_, _>>()
+            };
+            PlacementFailure {
+                nodes_evaluated,
+                dimension_exhausted: map(exhausted),
+                constraint_filtered: map(filtered),
+            }
+        };
+        for (failure, want) in [
+            (failure(0, &[], &[]), "no node can take it: none is ready in its node pool and datacenters"),
+            (
+                failure(1, &[("memory", 1)], &[]),
+                "no node can take it: of 1 node looked at, 1 node without enough memory",
+            ),
+            (
+                failure(3, &[("cpu", 2)], &[("${attr.driver.docker} = 1", 1)]),
+                "no node can take it: of 3 nodes looked at, 2 nodes without enough cpu, 1 node ruled out by ${attr.driver.docker} = 1",
+            ),
+        ] {
+            assert_eq!(in_words(&failure), want);
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_not_ours_is_passed_over() {
+        assert!(job(&Job { id: "nb-other".to_owned(), ..Job::default() }).is_none());
+    }
+
+    #[test]
+    fn an_unknown_allocation_is_not_over() {
+        let id = JobId::from_uuid(uuid::Uuid::from_u128(1)).to_string();
+        for (status, over) in
+            [("pending", false), ("running", false), ("unknown", false), ("lost", true), ("failed", true)]
+        {
+            let heard =
+                Allocation { job_id: id.clone(), client_status: status.to_owned(), ..Allocation::default() };
+            assert_eq!(allocation(&heard).unwrap().1.is_over, over, "{status}");
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Events that are both a log line and a metric, and the registry they are counted in.
+//!
+//! What happens to jobs is seen by every replica. So that adding replicas up makes sense, only the replica that holds
+//! the reporter's lock counts it; what a replica does itself (HTTP, logs, watching) every one counts for itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chrono::Utc;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::job::{Phase, Record};
+
+/// From a second to the longest timeout.
+const PHASES: [f64; 12] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0];
+const WAITS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+const FAST: [f64; 12] = [0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0];
+
+/// The service's metrics.
+pub struct Telemetry {
+    registry: Registry,
+    reports: AtomicBool,
+    live: std::sync::atomic::AtomicI64,
+    phase_seconds: HistogramVec,
+    jobs: IntCounterVec,
+    concurrent: IntGauge,
+    queue_wait: Histogram,
+    watch_lag: Histogram,
+    watch_breaks: IntCounterVec,
+    watch_lists: IntCounterVec,
+    http_requests: IntCounterVec,
+    http_seconds: HistogramVec,
+    /// Upstreams of task logs that are open.
+    pub log_followers: IntGauge,
+    /// Readers of logs.
+    pub log_readers: IntGauge,
+    /// Bytes read from Nomad's log files.
+    pub log_bytes: IntCounter,
+}
+
+impl Telemetry {
+    /// Registers every metric.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let metric = HistogramVec::new(options, labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let log_bytes =
+            IntCounter::new("nomad_build_log_bytes_total", "Bytes of task logs read from Nomad.")?;
+        registry.register(Box::new(log_bytes.clone()))?;
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            phase_seconds: histogram(
+                "nomad_build_phase_duration_seconds",
+                "How long phases took, by phase and by result: succeeded or failed.",
+                &PHASES,
+                &["phase", "result"],
+            )?,
+            jobs: counter("nomad_build_jobs_total", "Jobs that ended, by final status.", &["status"])?,
+            concurrent: gauge("nomad_build_concurrent_jobs", "Jobs that have not ended.")?,
+            queue_wait: histogram(
+                "nomad_build_queue_wait_seconds",
+                "From the acceptance of a job to the start of its build.",
+                &WAITS,
+                &[],
+            )?
+            .with_label_values::<&str>(&[]),
+            watch_lag: histogram(
+                "nomad_build_watch_lag_seconds",
+                "From the end of a phase on its node to this replica's knowledge of it.",
+                &WAITS,
+                &[],
+            )?
+            .with_label_values::<&str>(&[]),
+            watch_breaks: counter(
+                "nomad_build_watch_reconnects_total",
+                "How often watching Nomad broke and began anew.",
+                &["part"],
+            )?,
+            watch_lists: counter(
+                "nomad_build_watch_lists_total",
+                "How often everything was listed.",
+                &["part"],
+            )?,
+            http_requests: counter(
+                "nomad_build_http_requests_total",
+                "HTTP requests answered, by method, route and status.",
+                &["method", "route", "status"],
+            )?,
+            http_seconds: histogram(
+                "nomad_build_http_request_duration_seconds",
+                "How long HTTP requests took until their answer began, by method and route.",
+                &FAST,
+                &["method", "route"],
+            )?,
+            log_followers: gauge("nomad_build_log_followers", "Task logs that are being followed.")?,
+            log_readers: gauge("nomad_build_log_readers", "Readers of logs.")?,
+            log_bytes,
+            reports: AtomicBool::new(false),
+            live: std::sync::atomic::AtomicI64::new(0),
+            registry,
+        })
+    }
+
+    /// Sets whether this replica counts what happens to jobs.
+    pub fn set_reports(&self, reports: bool) {
+        self.reports.store(reports, Ordering::Relaxed);
+        self.concurrent.set(if reports { self.live() } else { 0 });
+    }
+
+    fn reports(&self) -> bool {
+        self.reports.load(Ordering::Relaxed)
+    }
+
+    /// How many jobs have not ended.
+    pub fn live(&self) -> i64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    fn add_live(&self, change: i64) {
+        let live = self.live.fetch_add(change, Ordering::Relaxed) + change;
+        if self.reports() {
+            self.concurrent.set(live);
+        }
+    }
+
+    /// A job was heard of for the first time.
+    pub fn job_seen(&self, record: &Record) {
+        if !record.status.is_final() {
+            self.add_live(1);
+        }
+    }
+
+    /// A job's record is forgotten.
+    pub fn job_forgotten(&self, record: &Record) {
+        if !record.status.is_final() {
+            self.add_live(-1);
+        }
+    }
+
+    /// A job's record changed.
+    pub fn job_changed(&self, before: &Record, now: &Record) {
+        let ended = now.status.is_final() && !before.status.is_final();
+        if ended {
+            self.add_live(-1);
+        }
+        let (was, is) = (&before.timestamps, &now.timestamps);
+        for phase in Phase::ALL {
+            if let ((_, None), (Some(start), Some(end))) = (was.of(phase), is.of(phase)) {
+                self.watch_lag.observe((Utc::now() - end).as_seconds_f64().max(0.0));
+                if self.reports() {
+                    let failed = ended && now.phase == Some(phase) && now.failure.is_some();
+                    let result = if failed { "failed" } else { "succeeded" };
+                    let seconds = (end - start).as_seconds_f64().max(0.0);
+                    self.phase_seconds.with_label_values(&[phase.as_str(), result]).observe(seconds);
+                }
+            }
+        }
+        if !self.reports() {
+            return;
+        }
+        if let (None, Some(start), Some(accepted)) = (was.build_start, is.build_start, is.job_start) {
+            self.queue_wait.observe((start - accepted).as_seconds_f64().max(0.0));
+        }
+        if ended {
+            self.jobs.with_label_values(&[now.status.as_str()]).inc();
+        }
+    }
+
+    /// Watching broke.
+    pub fn watch_broken(&self, part: &str, error: &dyn std::error::Error) {
+        self.watch_breaks.with_label_values(&[part]).inc();
+        tracing::warn!(part, error = chain(error), "watching Nomad broke; everything will be listed again");
+    }
+
+    /// Everything was listed.
+    pub fn listed(&self, part: &str) {
+        self.watch_lists.with_label_values(&[part]).inc();
+        tracing::debug!(part, "listed");
+    }
+
+    /// A request was answered. The route is the pattern, never the path.
+    pub fn answered(&self, method: &str, route: &str, status: u16, seconds: f64) {
+        self.http_requests.with_label_values(&[method, route, &status.to_string()]).inc();
+        self.http_seconds.with_label_values(&[method, route]).observe(seconds);
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        let mut bytes = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut bytes)?;
+        String::from_utf8(bytes).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+/// A job reached its final status.
+pub struct JobEnded<'a> {
+    /// Its record.
+    pub record: &'a Record,
+}
+
+impl JobEnded<'_> {
+    /// Tells it.
+    pub fn emit(&self) {
+        let Record { id, status, image, failure, .. } = self.record;
+        let reason = failure.as_ref().map(|failure| failure.reason.as_str());
+        tracing::info!(job = %id, %status, digest = image.digest, reason, "job ended");
+    }
+}
+
+/// An error and everything that caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Format {
+    /// For a person.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends log lines to standard error; `filter` is in the syntax of tracing's env filter.
+pub fn init(format: Format, filter: Option<&str>) {
+    use tracing_subscriber::EnvFilter;
+    // bollard logs every line of an engine's answer at DEBUG.
+    let filter = EnvFilter::try_new(filter.unwrap_or("info,bollard=warn,hyper=warn"))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second initialisation in one process is a test's; the first one stands.
+    let done = match format {
+        Format::Text => builder.with_ansi(false).try_init(),
+        Format::Json => builder.json().try_init(),
+    };
+    drop(done);
+}

@@ -1,0 +1,109 @@
+//! Cleanup: what an ended job left in Nomad and in its node's engine goes, and nothing else.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    containers_of, docker, engine_is_rid_of, eventually, images_of, processes_with, unique_seconds, world,
+};
+
+async fn clean_up(id: &str) -> (u16, Value) {
+    let (status, body) = world().api().call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
+    (status.as_u16(), body)
+}
+
+async fn is_cleaned_up(id: &str) {
+    let (status, body) = clean_up(id).await;
+    assert_eq!((status, &body["data"]), (200, &json!({"success": true})), "{body}");
+}
+
+/// The Variables of a job: its ledger, and credentials.
+async fn variables_of(id: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for prefix in ["nomad-build/", "nomad/jobs/"] {
+        let listed = world().nomad(&format!("/v1/vars?prefix={prefix}")).await.unwrap();
+        let listed =
+            listed.as_array().unwrap().iter().map(|variable| variable["Path"].as_str().unwrap().to_owned());
+        paths.extend(listed.filter(|path| path.contains(id)));
+    }
+    paths
+}
+
+/// A container that runs and an image, as a runner that was killed with its node leaves them.
+fn leave_behind(id: &str) {
+    let label = format!("nomad-build.test={id}");
+    let base = &world().base;
+    let container = docker(&["run", "--detach", "--label", &label, base, "sleep", "600"]);
+    let change = format!("LABEL nomad-build.job={id}");
+    docker(&["commit", "--change", &change, &container, &format!("nomad-build/{id}:work")]);
+}
+
+#[tokio::test]
+async fn a_live_job_is_not_cleaned_up() {
+    let (world, api) = (world(), world().api());
+    let seconds = unique_seconds();
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!([format!("sleep {seconds}")]);
+    let id = api.submit(&job).await;
+    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let (status, body) = clean_up(&id).await;
+    assert_eq!((status, &body["error"]["code"]), (409, &json!("job_live")), "{body}");
+    // Nothing of it was touched.
+    assert_eq!(containers_of(&id).len(), 1);
+    assert_eq!(api.status(&id).await["status"], "TESTING");
+    api.post(&format!("/jobs/{id}/kill")).await;
+    is_cleaned_up(&id).await;
+    engine_is_rid_of(&id).await;
+}
+
+#[tokio::test]
+async fn an_ended_job_is_cleaned_up_and_what_it_published_stays() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("");
+    let job = world.job(&repository);
+    let (id, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert!(!variables_of(&id).await.is_empty());
+    is_cleaned_up(&id).await;
+    assert!(world.nomad(&format!("/v1/job/{id}")).await.is_none());
+    assert_eq!(variables_of(&id).await, [] as [&str; 0]);
+    let (gone, body) = api.call(Method::GET, &format!("/jobs/{id}/status"), None).await;
+    assert_eq!((gone.as_u16(), &body["error"]["code"]), (404, &json!("job_not_found")), "{body}");
+    // Again is harmless.
+    is_cleaned_up(&id).await;
+    assert_eq!(world.tags(&job).await, ["one"]);
+    let served = world.served(crate::support::image_of(&job), "one").await;
+    assert_eq!(served.as_deref(), status["image"]["digest"].as_str());
+}
+
+#[tokio::test]
+async fn a_failed_job_whose_tasks_could_not_clean_up_is_cleaned_up_and_nobody_else_is() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("RUN exit 1");
+    let (id, status) = api.run(&world.job(&repository)).await;
+    assert_eq!(status["status"], "FAILED", "{status:#}");
+    let (other, _) = api.run(&world.job(&repository)).await;
+    // Only once their own tasks are done: it is not those that are to clean up here.
+    for id in [&id, &other] {
+        eventually("finish has ended", async || {
+            let allocations = world.nomad(&format!("/v1/job/{id}/allocations")).await?;
+            (allocations[0]["TaskStates"]["finish"]["State"] == "dead").then_some(())
+        })
+        .await;
+        leave_behind(id);
+    }
+    is_cleaned_up(&id).await;
+    assert_eq!((containers_of(&id).len(), images_of(&id).len()), (0, 0));
+    assert_eq!((containers_of(&other).len(), images_of(&other).len()), (1, 1));
+    is_cleaned_up(&other).await;
+    assert_eq!((containers_of(&other).len(), images_of(&other).len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_submitted_is_not_cleaned_up() {
+    for id in [format!("nb-{}", uuid::Uuid::now_v7()), "other".to_owned()] {
+        let (status, body) = clean_up(&id).await;
+        assert_eq!((status, &body["error"]["code"]), (404, &json!("job_not_found")), "{body}");
+    }
+}

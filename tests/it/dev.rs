@@ -1,0 +1,138 @@
+//! `nomad-build dev`: what it promises of a stack's life.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::stack::{Stack, processes_of, wait_for};
+
+const DOWN: Duration = Duration::from_mins(1);
+
+/// Tasks that end neither at a signal nor with their agent, one of them in a session of its own.
+const STUBBORN: &str = r#"
+job "stubborn" {
+  type = "batch"
+  group "stubborn" {
+    task "stubborn" {
+      driver       = "raw_exec"
+      kill_timeout = "1s"
+      config {
+        command = "/bin/sh"
+        args    = ["-c", "trap '' INT TERM; setsid sleep 600 & while :; do sleep 1; done"]
+      }
+    }
+  }
+}
+"#;
+
+fn run_stubborn_job(stack: &Stack) {
+    let job = stack.data_dir.join("stubborn.nomad.hcl");
+    std::fs::write(&job, STUBBORN).unwrap();
+    stack.nomad(&["job", "run", "-detach", job.to_str().unwrap()]);
+    wait_for("the job runs", DOWN, || {
+        stack.nomad(&["job", "status", "stubborn"]).contains(" running ").then_some(())
+    });
+}
+
+fn assert_nothing_is_left(data_dir: &Path) {
+    wait_for("the processes are gone", DOWN, || processes_of(data_dir).is_empty().then_some(()));
+    wait_for("the directory is gone", DOWN, || (!data_dir.exists()).then_some(()));
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(data_dir.to_str().unwrap()), "{mounts}");
+}
+
+#[test]
+fn a_stack_that_is_stopped_leaves_nothing_behind() {
+    let stack = Stack::start(&[]);
+    run_stubborn_job(&stack);
+    let data_dir = stack.data_dir.clone();
+    assert!(!processes_of(&data_dir).is_empty());
+    assert!(stack.stop().success());
+    assert!(!data_dir.exists());
+    assert_nothing_is_left(&data_dir);
+}
+
+#[test]
+fn a_stack_that_is_killed_leaves_nothing_behind() {
+    let mut stack = Stack::start(&[]);
+    run_stubborn_job(&stack);
+    stack.child.kill().unwrap();
+    stack.child.wait().unwrap();
+    assert_nothing_is_left(&stack.data_dir);
+}
+
+#[test]
+fn what_a_stack_left_behind_is_taken_down_by_the_next() {
+    let mut stack = Stack::start(&[]);
+    run_stubborn_job(&stack);
+    let supervisor = supervisor_of(&stack.data_dir);
+    kill(supervisor, Signal::SIGKILL).unwrap();
+    stack.child.kill().unwrap();
+    stack.child.wait().unwrap();
+    // Its agent and tasks are still there, and nobody watches over them.
+    assert!(!processes_of(&stack.data_dir).is_empty());
+    assert!(Stack::start(&[]).stop().success());
+    assert_nothing_is_left(&stack.data_dir);
+}
+
+#[test]
+fn two_stacks_of_one_machine_keep_apart() {
+    let [one, two] =
+        [(); 2].map(|()| std::thread::spawn(|| Stack::start(&[]))).map(|stack| stack.join().unwrap());
+    assert_ne!(one.nomad, two.nomad);
+    assert_ne!(one.registry, two.registry);
+    assert!(one.stop().success());
+    assert!(!processes_of(&two.data_dir).is_empty());
+    two.nomad(&["job", "status", "registry"]);
+    assert!(two.stop().success());
+}
+
+#[test]
+fn a_data_directory_keeps_the_registrys_images() {
+    let dir = tempfile::Builder::new().prefix("nbt").tempdir_in("/tmp").unwrap();
+    let arguments = ["--data-dir", dir.path().to_str().unwrap()];
+    let stack = Stack::start(&arguments);
+    let kept = dir.path().join("registry/kept");
+    std::fs::write(&kept, "").unwrap();
+    assert!(stack.stop().success());
+    let stack = Stack::start(&arguments);
+    stack.nomad(&["job", "status", "registry"]);
+    assert!(stack.stop().success());
+    assert!(kept.exists());
+}
+
+#[test]
+fn the_job_files_are_valid() {
+    let stack = Stack::start(&[]);
+    let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("nomad-jobs");
+    for job in ["registry", "prometheus", "nomad-build"] {
+        let path = jobs.join(format!("{job}.nomad.hcl"));
+        let path = path.to_str().unwrap();
+        let mut variables = match job {
+            "nomad-build" => vec![vec!["-var", "image=registry.example.com/nomad-build:1"]],
+            _ => vec![vec!["-var", "driver=docker"], vec!["-var", "driver=raw_exec"]],
+        };
+        for variables in &mut variables {
+            let mut arguments = vec!["job", "validate"];
+            arguments.append(variables);
+            arguments.push(path);
+            let said = stack.nomad(&arguments);
+            assert!(said.contains("Job validation successful"), "{job}: {said}");
+        }
+    }
+    assert!(stack.stop().success());
+}
+
+fn supervisor_of(data_dir: &Path) -> Pid {
+    let supervises = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
+        arguments.contains(&b"dev-supervise".as_slice())
+            && arguments.contains(&data_dir.as_os_str().as_encoded_bytes())
+    };
+    let entries = Path::new("/proc").read_dir().unwrap().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Pid::from_raw(pids.find(supervises).unwrap())
+}

@@ -1,0 +1,222 @@
+//! Failures: each ends the job FAILED with its phase and reason, and nothing is tagged.
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::registry::server::Server;
+use crate::support::{
+    At, Front, Repository, containers_of, crash, engine_is_rid_of, eventually, image_of, processes_with,
+    tags_of, unique_seconds, world,
+};
+
+/// Runs a job that must fail, and sees to all that a failure promises; returns its ID and status.
+async fn fails(job: &Value, phase: &str, reason: &str) -> (String, Value) {
+    let (id, status) = world().api().run(job).await;
+    failed(&id, job, phase, reason, &status).await;
+    (id, status)
+}
+
+async fn failed(id: &str, job: &Value, phase: &str, reason: &str, status: &Value) {
+    let failure = &status["failure"];
+    assert_eq!(status["status"], "FAILED", "{status:#}");
+    assert_eq!((&failure["phase"], &failure["reason"]), (&json!(phase), &json!(reason)), "{status:#}");
+    assert!(!failure["message"].as_str().unwrap().is_empty());
+    assert!(status["phase_timestamps"]["job_end"].is_string(), "{status:#}");
+    assert!(status["image"]["digest"].is_null(), "{status:#}");
+    for reference in status["image"]["references"].as_array().unwrap() {
+        assert_eq!(reference["published"], "no", "{status:#}");
+    }
+    assert_eq!(world().tags(job).await, [] as [&str; 0]);
+    engine_is_rid_of(id).await;
+}
+
+fn never_began(status: &Value, phase: &str) {
+    for end in ["start", "end"] {
+        assert!(status["phase_timestamps"][format!("{phase}_{end}")].is_null(), "{status:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_build_is_never_tested_nor_published() {
+    let repository = world().repository("RUN exit 3");
+    let mut job = world().job(&repository);
+    job["image_tags"] = json!(["one", "two"]);
+    job["test_commands"] = json!(["true"]);
+    let (_, status) = fails(&job, "build", "build_failed").await;
+    assert_eq!(status["failure"]["exit_code"], 3);
+    assert_eq!(status["git"]["commit"], repository.git(&["rev-parse", "HEAD"]));
+    never_began(&status, "test");
+    never_began(&status, "publish");
+}
+
+#[tokio::test]
+async fn a_failed_test_command_ends_the_tests_and_is_never_published() {
+    let repository = world().repository("");
+    let mut job = world().job(&repository);
+    let seconds = unique_seconds();
+    job["image_tags"] = json!(["one", "two"]);
+    // Were the third test run, the job would not end before its timeout.
+    job["test_commands"] = json!(["true", "exit 7", format!("sleep {seconds}")]);
+    let (_, status) = fails(&job, "test", "test_failed").await;
+    assert_eq!(status["failure"]["exit_code"], 7);
+    assert!(status["failure"]["message"].as_str().unwrap().contains("test 2 of 3"), "{status:#}");
+    assert!(processes_with(&seconds).is_empty());
+    never_began(&status, "publish");
+}
+
+#[tokio::test]
+async fn a_failed_entry_point_is_never_published() {
+    let repository = world().repository("ENTRYPOINT [\"/bin/sh\", \"-c\", \"exit 5\"]");
+    let mut job = world().job(&repository);
+    job["test_commands"] = json!(["true"]);
+    job["test_entry_point"] = json!(true);
+    let (_, status) = fails(&job, "test", "test_failed").await;
+    assert_eq!(status["failure"]["exit_code"], 5);
+    never_began(&status, "publish");
+}
+
+#[tokio::test]
+async fn a_push_to_a_registry_where_nothing_listens_fails_in_time() {
+    let repository = world().repository("");
+    let mut job = world().job(&repository);
+    // A port that was free a moment ago.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    job["registry_url"] = json!(nobody.to_string());
+    job["timeouts"] = json!({"publish": "PT5M"});
+    let (_, status) = fails(&job, "publish", "push_failed").await;
+    assert!(status["failure"]["message"].as_str().unwrap().contains(&nobody.to_string()), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_to_a_registry_that_may_only_be_read_fails() {
+    for (at, answer, reason) in [
+        (At::Upload, StatusCode::METHOD_NOT_ALLOWED, "push_failed"),
+        (At::Digest, StatusCode::BAD_REQUEST, "push_failed"),
+        (At::Upload, StatusCode::FORBIDDEN, "unauthorized"),
+    ] {
+        let repository = world().repository(&format!("RUN echo {} > /own", unique_seconds()));
+        let mut job = world().job(&repository);
+        job["registry_url"] = json!(Front::refusing(&world().registry, at, answer).await);
+        fails(&job, "publish", reason).await;
+    }
+}
+
+#[tokio::test]
+async fn a_push_without_the_password_that_the_registry_asks_for_is_unauthorized() {
+    let server = Server::start(Some(("ci", "relay-test"))).await;
+    let repository = world().repository("");
+    let mut job = world().job(&repository);
+    job["registry_url"] = json!(server.host());
+    let (_, status) = fails(&job, "publish", "unauthorized").await;
+    assert!(status["phase_timestamps"]["publish_start"].is_string(), "{status:#}");
+}
+
+/// A repository that has been tampered with, or is not there.
+#[tokio::test]
+async fn what_is_missing_is_told_as_missing() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("Dockerfile"), "FROM scratch\n").unwrap();
+    let linked = Repository::new();
+    std::os::unix::fs::symlink(outside.path().join("Dockerfile"), linked.path().join("Dockerfile")).unwrap();
+    let linked = linked.file("other", "").commit();
+    let empty = Repository::new().file("other", "").commit();
+    let whole = world().repository("");
+    let gone = format!("file://{}", outside.path().join("nothing").display());
+    for (repository, field, value, reason, says) in [
+        (&empty, "owner", json!("it"), "input_missing", "Dockerfile"),
+        (&linked, "owner", json!("it"), "input_missing", "leads out of the repository"),
+        (&whole, "dockerfile_path", json!("none/Dockerfile"), "input_missing", "none/Dockerfile"),
+        (&whole, "context_path", json!("none"), "input_missing", "context_path"),
+        (&whole, "git_ref", json!("none"), "ref_not_found", "none"),
+        (&whole, "git_ref", json!("0123456789012345678901234567890123456789"), "ref_not_found", "0123"),
+        (&whole, "repo_url", json!(gone), "checkout_failed", ""),
+    ] {
+        let mut job = world().job(repository);
+        job[field] = value;
+        let (_, status) = fails(&job, "build", reason).await;
+        assert!(status["failure"]["message"].as_str().unwrap().contains(says), "{status:#}");
+        never_began(&status, "publish");
+    }
+}
+
+#[tokio::test]
+async fn a_build_beyond_its_timeout_is_stopped_in_the_engine_too() {
+    let seconds = unique_seconds();
+    let repository = world().repository(&format!("RUN sleep {seconds}"));
+    let mut job = world().job(&repository);
+    // Long enough for the step to begin on a busy machine.
+    job["timeouts"] = json!({"build": "PT6S"});
+    let id = world().api().submit(&job).await;
+    eventually("the build runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let status = world().api().wait_for_end(&id).await;
+    failed(&id, &job, "build", "timeout", &status).await;
+    eventually("the build is stopped", async || processes_with(&seconds).is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_test_beyond_its_timeout_is_stopped_with_its_container() {
+    let seconds = unique_seconds();
+    let repository = world().repository("");
+    let mut job = world().job(&repository);
+    job["test_commands"] = json!([format!("sleep {seconds}")]);
+    job["timeouts"] = json!({"test": "PT4S"});
+    let id = world().api().submit(&job).await;
+    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let status = world().api().wait_for_end(&id).await;
+    // Before anybody is told, the container is gone.
+    assert_eq!(containers_of(&id), [] as [&str; 0]);
+    assert!(processes_with(&seconds).is_empty());
+    failed(&id, &job, "test", "timeout", &status).await;
+    never_began(&status, "publish");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_beyond_its_timeout_tags_nothing() {
+    let front = Front::holding(&world().registry, At::Digest).await;
+    let repository = world().repository("");
+    let mut job = world().job_by(&front, &repository);
+    job["timeouts"] = json!({"publish": "PT2S"});
+    fails(&job, "publish", "timeout").await;
+    front.let_go();
+    assert_eq!(world().tags(&job).await, [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn a_job_whose_runner_died_fails() {
+    for phase in ["build", "test"] {
+        let seconds = unique_seconds();
+        let sleep = format!("sleep {seconds}");
+        let repository =
+            world().repository(&if phase == "build" { format!("RUN {sleep}") } else { String::new() });
+        let mut job = world().job(&repository);
+        job["test_commands"] = json!([sleep]);
+        let id = world().api().submit(&job).await;
+        eventually("the phase runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+        crash(&id, phase);
+        let status = world().api().wait_for_end(&id).await;
+        failed(&id, &job, phase, "runner_died", &status).await;
+        eventually("the work is stopped", async || processes_with(&seconds).is_empty().then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_stopped_or_purged_in_nomad_is_killed_and_never_published() {
+    let api = world().api();
+    for arguments in [&["job", "stop", "-detach"][..], &["job", "stop", "-detach", "-purge"]] {
+        let seconds = unique_seconds();
+        let repository = world().repository("");
+        let mut job = world().job(&repository);
+        job["test_commands"] = json!([format!("sleep {seconds}")]);
+        let id = api.submit(&job).await;
+        eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+        let (stopped, said) = world().nomad_program(&[arguments, &[id.as_str()]].concat());
+        assert!(stopped, "{said}");
+        let status = api.wait_for_end(&id).await;
+        assert_eq!(status["status"], "KILLED", "{status:#}");
+        assert_eq!(status["failure"]["reason"], "stopped", "{status:#}");
+        engine_is_rid_of(&id).await;
+        assert_eq!(tags_of(&world().registry, image_of(&job)).await, [] as [&str; 0]);
+        // A purge takes the Nomad job, not what is known of it.
+        assert_eq!(api.status(&id).await["status"], "KILLED");
+    }
+}

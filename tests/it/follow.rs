@@ -1,0 +1,185 @@
+//! Logs, as readers of the API see them: by WebSocket, by server-sent events, and whole.
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Service, World, world};
+
+/// Reads a stream until `enough` says so of a message, or until its end.
+async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
+    let url = format!("{}/jobs/{id}/logs/stream{query}", url.replacen("http", "ws", 1));
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let mut messages = Vec::new();
+    while let Some(message) = socket.next().await {
+        let Message::Text(text) = message.unwrap() else { continue };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        messages.push(message);
+        if enough(messages.last().unwrap()) {
+            break;
+        }
+    }
+    messages
+}
+
+async fn read_all(url: &str, id: &str, query: &str) -> Vec<Value> {
+    read(url, id, query, |_| false).await
+}
+
+/// The lines of a phase, parts joined.
+fn lines(messages: &[Value], phase: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for message in messages.iter().filter(|m| m["type"] == "log" && m["phase"] == phase) {
+        lines.last_mut().unwrap().push_str(message["line"].as_str().unwrap());
+        if message["partial"] != true {
+            lines.push(String::new());
+        }
+    }
+    lines.pop();
+    lines
+}
+
+/// What a test printed: the lines between its header and its result.
+fn printed(messages: &[Value]) -> Vec<String> {
+    lines(messages, "test").into_iter().filter(|line| line.starts_with("line ")).collect()
+}
+
+fn counting(world: &World, to: u32, pace: &str) -> (crate::support::Repository, Value) {
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] =
+        json!([format!("i=0; while [ $i -lt {to} ]; do i=$((i+1)); echo \"line $i\"; {pace}; done")]);
+    (repository, job)
+}
+
+fn expected(to: u32) -> Vec<String> {
+    (1..=to).map(|i| format!("line {i}")).collect()
+}
+
+#[tokio::test]
+async fn a_stream_opened_before_anything_is_placed_carries_all_phases_in_order_to_the_end() {
+    let world = world();
+    let (_repository, job) = counting(world, 200, ":");
+    let id = world.api().submit(&job).await;
+    let messages = read_all(&world.service.url, &id, "").await;
+    assert_eq!(messages.last().unwrap()["type"], "end");
+    assert_eq!(messages.last().unwrap()["status"], "SUCCEEDED");
+    assert_eq!(messages[0]["type"], "status");
+    let phases: Vec<_> =
+        messages.iter().filter(|m| m["type"] == "log").map(|m| m["phase"].as_str().unwrap()).collect();
+    let mut sorted = phases.clone();
+    sorted.sort_by_key(|phase| ["build", "test", "publish"].iter().position(|p| p == phase));
+    assert_eq!(phases, sorted);
+    assert_eq!(printed(&messages), expected(200));
+    // The whole log says the same.
+    let whole = world.api().logs(&id).await;
+    for phase in ["build", "test", "publish"] {
+        let want: String = lines(&messages, phase).iter().map(|line| format!("{line}\n")).collect();
+        assert_eq!(whole[phase], want.as_str(), "{phase}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_is_cut_off_resumes_on_another_replica_with_no_line_lost_or_doubled() {
+    let world = world();
+    let other = Service::start(&world.nomad, &world.registry, &[]);
+    let (_repository, job) = counting(world, 400, "usleep 5000");
+    let id = world.api().submit(&job).await;
+    let (mut seen, mut query) = (Vec::new(), String::new());
+    for turn in 0.. {
+        let url = if turn % 2 == 0 { &world.service.url } else { &other.url };
+        let mut left = 37 + turn * 11;
+        let part = read(url, &id, &query, |message| {
+            left -= i32::from(message["type"] == "log");
+            left == 0
+        })
+        .await;
+        let cursor = part.iter().rev().find_map(|message| message["cursor"].as_str());
+        if let Some(cursor) = cursor {
+            query = format!("?cursor={cursor}");
+        }
+        seen.extend(part);
+        if seen.last().unwrap()["type"] == "end" {
+            break;
+        }
+    }
+    assert_eq!(printed(&seen), expected(400));
+    assert!(seen.iter().all(|message| message["type"] != "gap"));
+}
+
+#[tokio::test]
+async fn a_reader_after_the_end_gets_a_replay_and_a_tail_is_its_last_lines() {
+    let world = world();
+    let (_repository, job) = counting(world, 50, ":");
+    let (id, status) = world.api().run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    let all = read_all(&world.service.url, &id, "").await;
+    assert_eq!(printed(&all), expected(50));
+    let tail = read_all(&world.service.url, &id, "?phase=test&tail=5").await;
+    let whole = lines(&all, "test");
+    assert_eq!(lines(&tail, "test"), whole[whole.len() - 5..]);
+    assert!(lines(&tail, "build").is_empty());
+}
+
+#[tokio::test]
+async fn server_sent_events_say_the_same_as_the_websocket() {
+    let world = world();
+    let (_repository, job) = counting(world, 20, ":");
+    let id = world.api().submit(&job).await;
+    let url = format!("{}/jobs/{id}/logs/stream", world.service.url);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let text =
+        http.get(url).header("Accept", "text/event-stream").send().await.unwrap().text().await.unwrap();
+    let events: Vec<Value> =
+        text.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok()).collect();
+    let socket = read_all(&world.service.url, &id, "").await;
+    for phase in ["build", "test", "publish"] {
+        assert_eq!(lines(&events, phase), lines(&socket, phase));
+    }
+    assert_eq!(events.last().unwrap()["type"], "end");
+}
+
+#[tokio::test]
+async fn a_log_of_50_mb_with_a_line_of_5_mb_arrives_whole_and_its_text_says_what_it_leaves_out() {
+    let world = world();
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!([
+        "yes 'line of a log that is longer than most readers would like it to be' | head -n 650000",
+        "head -c 5000000 /dev/zero | tr '\\0' x; echo",
+    ]);
+    let id = world.api().submit(&job).await;
+    let messages = read_all(&world.service.url, &id, "?phase=test").await;
+    assert_eq!(messages.last().unwrap()["status"], "SUCCEEDED", "{:#}", world.api().status(&id).await);
+    assert!(messages.iter().all(|message| message["type"] != "gap"));
+    let lines = lines(&messages, "test");
+    assert_eq!(lines.iter().filter(|line| line.starts_with("line of a log")).count(), 650_000);
+    assert_eq!(
+        lines.iter().filter(|line| line.len() == 5_000_000 && line.bytes().all(|b| b == b'x')).count(),
+        1
+    );
+    let whole = world.api().logs(&id).await;
+    let omitted = whole["truncated"]["test"]["omitted_bytes"].as_u64().unwrap();
+    let (text, limit) = (whole["test"].as_str().unwrap(), 16 << 20);
+    assert!(text.len() <= limit + 500 && text.len() > limit / 2, "{}", text.len());
+    assert!(omitted > 20 << 20, "{omitted}");
+    assert!(text.lines().next().unwrap().contains("logs/stream"), "{}", &text[..200]);
+}
+
+#[tokio::test]
+async fn what_is_asked_wrongly_of_a_log_is_told_by_its_field() {
+    let world = world();
+    let (_repository, job) = counting(world, 1, ":");
+    let id = world.api().submit(&job).await;
+    for (query, field) in [
+        ("logs?phase=deploy", "phase"),
+        ("logs?tail=many", "tail"),
+        ("logs/stream?cursor=nonsense", "cursor"),
+        ("logs?cursor=x", "cursor"),
+    ] {
+        let (status, body) =
+            world.api().call(reqwest::Method::GET, &format!("/jobs/{id}/{query}"), None).await;
+        assert_eq!(status, reqwest::StatusCode::BAD_REQUEST, "{query}");
+        assert_eq!(body["error"]["details"][0]["field"], field, "{query}: {body}");
+    }
+}

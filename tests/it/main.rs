@@ -1,0 +1,30 @@
+//! One integration binary over a real Nomad, Docker Engine, registry and git.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::needless_pass_by_value,
+    reason = "a test that cannot go on fails, and what its service says is shown then"
+)]
+
+mod api;
+mod cleanup;
+mod cli;
+mod dev;
+mod dockerfiles;
+mod engine;
+mod failures;
+mod follow;
+mod hostile;
+mod kill;
+mod logs;
+mod main_job;
+mod publishing;
+mod registry;
+mod replicas;
+mod sources;
+mod stack;
+mod support;
+mod templates;
+mod tidy;

@@ -1,0 +1,93 @@
+//! Several services, and services that die: a job does not notice.
+
+mod gate;
+
+use serde_json::{Value, json};
+
+use crate::support::{Api, Service, eventually, image_of, world};
+use gate::Gate;
+
+/// A status without what other jobs change.
+fn alone(mut status: Value) -> Value {
+    status["metrics"]["concurrent_jobs_total"].take();
+    status
+}
+
+#[tokio::test]
+async fn a_job_submitted_to_one_replica_is_known_to_the_other_at_once_and_told_alike() {
+    let world = world();
+    let other = Service::start(&world.nomad, &world.registry, &[]);
+    let (one, other) = (world.api(), Api::new(&other.url));
+    let repository = world.repository("RUN true");
+    for (submitted_to, asked) in [(&one, &other), (&other, &one)] {
+        let mut job = world.job(&repository);
+        job["test_commands"] = json!(["true"]);
+        let id = submitted_to.submit(&job).await;
+        let (first, second) = (asked.status(&id).await, submitted_to.status(&id).await);
+        let start = |status: &Value| status["phase_timestamps"]["job_start"].clone();
+        assert!(start(&first).is_string() && start(&first) == start(&second), "{first:#} {second:#}");
+        submitted_to.wait_for_end(&id).await;
+        let last = asked.wait_for_end(&id).await;
+        assert_eq!(last["status"], "SUCCEEDED", "{last:#}");
+        eventually("two replicas that say the same", async || {
+            (alone(asked.status(&id).await) == alone(submitted_to.status(&id).await)).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_is_killed_in_every_phase_tells_the_job_as_if_nothing_had_happened() {
+    let world = world();
+    let gate = Gate::start(&world.registry).await;
+    let registries = format!("{},{}", world.registry, gate.host);
+    let mut service = Service::start(&world.nomad, &registries, &[]);
+    // Each step is new, and takes long enough for a service to die and come back in it.
+    let repository = world.repository("ARG ROUND\nRUN sleep 3");
+    let mut job = world.job(&repository);
+    job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
+    job["test_commands"] = json!(["sleep 3"]);
+    job["registry_url"] = json!(gate.host);
+    let id = Api::new(&service.url).submit(&job).await;
+    for phase in ["BUILDING", "TESTING", "PUBLISHING"] {
+        let before = Api::new(&service.url).wait_until(&id, phase, |status| status["status"] == phase).await;
+        service.kill();
+        service = Service::start(&world.nomad, &registries, &[]);
+        let after = Api::new(&service.url).status(&id).await;
+        assert_eq!(after["status"], phase, "{after:#}");
+        for (name, time) in before["phase_timestamps"].as_object().unwrap() {
+            assert_eq!(&after["phase_timestamps"][name], time, "{name} in {phase}");
+        }
+    }
+    gate.open();
+    let last = Api::new(&service.url).wait_for_end(&id).await;
+    assert_eq!(last["status"], "SUCCEEDED", "{last:#}");
+    assert_eq!(world.served(image_of(&job), "one").await.as_deref(), last["image"]["digest"].as_str());
+    // The replica that lived through it all says the same.
+    world.api().wait_for_end(&id).await;
+    eventually("the replica that lived says the same", async || {
+        let (lived, restarted) = (world.api().status(&id).await, Api::new(&service.url).status(&id).await);
+        (alone(lived) == alone(restarted)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn twenty_jobs_at_once_all_succeed_whichever_replica_took_them() {
+    let world = world();
+    let other = Service::start(&world.nomad, &world.registry, &[]);
+    let replicas = [world.api(), Api::new(&other.url)];
+    let repository = world.repository("RUN true");
+    let submitted = (0..20).map(|index| {
+        let mut job = world.job(&repository);
+        job["test_commands"] = json!(["true"]);
+        let api = &replicas[index % 2];
+        async move { (api.submit(&job).await, job) }
+    });
+    for (id, job) in futures_util::future::join_all(submitted).await {
+        let status = world.api().wait_for_end(&id).await;
+        assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+        let digest = status["image"]["digest"].as_str();
+        assert_eq!(world.served(image_of(&job), "one").await.as_deref(), digest);
+    }
+}

@@ -1,0 +1,200 @@
+//! A Nomad agent of the tests' own, started by the first test that needs it and stopped after the last.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nomad_build::nomad::{Client, Settings};
+use tempfile::TempDir;
+
+static AGENT: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
+
+/// A running agent, server and client in one.
+pub(crate) struct Agent {
+    dir: TempDir,
+    port: u16,
+    process: Mutex<Child>,
+    jobs: Mutex<Vec<String>>,
+    cgroup: String,
+}
+
+impl Agent {
+    /// The agent of all tests that run now.
+    pub(crate) async fn shared() -> Arc<Self> {
+        let agent = {
+            let mut shared = AGENT.lock().unwrap();
+            shared.upgrade().unwrap_or_else(|| {
+                let agent = Arc::new(Self::start());
+                *shared = Arc::downgrade(&agent);
+                agent
+            })
+        };
+        let client = agent.client();
+        wait_for("a node that is ready", Duration::from_mins(1), async || {
+            let nodes = agent.get("nodes").await.ok()?;
+            nodes.as_array()?.iter().any(|node| node["Status"] == "ready").then_some(())
+        })
+        .await;
+        client.leader().await.unwrap();
+        agent
+    }
+
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("nbl-").tempdir_in("/tmp").unwrap();
+        let [port, rpc, serf] = free_ports();
+        let name = dir.path().file_name().unwrap().to_str().unwrap();
+        let cgroup = format!("{name}.slice");
+        let config = format!(
+            r#"
+            data_dir = "{data}/nomad"
+            bind_addr = "127.0.0.1"
+            ports {{
+              http = {port}
+              rpc = {rpc}
+              serf = {serf}
+            }}
+            advertise {{
+              http = "127.0.0.1"
+              rpc = "127.0.0.1"
+              serf = "127.0.0.1"
+            }}
+            server {{
+              enabled = true
+              bootstrap_expect = 1
+            }}
+            client {{
+              enabled = true
+              cgroup_parent = "{cgroup}"
+              options {{ "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean" }}
+            }}
+            plugin "raw_exec" {{
+              config {{ enabled = true }}
+            }}
+            "#,
+            data = dir.path().display()
+        );
+        let path = dir.path().join("agent.hcl");
+        fs::write(&path, config).unwrap();
+        let log = fs::File::create(dir.path().join("agent.log")).unwrap();
+        let process = Command::new(binary())
+            .args(["agent", "-config"])
+            .arg(&path)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { dir, port, process: Mutex::new(process), jobs: Mutex::default(), cgroup }
+    }
+
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A client of it.
+    pub(crate) fn client(&self) -> Client {
+        client(self.address())
+    }
+
+    /// Remembers a job, to be stopped with the agent.
+    pub(crate) fn owns(&self, job: &str) {
+        self.jobs.lock().unwrap().push(job.to_owned());
+    }
+
+    /// Collects everything that has ended.
+    pub(crate) async fn collect(&self) {
+        let url = format!("http://{}/v1/system/gc", self.address());
+        reqwest::Client::new().put(url).send().await.unwrap().error_for_status().unwrap();
+    }
+
+    async fn get(&self, path: &str) -> reqwest::Result<serde_json::Value> {
+        reqwest::get(format!("http://{}/v1/{path}", self.address())).await?.json().await
+    }
+
+    fn cli(&self, args: &[&str]) {
+        let _ignored = Command::new(binary())
+            .args(args)
+            .env("NOMAD_ADDR", format!("http://{}", self.address()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for job in self.jobs.lock().unwrap().iter() {
+            self.cli(&["job", "stop", "-purge", "-yes", "-detach", job]);
+        }
+        // Collecting stops the helpers of every task and unmounts what they had.
+        self.cli(&["system", "gc"]);
+        let mut process = self.process.lock().unwrap();
+        let pid = Pid::from_raw(i32::try_from(process.id()).unwrap());
+        let mounted = || fs::read_to_string("/proc/mounts").unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        let ours = |line: &str| line.split(' ').nth(1).filter(|at| at.starts_with(dir)).map(str::to_owned);
+        let begun = Instant::now();
+        while mounted().lines().any(|line| ours(line).is_some()) && begun.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        kill(pid, Signal::SIGINT).unwrap();
+        process.wait().unwrap();
+        for line in mounted().lines() {
+            if let Some(at) = ours(line) {
+                Command::new("umount").arg(at).status().unwrap();
+            }
+        }
+        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            remove_cgroup(&controller.path().join(&self.cgroup));
+        }
+        remove_cgroup(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
+    }
+}
+
+/// Cgroups are removed from the leaves, and only empty ones can be.
+fn remove_cgroup(path: &Path) {
+    for child in fs::read_dir(path).into_iter().flatten().flatten() {
+        if child.path().is_dir() {
+            remove_cgroup(&child.path());
+        }
+    }
+    let _ignored = fs::remove_dir(path);
+}
+
+/// A client of the Nomad at an address.
+pub(crate) fn client(address: std::net::SocketAddr) -> Client {
+    let address = format!("http://{address}").parse().unwrap();
+    Client::new(&Settings { address, socket: None, token: None, ca_certificate: None }).unwrap()
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration but the environment")]
+fn binary() -> PathBuf {
+    let cached = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/nomad-build/bin/nomad");
+    std::env::var_os("NOMAD_BUILD_NOMAD").map_or_else(cached, PathBuf::from)
+}
+
+fn free_ports() -> [u16; 3] {
+    let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// Asks until there is an answer.
+pub(crate) async fn wait_for<T>(what: &str, most: Duration, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < most, "no {what} within {most:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

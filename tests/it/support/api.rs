@@ -1,0 +1,81 @@
+//! The service's API as a caller sees it.
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use super::eventually;
+
+/// A client.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) url: String,
+    http: reqwest::Client,
+}
+
+impl Api {
+    pub(crate) fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), http: reqwest::Client::builder().tls_certs_only([]).build().unwrap() }
+    }
+
+    /// Sends a request and reads its answer, whatever it is.
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// Reads a path whose answer must be 200; returns its data.
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.call(Method::GET, path, None).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        body["data"].clone()
+    }
+
+    /// Posts to a path whose answer must be 200; returns its data.
+    pub(crate) async fn post(&self, path: &str) -> Value {
+        let (status, body) = self.call(Method::POST, path, None).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {body}");
+        body["data"].clone()
+    }
+
+    /// Submits a job that must be accepted; returns its ID.
+    pub(crate) async fn submit(&self, job: &Value) -> String {
+        let (status, body) = self.call(Method::POST, "/jobs", Some(job)).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        body["data"]["job_id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn status(&self, id: &str) -> Value {
+        self.get(&format!("/jobs/{id}/status")).await
+    }
+
+    /// Waits until a job's status satisfies `holds`.
+    pub(crate) async fn wait_until(&self, id: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, async || Some(self.status(id).await).filter(|status| holds(status))).await
+    }
+
+    /// Waits for a job's final status.
+    pub(crate) async fn wait_for_end(&self, id: &str) -> Value {
+        self.wait_until(id, "the end of the job", |status| {
+            matches!(status["status"].as_str(), Some("SUCCEEDED" | "FAILED" | "KILLED" | "LOST"))
+        })
+        .await
+    }
+
+    /// Submits a job and waits for its end; returns its ID and last status.
+    pub(crate) async fn run(&self, job: &Value) -> (String, Value) {
+        let id = self.submit(job).await;
+        let status = self.wait_for_end(&id).await;
+        (id, status)
+    }
+
+    /// A job's whole log.
+    pub(crate) async fn logs(&self, id: &str) -> Value {
+        self.get(&format!("/jobs/{id}/logs")).await
+    }
+}

@@ -1,0 +1,73 @@
+//! What the Docker Engine and the machine say of a job, asked by their own means.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Runs a docker command that must succeed, and returns what it said.
+pub(crate) fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output().unwrap();
+    assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn label(name: &str, id: &str) -> String {
+    format!("label=nomad-build.{name}={id}")
+}
+
+/// The containers of a job, running or not.
+pub(crate) fn containers_of(id: &str) -> Vec<String> {
+    let listed = docker(&["ps", "--all", "--quiet", "--filter", &label("test", id)]);
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// The images of a job, under whatever name.
+pub(crate) fn images_of(id: &str) -> Vec<String> {
+    let listed =
+        docker(&["images", "--all", "--filter", &label("job", id), "--format", "{{.Repository}}:{{.Tag}}"]);
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// Waits until the engine has nothing of a job.
+pub(crate) async fn engine_is_rid_of(id: &str) {
+    super::eventually("the engine has nothing of the job left", async || {
+        (containers_of(id).is_empty() && images_of(id).is_empty()).then_some(())
+    })
+    .await;
+}
+
+/// A number that no other process of this machine has among its arguments: of seconds to sleep, mostly.
+pub(crate) fn unique_seconds() -> String {
+    (100_000_000 + uuid::Uuid::new_v4().as_u128() % 100_000_000).to_string()
+}
+
+/// Every process with `text` in its command line.
+pub(crate) fn processes_with(text: &str) -> Vec<u32> {
+    processes(|process| {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(text)
+    })
+}
+
+/// The process of a job's task.
+pub(crate) fn runner_of(id: &str, phase: &str) -> Option<i32> {
+    let (job, words) = (format!("NOMAD_JOB_ID={id}"), format!("\0phase\0{phase}\0"));
+    let found = processes(|process| {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let environment = std::fs::read(process.join("environ")).unwrap_or_default();
+        String::from_utf8_lossy(&line).ends_with(&words)
+            && environment.split(|byte| *byte == 0).any(|variable| variable == job.as_bytes())
+    });
+    found.first().map(|pid| i32::try_from(*pid).unwrap())
+}
+
+/// Ends a job's task at once, as a crash does.
+pub(crate) fn crash(id: &str, phase: &str) {
+    let pid = nix::unistd::Pid::from_raw(runner_of(id, phase).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+fn processes(is: impl Fn(&Path) -> bool) -> Vec<u32> {
+    let entries = Path::new("/proc").read_dir().unwrap().flatten();
+    let pids = entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
+    pids.filter(|(_, path)| is(path)).map(|(pid, _)| pid).collect()
+}

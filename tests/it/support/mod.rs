@@ -1,0 +1,135 @@
+//! What the integration tests stand on: one stack for the whole run, the real service, git repositories, the registry.
+
+pub(crate) mod agent;
+mod api;
+mod engine;
+mod front;
+mod nomad;
+pub(crate) mod proxy;
+mod registry;
+mod repository;
+mod service;
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+pub(crate) use api::Api;
+pub(crate) use engine::{
+    containers_of, crash, docker, engine_is_rid_of, images_of, processes_with, unique_seconds,
+};
+pub(crate) use front::{At, Front};
+pub(crate) use nomad::Nomad;
+pub(crate) use registry::tags_of;
+pub(crate) use repository::Repository;
+pub(crate) use service::Service;
+
+use crate::stack::Stack;
+
+/// Everything that is started once.
+pub(crate) struct World {
+    /// Nomad's address.
+    pub(crate) nomad: String,
+    /// The registry, `host:port`.
+    pub(crate) registry: String,
+    /// A base image with a shell and busybox' programs, in that registry.
+    pub(crate) base: String,
+    /// The service that most tests speak to.
+    pub(crate) service: Service,
+    stack: Stack,
+}
+
+/// The world; the first test that asks starts it. It ends with this process, as the stack's stdin closes with it.
+pub(crate) fn world() -> &'static World {
+    static WORLD: OnceLock<World> = OnceLock::new();
+    WORLD.get_or_init(|| {
+        let stack = Stack::start(&[]);
+        let base = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/base-image"))
+            .arg(&stack.registry)
+            .output();
+        let base = base.unwrap();
+        assert!(base.status.success(), "no base image: {}", String::from_utf8_lossy(&base.stderr));
+        let base = String::from_utf8(base.stdout).unwrap().trim().to_owned();
+        let service = Service::start(&stack.nomad, &stack.registry, &[]);
+        World { nomad: stack.nomad.clone(), registry: stack.registry.clone(), base, service, stack }
+    })
+}
+
+impl World {
+    /// A client of the service.
+    pub(crate) fn api(&self) -> Api {
+        Api::new(&self.service.url)
+    }
+
+    /// A client of Nomad itself.
+    pub(crate) fn nomad_api(&self) -> Nomad {
+        Nomad::new(&self.nomad)
+    }
+
+    /// A submission of a repository, under an image name that no other test uses.
+    pub(crate) fn job(&self, repository: &Repository) -> Value {
+        json!({
+            "owner": "it",
+            "repo_url": repository.url(),
+            "image_tags": ["one"],
+            "registry_url": self.registry,
+            "image_name": format!("it/{}", uuid::Uuid::new_v4().simple()),
+            "build_args": {"BASE": self.base},
+        })
+    }
+
+    /// A repository whose image is the submission's base and these further lines of its Dockerfile.
+    #[expect(clippy::unused_self, reason = "only a submission of the world gives it its base")]
+    pub(crate) fn repository(&self, lines: &str) -> Repository {
+        Repository::new().file("Dockerfile", &format!("ARG BASE\nFROM $BASE\n{lines}\n")).commit()
+    }
+
+    /// Such a submission, to a front of the registry.
+    pub(crate) fn job_by(&self, front: &Front, repository: &Repository) -> Value {
+        let mut job = self.job(repository);
+        job["registry_url"] = json!(front.host);
+        job
+    }
+
+    /// Runs a command of the Nomad program; whether it succeeded, and what it said.
+    pub(crate) fn nomad_program(&self, arguments: &[&str]) -> (bool, String) {
+        self.stack.try_nomad(arguments)
+    }
+
+    /// Reads from Nomad's API; none where there is nothing.
+    pub(crate) async fn nomad(&self, path: &str) -> Option<Value> {
+        let (status, body) = Api::new(&self.nomad).call(reqwest::Method::GET, path, None).await;
+        assert!(status.is_success() || status == reqwest::StatusCode::NOT_FOUND, "{path}: {status} {body}");
+        status.is_success().then_some(body)
+    }
+
+    /// Every tag of the repository that a submission publishes to, sorted.
+    pub(crate) async fn tags(&self, job: &Value) -> Vec<String> {
+        let mut tags = tags_of(&self.registry, image_of(job)).await;
+        tags.sort();
+        tags
+    }
+
+    /// The digest that the registry serves under a reference of a status; none where it serves nothing.
+    pub(crate) async fn served(&self, image: &str, tag: &str) -> Option<String> {
+        registry::digest_of(&self.registry, image, tag).await
+    }
+}
+
+/// The image name of a submission.
+pub(crate) fn image_of(job: &Value) -> &str {
+    job["image_name"].as_str().unwrap()
+}
+
+/// Waits for a value, asking often, and fails with `what` after a minute and a half.
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(90);
+    loop {
+        if let Some(value) = ask().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not within 90 s: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,60 @@
+//! Nomad's own API, asked without the service.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// A client of Nomad.
+pub(crate) struct Nomad {
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Nomad {
+    pub(super) fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), http: reqwest::Client::builder().tls_certs_only([]).build().unwrap() }
+    }
+
+    async fn text(&self, method: Method, path: &str, body: Option<&Value>) -> String {
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        answer.text().await.unwrap()
+    }
+
+    /// What a path says.
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        serde_json::from_str(&self.text(Method::GET, path, None).await).unwrap()
+    }
+
+    /// Writes a Variable under a path that no other test uses; returns the path.
+    pub(crate) async fn credentials(&self, items: &Value) -> String {
+        let path = format!("creds/{}", uuid::Uuid::new_v4());
+        let body = json!({ "Path": path, "Items": items });
+        self.text(Method::PUT, &format!("/v1/var/{path}"), Some(&body)).await;
+        path
+    }
+
+    /// The paths of the Variables below one.
+    pub(crate) async fn variables(&self, prefix: &str) -> Vec<String> {
+        let listed = self.get(&format!("/v1/vars?prefix={prefix}")).await;
+        listed
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|variable| variable["Path"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// Everything a task has written.
+    pub(crate) async fn task_log(&self, allocation: &str, task: &str) -> String {
+        let mut text = String::new();
+        for stream in ["stdout", "stderr"] {
+            let path = format!("/v1/client/fs/logs/{allocation}?task={task}&type={stream}&plain=true");
+            text += &self.text(Method::GET, &path, None).await;
+        }
+        text
+    }
+}

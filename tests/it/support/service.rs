@@ -1,0 +1,72 @@
+//! The service as a program of its own, so that it can be killed like one.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+/// A running service. Dropped, it is killed.
+pub(crate) struct Service {
+    child: Child,
+    pub(crate) url: String,
+}
+
+impl Service {
+    /// Starts a service on a free port, with further variables, and waits until it is ready.
+    pub(crate) fn start(nomad: &str, registry: &str, variables: &[(&str, &str)]) -> Self {
+        let service = Self::start_unready(nomad, registry, variables);
+        service.wait_until_ready();
+        service
+    }
+
+    /// Starts a service, and waits only until it listens.
+    pub(crate) fn start_unready(nomad: &str, registry: &str, variables: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_nomad-build"))
+            .args(["serve", "--while-stdin-open"])
+            .env("NOMAD_ADDR", nomad)
+            .env("NOMAD_BUILD_LISTEN", "127.0.0.1:0")
+            .env("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https,ssh,http,file")
+            .env("NOMAD_BUILD_INSECURE_REGISTRIES", registry)
+            .env("NOMAD_BUILD_LOG_FORMAT", "json")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let Some(line) = lines.next() else { panic!("the service ended before it served") };
+            let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap_or_default();
+            if line["fields"]["message"] == "serving" {
+                break line["fields"]["address"].as_str().unwrap().to_owned();
+            }
+        };
+        // Its log is read on, or it would block; it is shown where a test fails, as tests' output is.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+        Self { child, url: format!("http://{address}") }
+    }
+
+    fn wait_until_ready(&self) {
+        crate::stack::wait_for("the service is ready", std::time::Duration::from_secs(30), || {
+            let mut stream = std::net::TcpStream::connect(self.url.strip_prefix("http://")?).ok()?;
+            let mut answer = String::new();
+            let request = b"GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            std::io::Write::write_all(&mut stream, request).ok()?;
+            std::io::Read::read_to_string(&mut stream, &mut answer).ok()?;
+            answer.starts_with("HTTP/1.1 200").then_some(())
+        });
+    }
+
+    /// Ends it at once, as a crash does.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Ended already, where a test killed it.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

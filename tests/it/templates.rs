@@ -1,0 +1,96 @@
+//! The shipped job templates, each way a runner gets onto a node.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use nomad_build::engine::{BuildRequest, DockerEngine, Engine as _};
+use serde_json::{Value, json};
+
+use crate::sources::http;
+use crate::support::{Api, Repository, Service, World, image_of, world};
+
+async fn builds_tests_and_publishes(world: &World, service: &Service, repository: &Repository) {
+    let mut job = world.job(repository);
+    // A runner in a container sees no folder of this machine.
+    job["repo_url"] = json!(http::serve(repository, None).await);
+    job["test_commands"] = json!(["test -f /built"]);
+    let (_, status) = Api::new(&service.url).run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    let served = world.served(image_of(&job), "one").await;
+    assert_eq!(served.map(Value::from).as_ref(), Some(&status["image"]["digest"]));
+}
+
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Builds a folder's Dockerfile with BuildKit, which the docker program may lack, and pushes it.
+async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) {
+    let request = BuildRequest {
+        context: context.to_owned(),
+        dockerfile: context.join("Dockerfile"),
+        tag: tag.to_owned(),
+        build_args: build_args
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+        target: None,
+        labels: BTreeMap::new(),
+        no_cache: false,
+        registry_auth: Vec::new(),
+        cache_namespace: "it".to_owned(),
+    };
+    let (output, mut said_by_engine) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move { while said_by_engine.recv().await.is_some() {} });
+    DockerEngine::connect("/var/run/docker.sock").unwrap().build(request, output).await.unwrap();
+    said(Command::new("docker").args(["push", "--quiet", tag]));
+    said(Command::new("docker").args(["rmi", "--force", tag]));
+}
+
+/// An image of this repository's Dockerfile, with the program of this test run in it, pushed to the registry.
+async fn image_of_the_program(world: &World) -> String {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let git = said(Command::new("git").arg("--exec-path"));
+    let base = Path::new(root).join("tools/base-image");
+    // The program itself is named for the libraries it is linked with.
+    let program = env!("CARGO_BIN_EXE_nomad-build");
+    let runtime = [&world.registry, "runtime", "/usr/bin/git", &git, "/etc/ssl/certs", program];
+    let runtime = said(Command::new(base).args(runtime));
+    let context = tempfile::tempdir().unwrap();
+    std::fs::copy(program, context.path().join("nomad-build")).unwrap();
+    let lines = format!("FROM {}\nCOPY nomad-build /usr/local/bin/nomad-build\n", world.base);
+    std::fs::write(context.path().join("Dockerfile"), lines).unwrap();
+    let binary = format!("{}/it/binary:one", world.registry);
+    build_and_push(context.path(), &binary, &[]).await;
+    let image = format!("{}/it/program:one", world.registry);
+    let arguments =
+        [("BINARY_STAGE", binary.as_str()), ("RUNTIME_IMAGE", &runtime), ("RUNTIME_PACKAGES", "")];
+    build_and_push(Path::new(root), &image, &arguments).await;
+    image
+}
+
+#[tokio::test]
+async fn the_docker_template_runs_each_task_in_the_service_s_own_image() {
+    let world = world();
+    let repository = world.repository("RUN touch /built");
+    let image = image_of_the_program(world).await;
+    let variables = [("NOMAD_BUILD_TEMPLATE", "docker"), ("NOMAD_BUILD_RUNNER", image.as_str())];
+    let service = Service::start(&world.nomad, &world.registry, &variables);
+    builds_tests_and_publishes(world, &service, &repository).await;
+}
+
+#[tokio::test]
+async fn a_node_without_the_runner_downloads_it_from_the_service() {
+    let world = world();
+    let repository = world.repository("RUN touch /built");
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let variables =
+        [("NOMAD_BUILD_LISTEN", address.to_string()), ("NOMAD_BUILD_RUNNER", format!("http://{address}"))];
+    let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let service = Service::start(&world.nomad, &world.registry, &variables);
+    builds_tests_and_publishes(world, &service, &repository).await;
+}

@@ -1,0 +1,134 @@
+//! The house stays tidy: imports point down the list of rooms, pure rooms stay pure, files stay readable.
+
+use std::path::{Path, PathBuf};
+
+/// The rooms from the top of the house to its foundation, as src/lib.rs and ARCHITECTURE.md list them.
+const ROOMS: [&str; 15] = [
+    "cli",
+    "dev",
+    "api",
+    "service",
+    "runner",
+    "ledger",
+    "config",
+    "render",
+    "registry",
+    "engine",
+    "git",
+    "nomad",
+    "telemetry",
+    "job",
+    "environment",
+];
+
+/// Rooms without tokio, network, clock or environment.
+const PURE: [&str; 2] = ["job", "render"];
+
+const LONGEST: usize = 500;
+
+fn sources(below: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(below)];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    found
+}
+
+/// The room that a file of src/ belongs to; none for lib.rs and main.rs.
+fn room_of(path: &Path) -> Option<usize> {
+    let inside = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    let name = first.strip_suffix(".rs").unwrap_or(first);
+    if matches!(name, "lib" | "main") {
+        return None;
+    }
+    Some(
+        ROOMS
+            .iter()
+            .position(|room| *room == name)
+            .unwrap_or_else(|| panic!("{name} is in no list of rooms")),
+    )
+}
+
+/// The rooms that a text names behind `crate::`, alone or in braces.
+fn imports(text: &str) -> Vec<&str> {
+    let mut rooms = Vec::new();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        let names = match rest.strip_prefix('{') {
+            Some(braces) => braces.split('}').next().unwrap_or_default(),
+            None => rest.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().unwrap_or_default(),
+        };
+        rooms.extend(names.split(',').map(|name| name.trim().split("::").next().unwrap_or_default()));
+    }
+    rooms
+}
+
+#[test]
+fn imports_point_down_the_list_of_rooms() {
+    for (path, text) in sources("src") {
+        let Some(room) = room_of(&path) else { continue };
+        for import in imports(&text) {
+            if let Some(target) = ROOMS.iter().position(|room| *room == import) {
+                assert!(
+                    target >= room,
+                    "{}: {} imports {import}, which is above it",
+                    path.display(),
+                    ROOMS[room]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_architecture_lists_every_room_in_the_order_of_the_house() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md")).unwrap();
+    let rows: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("| `src/")).collect();
+    let listed: Vec<_> = rows.iter().filter_map(|row| row.split(['/', '.', '`']).next()).collect();
+    let listed: Vec<_> = listed.into_iter().filter(|room| ROOMS.contains(room)).collect();
+    assert_eq!(listed, ROOMS);
+    assert!(text.lines().count() <= 300, "ARCHITECTURE.md has more than 300 lines");
+}
+
+#[test]
+fn pure_rooms_have_no_runtime_no_network_no_clock_and_no_environment() {
+    for (path, text) in sources("src") {
+        let Some(room) = room_of(&path).filter(|room| PURE.contains(&ROOMS[*room])) else { continue };
+        for word in [
+            "tokio",
+            "reqwest",
+            "std::net::Tcp",
+            "Utc::now",
+            "SystemTime",
+            "Instant::now",
+            "std::env",
+            "std::fs",
+        ] {
+            let mut code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            assert!(
+                !code.any(|line| line.contains(word)),
+                "{}: {} is pure, and names {word}",
+                path.display(),
+                ROOMS[room]
+            );
+        }
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_500_lines() {
+    for (path, text) in sources("src").into_iter().chain(sources("tests")) {
+        let lines = text.lines().count();
+        assert!(lines <= LONGEST, "{} has {lines} lines", path.display());
+    }
+}
