@@ -4,7 +4,6 @@
 //! Invariant: data goes to stdout, everything else to stderr, and a reader that goes away ends the program quietly.
 //! Invariant: text that others wrote (logs, messages, answers) never reaches a terminal as anything but text.
 
-mod cleanup;
 mod client;
 mod completions;
 mod dev;
@@ -13,9 +12,9 @@ mod exit;
 mod fields;
 mod follow;
 mod harmless;
-mod kill;
 mod lines;
 mod logs;
+mod order;
 mod output;
 mod phase;
 mod report;
@@ -87,9 +86,9 @@ enum Command {
     /// Print a job's log, or follow it live
     Logs(logs::Args),
     /// Stop a job, unless it has already begun to publish
-    Kill(kill::Args),
+    Kill(order::Args),
     /// Remove what an ended job left behind
-    Cleanup(cleanup::Args),
+    Cleanup(order::Args),
     /// Ask the service whether it would take a submission, without submitting it
     Validate(validate::Args),
     /// Serve the API
@@ -135,8 +134,8 @@ fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, Error> {
         Command::Submit(args) => block_on(submit::run(args, &globals, output)),
         Command::Status(args) => block_on(status::run(args, &globals, output)),
         Command::Logs(args) => block_on(logs::run(args, &globals, output)),
-        Command::Kill(args) => block_on(kill::run(args, &globals, output)),
-        Command::Cleanup(args) => block_on(cleanup::run(args, &globals, output)),
+        Command::Kill(args) => block_on(order::give(&order::KILL, args, &globals, output)),
+        Command::Cleanup(args) => block_on(order::give(&order::CLEANUP, args, &globals, output)),
         Command::Validate(args) => block_on(validate::run(args, &globals, output)),
         Command::Serve(args) => serve::run(&args),
         Command::Dev(args) => on_threads(dev::run(args)),

@@ -385,7 +385,8 @@ async fn a_cursor_beyond_the_logs_end_harms_no_other_reader_and_comes_to_an_end(
     wait_for("follower", Duration::from_secs(10), follows).await;
     let other = tokio::spawn(all(job.read(&hub, Request::default())));
     job.lines(Phase::Build, 500).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let half = async || (hub.counters().bytes.load(Relaxed) >= 500 * 60).then_some(());
+    wait_for("first half", Duration::from_secs(30), half).await;
     job.lines(Phase::Build, 500).await;
     job.end_build();
     let seen = other.await.unwrap();
