@@ -8,6 +8,9 @@ SHELL := /bin/bash
 soak: N ?= 20
 bench: N ?= 10
 
+# Integration tests wait for Nomad and the engine more than they work.
+test soak: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+
 # What set-up found: the engine's address, Nomad, the registry.
 with_env := set -a; . target/setup.env; set +a;
 shell_scripts := .ci/run tools/setup tools/demo tools/base-image tools/bench

@@ -66,7 +66,6 @@ fn rendered(stack: &Stack, id: &JobId, submission: &Value) -> anyhow::Result<Val
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 500,
-        env: std::collections::BTreeMap::new(),
     };
     let payload = Payload {
         job: id.clone(),

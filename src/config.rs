@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use reqwest::Url;
 use secrecy::SecretString;
 
 use crate::environment::{BadConfiguration, Reader, Source};
-use crate::job::{Policy, Resources, Scheme};
+use crate::job::{JobId, LEAST_MEMORY_MB, Payload, Policy, Resources, Scheme, Spec};
 use crate::nomad;
 use crate::render::{self, Runner, TEMPLATES};
+use crate::telemetry::{Format, LogFilter, chain};
 
 /// Everything `serve` needs to know.
 pub struct Config {
@@ -30,6 +30,10 @@ pub struct Config {
     pub render: render::Settings,
     /// The most text of one phase that `GET /jobs/{id}/logs` gives, in bytes.
     pub log_limit: usize,
+    /// How the service's own log is written.
+    pub log_format: Format,
+    /// What the service's own log has.
+    pub log_filter: Option<LogFilter>,
 }
 
 /// The variables of `serve`, their defaults and what they are for: the text of its help.
@@ -60,6 +64,8 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
     ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),
     ("NOMAD_BUILD_LOG_LIMIT_BYTES", "16777216", "the most text of one phase in GET /jobs/{id}/logs"),
+    ("NOMAD_BUILD_LOG", "info", "filter of the service's own log, as tracing's EnvFilter reads it"),
+    ("NOMAD_BUILD_LOG_FORMAT", "text", "text or json"),
 ];
 
 impl Config {
@@ -70,19 +76,22 @@ impl Config {
     pub fn read(source: Source<'_>) -> Result<Self, BadConfiguration> {
         let mut reader = Reader::new(source);
         let address = "an address and port, for example 127.0.0.1:8080";
+        let namespace = reader.text("NOMAD_BUILD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
         let config = Self {
             listen: reader
                 .parsed("NOMAD_BUILD_LISTEN", address)
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             metrics_listen: reader.parsed("NOMAD_BUILD_METRICS_LISTEN", address),
             nomad: nomad_settings(&mut reader),
-            namespace: reader.text("NOMAD_BUILD_NAMESPACE").unwrap_or_else(|| "default".to_owned()),
             policy: policy(&mut reader),
             insecure_registries: reader
                 .list("NOMAD_BUILD_INSECURE_REGISTRIES", "host:port")
                 .unwrap_or_default(),
-            render: render_settings(&mut reader),
+            render: render_settings(&mut reader, &namespace),
+            namespace,
             log_limit: reader.parsed("NOMAD_BUILD_LOG_LIMIT_BYTES", "a number of bytes").unwrap_or(16 << 20),
+            log_format: reader.parsed("NOMAD_BUILD_LOG_FORMAT", "text or json").unwrap_or_default(),
+            log_filter: reader.parsed("NOMAD_BUILD_LOG", "a filter, for example info,nomad_build=debug"),
         };
         reader.finish(config)
     }
@@ -118,25 +127,45 @@ fn read_file(reader: &mut Reader<'_>, name: &str, path: &str) -> Option<String> 
 
 fn policy(reader: &mut Reader<'_>) -> Policy {
     let default = Policy::default();
-    let timeout: Option<SignedDuration> =
-        reader.parsed("NOMAD_BUILD_MAX_TIMEOUT", "a duration, for example PT4H");
+    let max_timeout = max_timeout(reader).unwrap_or(default.max_timeout);
     Policy {
         schemes: reader
             .list::<Scheme>("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https, ssh, http or file")
             .unwrap_or(default.schemes),
-        max_timeout: timeout.and_then(|value| Duration::try_from(value).ok()).unwrap_or(default.max_timeout),
+        max_timeout,
         max_resources: Resources {
-            cpu: reader.parsed("NOMAD_BUILD_MAX_CPU", "a number").unwrap_or(default.max_resources.cpu),
-            memory_mb: reader
-                .parsed("NOMAD_BUILD_MAX_MEMORY_MB", "a number")
+            cpu: at_least(reader, "NOMAD_BUILD_MAX_CPU", 1).unwrap_or(default.max_resources.cpu),
+            memory_mb: at_least(reader, "NOMAD_BUILD_MAX_MEMORY_MB", LEAST_MEMORY_MB)
                 .unwrap_or(default.max_resources.memory_mb),
         },
         default_resources: default.default_resources,
     }
 }
 
-fn render_settings(reader: &mut Reader<'_>) -> render::Settings {
-    render::Settings {
+fn max_timeout(reader: &mut Reader<'_>) -> Option<Duration> {
+    const NAME: &str = "NOMAD_BUILD_MAX_TIMEOUT";
+    let text = reader.text(NAME)?;
+    let parsed = jiff::fmt::temporal::SpanParser::new().parse_unsigned_duration(&text).ok();
+    let usable = parsed.filter(|value| !value.is_zero() && value.subsec_nanos() == 0);
+    if usable.is_none() {
+        reader.wrong(
+            NAME,
+            &format!("is {text:?}: an ISO 8601 duration of whole seconds is wanted, for example PT4H"),
+        );
+    }
+    usable
+}
+
+fn at_least(reader: &mut Reader<'_>, name: &str, least: u32) -> Option<u32> {
+    let value = reader.parsed(name, "a number")?;
+    if value < least {
+        reader.wrong(name, &format!("is {value}: at least {least} is wanted"));
+    }
+    Some(value)
+}
+
+fn render_settings(reader: &mut Reader<'_>, namespace: &str) -> render::Settings {
+    let settings = render::Settings {
         template: template(reader),
         runner: runner(reader),
         engine_socket: reader
@@ -147,8 +176,29 @@ fn render_settings(reader: &mut Reader<'_>) -> render::Settings {
             .unwrap_or_else(|| vec!["*".to_owned()]),
         node_pool: reader.text("NOMAD_BUILD_NODE_POOL").unwrap_or_else(|| "default".to_owned()),
         disk_mb: reader.parsed("NOMAD_BUILD_DISK_MB", "a number of MiB").unwrap_or(500),
-        env: std::collections::BTreeMap::new(),
+    };
+    // An empty template is one that could not be read, which was said.
+    if !settings.template.is_empty()
+        && let Err(why) = try_template(&settings, namespace)
+    {
+        let text = format!("and NOMAD_BUILD_RUNNER give no job that Nomad could run: {why}");
+        reader.wrong("NOMAD_BUILD_TEMPLATE", &text);
     }
+    settings
+}
+
+/// Renders a job with tests as a submission would, so that a wrong template stops the start and not the first build.
+fn try_template(settings: &render::Settings, namespace: &str) -> Result<(), String> {
+    let body = serde_json::json!({
+        "owner": "nomad-build", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["latest"],
+        "registry_url": "registry.example.com", "test_commands": ["true"],
+    });
+    let policy = Policy::default();
+    let spec = Spec::from_json(body, &policy).map_err(|error| chain(&error))?;
+    let job = JobId::from_uuid(uuid::Uuid::nil());
+    let payload = Payload { job, spec, policy, insecure_registries: Vec::new() };
+    let rendered = render::render(&payload, namespace, chrono::DateTime::UNIX_EPOCH, settings);
+    rendered.map(drop).map_err(|error| chain(&error))
 }
 
 fn template(reader: &mut Reader<'_>) -> String {
@@ -217,14 +267,49 @@ mod tests {
 
     #[test]
     fn the_runner_is_a_path_an_image_or_a_download() {
-        for (value, want) in [
-            ("/usr/bin/nb", Runner::Path("/usr/bin/nb".to_owned())),
-            ("ghcr.io/x/nb:1", Runner::Image("ghcr.io/x/nb:1".to_owned())),
-            ("http://nb.example:8080/", Runner::Artifact { base: "http://nb.example:8080".to_owned() }),
+        for ([template, value], want) in [
+            (["raw_exec", "/usr/bin/nb"], Runner::Path("/usr/bin/nb".to_owned())),
+            (["docker", "ghcr.io/x/nb:1"], Runner::Image("ghcr.io/x/nb:1".to_owned())),
+            (
+                ["raw_exec", "http://nb.example:8080/"],
+                Runner::Artifact { base: "http://nb.example:8080".to_owned() },
+            ),
         ] {
-            let config =
-                Config::read(&|name| (name == "NOMAD_BUILD_RUNNER").then(|| value.to_owned())).unwrap();
+            let config = with(&[("NOMAD_BUILD_TEMPLATE", template), ("NOMAD_BUILD_RUNNER", value)]).unwrap();
             assert_eq!(config.render.runner, want);
+        }
+    }
+
+    fn with(variables: &[(&str, &str)]) -> Result<Config, BadConfiguration> {
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
+        Config::read(&|name| find(name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn a_template_and_a_runner_that_do_not_fit_stop_the_start() {
+        for (template, runner) in
+            [("docker", "/usr/bin/nb"), ("docker", "http://nb.example"), ("raw_exec", "ghcr.io/x/nb:1")]
+        {
+            let BadConfiguration(errors) =
+                with(&[("NOMAD_BUILD_TEMPLATE", template), ("NOMAD_BUILD_RUNNER", runner)]).err().unwrap();
+            let [error] = &errors[..] else { panic!("{errors:?}") };
+            assert!(error.starts_with("NOMAD_BUILD_TEMPLATE and NOMAD_BUILD_RUNNER"), "{error}");
+        }
+    }
+
+    #[test]
+    fn limits_that_no_job_could_keep_stop_the_start() {
+        for (name, value) in [
+            ("NOMAD_BUILD_MAX_TIMEOUT", "PT0S"),
+            ("NOMAD_BUILD_MAX_TIMEOUT", "PT0.5S"),
+            ("NOMAD_BUILD_MAX_TIMEOUT", "-PT1H"),
+            ("NOMAD_BUILD_MAX_CPU", "0"),
+            ("NOMAD_BUILD_MAX_MEMORY_MB", "15"),
+            ("NOMAD_BUILD_LOG_FORMAT", "yaml"),
+            ("NOMAD_BUILD_LOG", "info,,=what"),
+        ] {
+            let BadConfiguration(errors) = with(&[(name, value)]).err().unwrap();
+            assert!(errors.len() == 1 && errors[0].starts_with(name), "{errors:?}");
         }
     }
 }

@@ -13,6 +13,8 @@ use prometheus::{
 
 use crate::job::{Phase, Record};
 
+/// Which of the program's own log lines are written.
+pub use tracing_subscriber::EnvFilter as LogFilter;
 /// From a second to the longest timeout.
 const PHASES: [f64; 12] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0];
 const WAITS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
@@ -246,12 +248,22 @@ pub enum Format {
     Json,
 }
 
-/// Sends log lines to standard error; `filter` is in the syntax of tracing's env filter.
-pub fn init(format: Format, filter: Option<&str>) {
-    use tracing_subscriber::EnvFilter;
+impl std::str::FromStr for Format {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Sends log lines to standard error.
+pub fn init(format: Format, filter: Option<LogFilter>) {
     // bollard logs every line of an engine's answer at DEBUG.
-    let filter = EnvFilter::try_new(filter.unwrap_or("info,bollard=warn,hyper=warn"))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = filter.unwrap_or_else(|| LogFilter::new("info,bollard=warn,hyper=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second initialisation in one process is a test's; the first one stands.
     let done = match format {

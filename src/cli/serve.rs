@@ -27,21 +27,14 @@ pub(super) fn help() -> String {
         let default = if default.is_empty() { String::new() } else { format!(" [{default}]") };
         text.push_str(&format!("  {name:<32} {what}{default}\n"));
     }
-    text.push_str(
-        "  NOMAD_BUILD_LOG, NOMAD_BUILD_LOG_FORMAT  filter (info) and format (text, json) of the log\n",
-    );
     text
 }
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(args: &Args) -> Result<Exit, Error> {
-    let format = match environment::process("NOMAD_BUILD_LOG_FORMAT").as_deref() {
-        Some("json") => telemetry::Format::Json,
-        _ => telemetry::Format::Text,
-    };
-    telemetry::init(format, environment::process("NOMAD_BUILD_LOG").as_deref());
-    let config = Config::read(&environment::process)
+    let mut config = Config::read(&environment::process)
         .map_err(|source| Error::new(Exit::Usage, "reading the configuration").caused_by(source))?;
+    telemetry::init(config.log_format, config.log_filter.take());
     super::on_threads(serve(config, args.while_stdin_open))
 }
 

@@ -28,6 +28,6 @@ pub use names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Sch
 pub use outcome::{Outcome, Progress, Published, State};
 pub use payload::{PAYLOAD_VERSION, Payload, PayloadError};
 pub use record::{Failure, Git, Image, Location, Record, Reference, Timestamps};
-pub use spec::{Limits, Policy, Resources, Spec};
+pub use spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 pub use status::{Phase, Reason, Status, Task};
 pub(crate) use submission::image_labels;

@@ -277,9 +277,12 @@ fn check_relative_path(text: &str) -> Result<(), String> {
 
 fn check_variable_path(text: &str) -> Result<(), String> {
     check_length(text, 128)?;
+    let is_part = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_~".contains(&b))
+    };
     check(
-        text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_~/".contains(&b)),
-        "is not the path of a Nomad Variable: letters, digits and - _ ~ /",
+        text.split('/').all(is_part),
+        "is not the path of a Nomad Variable: parts of letters, digits and - _ ~, with one / between them",
     )
 }
 
@@ -430,7 +433,7 @@ mod tests {
     fn variable_paths_are_nomads() {
         accepts::<VariablePath>(
             &["creds/team-a/git", "a_b~c", "-x"],
-            &["", "a b", "a\0b", "a.b", "$(id)", &"x".repeat(129)],
+            &["", "a b", "a\0b", "a.b", "$(id)", "/a", "a//b", "a/", &"x".repeat(129)],
         );
     }
 

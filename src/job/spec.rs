@@ -80,6 +80,9 @@ impl<T> Limits<T> {
     }
 }
 
+/// The least memory a phase may reserve, in MiB.
+pub const LEAST_MEMORY_MB: u32 = 16;
+
 /// What a phase reserves on its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

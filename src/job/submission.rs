@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::fmt::temporal::SpanParser;
 use serde_json::Value;
 
 use super::fields::{Fields, Invalid};
 use super::names::{ImageName, RegistryUrl, RepoUrl, Tag};
-use super::spec::{Limits, Policy, Resources, Spec};
+use super::spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 
 /// The labels that the service sets itself.
 const OWN_LABELS: [&str; 3] = [
@@ -241,7 +241,7 @@ fn timeouts(fields: &mut Fields, policy: &Policy) -> Limits<Duration> {
 fn timeout(fields: &mut Fields, name: &str, policy: &Policy, default: Duration) -> Duration {
     let default = default.min(policy.max_timeout);
     let Some(text) = fields.text(name) else { return default };
-    let parsed = text.parse::<SignedDuration>().ok().and_then(|value| Duration::try_from(value).ok());
+    let parsed = SpanParser::new().parse_unsigned_duration(&text).ok();
     match parsed {
         Some(value) if value.subsec_nanos() == 0 && !value.is_zero() && value <= policy.max_timeout => value,
         Some(value) if value > policy.max_timeout => {
@@ -262,8 +262,11 @@ fn resources(fields: &mut Fields, policy: &Policy) -> Limits<Resources> {
     let max = policy.max_resources;
     let of = |fields: &mut Fields, name: &str, default: Resources| {
         fields.nested(name, |fields| Resources {
-            cpu: whole(fields.number("cpu", 1, max.cpu.into()), default.cpu),
-            memory_mb: whole(fields.number("memory_mb", 16, max.memory_mb.into()), default.memory_mb),
+            cpu: whole(fields.number("cpu", 1, max.cpu.into()), default.cpu.min(max.cpu)),
+            memory_mb: whole(
+                fields.number("memory_mb", LEAST_MEMORY_MB.into(), max.memory_mb.into()),
+                default.memory_mb.min(max.memory_mb),
+            ),
         })
     };
     fields.nested("resources", |fields| Limits {
@@ -417,6 +420,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_specification_with_its_defaults_is_taken_again_whatever_the_operator_allows(
+            seconds in 1..100_000_u64, cpu in 1..2_000_u32, memory_mb in LEAST_MEMORY_MB..2_000,
+        ) {
+            let max_resources = Resources { cpu, memory_mb };
+            let policy =
+                Policy { max_timeout: Duration::from_secs(seconds), max_resources, ..Policy::default() };
+            let spec = Spec::from_json(good(), &policy).unwrap();
+            prop_assert_eq!(Spec::from_json(spec.to_json(), &policy), Ok(spec));
+        }
+
         #[test]
         fn a_specification_survives_the_way_to_the_runner(
             command in "[^\0]{1,200}", value in "[^\0]{0,200}", path in "[a-z$(){}% ]{1,20}", tests: bool,

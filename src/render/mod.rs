@@ -61,8 +61,6 @@ pub struct Settings {
     pub node_pool: String,
     /// What the checkout and the runner's files may take, in MiB, beside the logs.
     pub disk_mb: u32,
-    /// The environment of every task, the operator's own.
-    pub env: BTreeMap<String, String>,
 }
 
 /// Why a job could not be rendered. It is the operator's to mend, never the user's.
@@ -104,9 +102,7 @@ const KILL_TIMEOUT_NS: u64 = 25_000_000_000;
 const LOST_AFTER_NS: u64 = 30 * 24 * 3600 * 1_000_000_000;
 
 fn task<'a>(task: Task, payload: &'a Payload, encoded: &'a str, settings: &'a Settings) -> TaskContext<'a> {
-    let mut env: BTreeMap<_, _> =
-        settings.env.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    env.insert("NOMAD_BUILD_ENGINE_SOCKET", &settings.engine_socket);
+    let env = BTreeMap::from([("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str())]);
     let (hook, resources) = match task {
         Task::Phase(phase) => {
             let hook = (phase == Phase::Build).then_some("prestart");

@@ -76,6 +76,11 @@ fn check_task(task: &Value, name: &str) -> Result<(), BrokenRule> {
     )?;
     must(task["Identity"]["Env"] != true, name, "must not have its identity in the environment")?;
     let config = &task["Config"];
+    must(
+        !has_null(config),
+        name,
+        "must have no null in its Config: this template does not fit this runner (raw_exec takes a path or a download, docker an image)",
+    )?;
     for right in ["privileged", "cap_add", "devices", "pid_mode", "ipc_mode", "userns_mode"] {
         let has = !matches!(&config[right], Value::Null | Value::Bool(false));
         must(
@@ -85,6 +90,15 @@ fn check_task(task: &Value, name: &str) -> Result<(), BrokenRule> {
         )?;
     }
     Ok(())
+}
+
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(values) => values.iter().any(has_null),
+        Value::Object(map) => map.values().any(has_null),
+        _ => false,
+    }
 }
 
 /// Nomad refuses a job whose logs may take more than its disk; here the operator is told by name.

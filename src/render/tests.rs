@@ -13,7 +13,6 @@ fn settings(template: &str, runner: Runner) -> Settings {
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 1000,
-        env: BTreeMap::new(),
     }
 }
 

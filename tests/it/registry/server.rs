@@ -125,11 +125,13 @@ impl Image {
     /// An image of so many small layers that no other image has.
     pub(super) async fn build(layers: usize) -> Self {
         let context = tempfile::tempdir().unwrap();
-        let mut dockerfile = "FROM scratch\nCMD [\"/none\"]\n".to_owned();
+        let mut dockerfile = "FROM scratch\n".to_owned();
         for layer in 0..layers {
             std::fs::write(context.path().join(layer.to_string()), uuid::Uuid::new_v4().to_string()).unwrap();
             writeln!(dockerfile, "COPY {layer} /{layer}").unwrap();
         }
+        // Behind the layers: an intermediate image that builds share goes with the first image that is removed.
+        dockerfile.push_str("CMD [\"/none\"]\n");
         std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
         let name = Self::unused_name();
         docker(&["build", "-q", "-t", &name, context.path().to_str().unwrap()]).await.unwrap();
