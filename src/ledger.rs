@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable};
-
 use crate::job::{Claim, JobId, Outcome, Phase, Progress};
-use crate::nomad::{Client, Error, Put};
+use crate::nomad::{Client, Error, Put, patiently};
 
 /// Everything this project keeps in Variables lies below.
 pub const PREFIX: &str = "nomad-build/";
@@ -69,24 +67,12 @@ impl Ledger {
         Self { nomad, namespace: namespace.to_owned(), patience }
     }
 
-    fn backoff(&self) -> ExponentialBuilder {
-        ExponentialBuilder::default()
-            .with_jitter()
-            .with_min_delay(Duration::from_millis(50))
-            .with_max_delay(Duration::from_secs(3))
-            .without_max_times()
-            .with_total_delay(Some(self.patience))
-    }
-
     async fn patiently<T, F: Future<Output = Result<T, Error>>>(
         &self,
         job: &JobId,
         call: impl FnMut() -> F,
     ) -> Result<T, LedgerError> {
-        call.retry(self.backoff())
-            .when(Error::is_passing)
-            .await
-            .map_err(|e| LedgerError::Nomad(job.clone(), e))
+        patiently(self.patience, call).await.map_err(|error| LedgerError::Nomad(job.clone(), error))
     }
 
     /// The claim, with its index; none where nobody decided yet.

@@ -143,6 +143,7 @@ impl From<SubmitError> for Problem {
         match error {
             SubmitError::Invalid(invalid) => invalid.into(),
             SubmitError::Nomad(ref cause) => Self::of_nomad(cause, &error),
+            SubmitError::Unconfirmed(..) => Self::caused(Code::NomadUnavailable, error.to_string(), &error),
             SubmitError::Render(_) => {
                 let message =
                     "the operator's job template cannot be used; the service's log says why".to_owned();

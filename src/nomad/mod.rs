@@ -7,6 +7,7 @@ mod error;
 mod events;
 mod files;
 mod jobs;
+mod retry;
 mod types;
 mod variables;
 
@@ -15,6 +16,7 @@ pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};
 pub use files::{Frame, FrameStream, Origin};
 pub use jobs::Registration;
+pub use retry::patiently;
 pub use types::{
     Allocation, Evaluation, Indexed, Job, JobStub, PlacementFailure, TaskEvent, TaskState, Variable,
     VariableStub,

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use secrecy::SecretString;
 
-use super::Service;
+use super::{PATIENCE, Service};
 use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
-use crate::nomad::{Error, Kind, Put};
+use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::GROUP;
 
 /// The Variables to write for a job: path and items.
@@ -69,7 +69,7 @@ impl Service {
 
     async fn read_one(
         &self,
-        nomad: &crate::nomad::Client,
+        nomad: &Client,
         path: &VariablePath,
     ) -> Result<Result<BTreeMap<String, String>, String>, Error> {
         // One text for both, so that nobody learns which Variables exist.
@@ -84,9 +84,11 @@ impl Service {
 
     /// Writes the copies. On failure, what was written is removed again.
     pub(super) async fn write_credentials(&self, copies: &Copies) -> Result<(), Error> {
+        let namespace = &self.config.namespace;
         for (path, items) in copies {
-            let written = self.nomad.put_variable(&self.config.namespace, path, items, 0).await;
-            if let Err(error) = written.map(|put| debug_assert!(matches!(put, Put::Written(_)))) {
+            // The path has a fresh ID: what is there already was put by an attempt whose answer was lost.
+            let write = || self.nomad.put_variable(namespace, path, items, 0);
+            if let Err(error) = patiently(PATIENCE, write).await {
                 self.remove_copies(copies).await;
                 return Err(error);
             }
@@ -96,11 +98,7 @@ impl Service {
 
     /// Removes the copies, as far as Nomad answers.
     pub(super) async fn remove_copies(&self, copies: &Copies) {
-        for (path, _) in copies {
-            if let Err(error) = self.nomad.delete_variable(&self.config.namespace, path).await {
-                tracing::warn!(variable = path, %error, "a copy of credentials stays behind");
-            }
-        }
+        remove_copies(&self.nomad, &self.config.namespace, copies).await;
     }
 
     /// Removes every copy a job may have.
@@ -109,6 +107,15 @@ impl Service {
             self.nomad.delete_variable(&self.config.namespace, &task_path(job, task)).await?;
         }
         Ok(())
+    }
+}
+
+pub(super) async fn remove_copies(nomad: &Client, namespace: &str, copies: &Copies) {
+    for (path, _) in copies {
+        let removed = patiently(PATIENCE, || nomad.delete_variable(namespace, path)).await;
+        if let Err(error) = removed {
+            tracing::warn!(variable = path, %error, "a copy of credentials stays behind");
+        }
     }
 }
 

@@ -1,16 +1,21 @@
-//! Submit: check, copy credentials, register. Nothing is left behind when any of them fails.
+//! Submit: check, copy credentials, register. A job that is not accepted publishes nothing, and its copies of credentials
+//! are removed, at the latest when Nomad answers again.
 
-use backon::{ExponentialBuilder, Retryable};
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable as _};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::credentials::{Copies, Unreadable};
+use super::credentials::{Copies, Unreadable, remove_copies};
 use super::{PATIENCE, Service};
-use crate::job::{Invalid, JobFacts, JobId, Payload, Spec};
-use crate::nomad::{Error, Kind};
+use crate::job::{Claim, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
+use crate::ledger::{Ledger, LedgerError};
+use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{self, RenderError};
+use crate::telemetry::chain;
 
 /// Why a submission was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,11 @@ pub enum SubmitError {
     /// Nomad's fault.
     #[error("the job could not be registered")]
     Nomad(#[from] Error),
+    /// Nobody can know yet whether it is registered.
+    #[error(
+        "Nomad did not confirm job {0} in time: it is being withdrawn; submit again, or see whether it exists"
+    )]
+    Unconfirmed(JobId, #[source] Error),
 }
 
 impl Service {
@@ -49,7 +59,7 @@ impl Service {
                 Unreadable::Fields(fields) => SubmitError::Invalid(Invalid(fields)),
                 Unreadable::Nomad(error) => SubmitError::Nomad(error),
             })?;
-        let index = self.register(&id, &job, &copies).await?;
+        let index = self.register(&id, &job, copies).await?;
         let facts = JobFacts {
             index,
             namespace: self.config.namespace.clone(),
@@ -63,20 +73,68 @@ impl Service {
         Ok(id)
     }
 
-    /// Registers create-only, so that a retry after a lost answer is safe.
-    async fn register(&self, id: &JobId, job: &Value, copies: &Copies) -> Result<u64, Error> {
-        self.write_credentials(copies).await?;
-        let backoff = ExponentialBuilder::default().with_jitter().with_total_delay(Some(PATIENCE));
-        let register = || self.nomad.register(&self.config.namespace, id.as_str(), job);
-        match register.retry(backoff).when(Error::is_passing).await {
+    /// Registers create-only, so that an attempt after a lost answer makes no second job.
+    async fn register(&self, id: &JobId, job: &Value, copies: Copies) -> Result<u64, SubmitError> {
+        let namespace = &self.config.namespace;
+        self.write_credentials(&copies).await?;
+        match patiently(PATIENCE, || self.nomad.register(namespace, id.as_str(), job)).await {
             Ok(registration) => Ok(registration.job_modify_index),
             // The ID is fresh: who else has registered it than an attempt whose answer was lost?
             Err(Error { kind: Kind::Conflict, .. }) => {
-                Ok(self.nomad.job(&self.config.namespace, id.as_str()).await?.modify_index)
+                let found = patiently(PATIENCE, || self.nomad.job(namespace, id.as_str())).await;
+                // It is there. Where it cannot be read now, the watcher brings the index.
+                Ok(found.map_or(0, |job| job.modify_index))
+            }
+            Err(error) if error.is_passing() || error.kind == Kind::Malformed => {
+                self.withdraw(id, copies, error).await
             }
             Err(error) => {
-                self.remove_copies(copies).await;
-                Err(error)
+                self.remove_copies(&copies).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Revokes the right to publish of a job that may or may not be registered. One that is will find that at its gate,
+    /// and is stopped by whichever replica sees it. One that was decided already is registered, and stands.
+    async fn withdraw(&self, id: &JobId, copies: Copies, error: Error) -> Result<u64, SubmitError> {
+        let why = "withdrawn: Nomad did not confirm its registration in time";
+        let claim = Claim::revoked(Verdict::new(Status::Killed, None, Reason::Killed, why, Utc::now()));
+        match self.ledger.decide(id, &claim).await {
+            Ok(decision) if !decision.ours => return Ok(0),
+            Ok(_) => self.remove_copies(&copies).await,
+            Err(_) => {
+                let (ledger, nomad) = (self.ledger.clone(), self.nomad.clone());
+                let later =
+                    Withdrawal { id: id.clone(), claim, copies, namespace: self.config.namespace.clone() };
+                tokio::spawn(later.go_on(ledger, nomad));
+            }
+        }
+        Err(SubmitError::Unconfirmed(id.clone(), error))
+    }
+}
+
+/// A job that could not be withdrawn while its caller waited.
+struct Withdrawal {
+    id: JobId,
+    claim: Claim,
+    copies: Copies,
+    namespace: String,
+}
+
+impl Withdrawal {
+    /// Tries for as long as this service lives.
+    async fn go_on(self, ledger: Ledger, nomad: Client) {
+        let backoff =
+            ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times();
+        let passing =
+            |error: &LedgerError| matches!(error, LedgerError::Nomad(_, error) if error.is_passing());
+        match (|| ledger.decide(&self.id, &self.claim)).retry(backoff).when(passing).await {
+            Ok(decision) if decision.ours => remove_copies(&nomad, &self.namespace, &self.copies).await,
+            // Registered, and at its end: its own tasks remove the copies.
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(job = %self.id, error = chain(&error), "a job could not be withdrawn")
             }
         }
     }

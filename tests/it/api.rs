@@ -53,6 +53,8 @@ async fn every_refusal_has_its_status_and_its_code_in_the_envelope() {
     for (what, request, status, code) in [
         ("no route", request("GET", "/nothing"), 404, "route_not_found"),
         ("no route", request("GET", "/"), 404, "route_not_found"),
+        ("no platform", request("GET", "/runner/%ff/amd64/nomad-build"), 404, "route_not_found"),
+        ("no platform", request("GET", "/runner/linux/%ff/sha256sums"), 404, "route_not_found"),
         ("no route", request("POST", "/jobs/"), 404, "route_not_found"),
         ("a method", request("DELETE", "/jobs"), 405, "method_not_allowed"),
         ("a method", request("PUT", "/health"), 405, "method_not_allowed"),
@@ -168,16 +170,17 @@ async fn a_service_with_nomad_is_healthy_and_ready() {
 
 #[tokio::test]
 async fn a_service_without_nomad_is_healthy_and_says_why_it_is_not_ready() {
-    // A port that nobody listens on, kept from others as long as this runs.
-    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let nowhere = held.local_addr().unwrap();
-    drop(held);
-    let service = Service::start_unready(&format!("http://{nowhere}"), "127.0.0.1:1", &[]);
+    // Nobody gets port 1 by asking for a free one.
+    let service = Service::start_unready("http://127.0.0.1:1", "127.0.0.1:1", &[]);
     let (status, _) = enveloped(http().get(format!("{}/health", service.url))).await;
     assert_eq!(status, StatusCode::OK);
-    let (status, error) = enveloped(http().get(format!("{}/ready", service.url))).await;
-    assert_eq!((status.as_u16(), &error["code"]), (503, &json!("not_ready")));
-    assert!(error["message"].as_str().unwrap().contains("Nomad"), "{error}");
+    // Right after its start it only knows that it has no list yet.
+    eventually("the service says that Nomad is missing", async || {
+        let (status, error) = enveloped(http().get(format!("{}/ready", service.url))).await;
+        assert_eq!((status.as_u16(), &error["code"]), (503, &json!("not_ready")));
+        error["message"].as_str().unwrap().contains("Nomad").then_some(())
+    })
+    .await;
     let unknown = format!("{}/jobs/nb-0193a1c2-7e57-7000-8000-000000000000/status", service.url);
     let (status, error) = enveloped(http().get(unknown)).await;
     assert_eq!((status.as_u16(), &error["code"]), (503, &json!("nomad_unavailable")));
@@ -233,8 +236,8 @@ async fn the_replica_that_reports_counts_jobs_and_phases() {
     }
 }
 
-#[tokio::test]
-async fn the_status_of_a_known_job_is_read_without_asking_nomad() {
+/// A service that reaches Nomad through a proxy.
+async fn proxied() -> (Counter, Service) {
     let world = world();
     let counter = Counter::start(&world.nomad).await;
     let service = tokio::task::spawn_blocking({
@@ -242,6 +245,39 @@ async fn the_status_of_a_known_job_is_read_without_asking_nomad() {
         move || Service::start(&nomad, &registry, &[])
     });
     let service = service.await.unwrap();
+    (counter, service)
+}
+
+#[tokio::test]
+async fn a_job_whose_registration_nobody_confirms_is_refused_by_name_and_withdrawn() {
+    let world = world();
+    let (counter, service) = proxied().await;
+    counter.lose_registrations();
+    let repository = world.repository("RUN sleep 300");
+    let body = world.job(&repository);
+    let (status, error) = enveloped(http().post(format!("{}/jobs", service.url)).json(&body)).await;
+    assert_eq!((status.as_u16(), error["code"].as_str()), (503, Some("nomad_unavailable")), "{error}");
+    let message = error["message"].as_str().unwrap();
+    let id = message.split_whitespace().find(|word| word.starts_with("nb-")).unwrap();
+    // Another replica sees it, and how it ended.
+    let ended = world.api().wait_for_end(id).await;
+    assert_eq!(ended["status"], "KILLED", "{ended}");
+    assert!(ended["failure"]["message"].as_str().unwrap().starts_with("withdrawn"), "{ended}");
+}
+
+#[tokio::test]
+async fn a_job_that_published_before_its_registration_was_confirmed_is_accepted() {
+    let world = world();
+    let (counter, service) = proxied().await;
+    counter.lose_registrations();
+    let (_, status) = Api::new(&service.url).run(&world.job(&world.repository("RUN true"))).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status}");
+}
+
+#[tokio::test]
+async fn the_status_of_a_known_job_is_read_without_asking_nomad() {
+    let world = world();
+    let (counter, service) = proxied().await;
     let api = Api::new(&service.url);
     let repository = world.repository("RUN true");
     let (id, status) = api.run(&world.job(&repository)).await;
