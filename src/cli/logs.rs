@@ -67,16 +67,28 @@ fn print(logs: &Logs, raw: bool, output: &mut Output) -> Result<(), OutputError>
             let note = format!("--- {bytes} bytes before this are left out; `logs -f` shows them");
             output.note(&paint.text(Colour::Yellow, &note));
         }
-        if raw || !output.stdout_is_terminal() {
-            output.write(log)?;
-        } else {
-            let colours = output.colours();
-            let lines: Vec<_> = log.lines().map(|line| harmless::line(line, colours)).collect();
-            output.write(&lines.join("\n"))?;
-        }
-        if !log.is_empty() && !log.ends_with('\n') {
+        let as_it_is = raw || !output.stdout_is_terminal();
+        let shown = if as_it_is { log.to_owned() } else { for_terminal(log, output.colours()) };
+        output.write(&shown)?;
+        if !shown.is_empty() && !shown.ends_with('\n') {
             output.write("\n")?;
         }
     }
     Ok(())
+}
+
+fn for_terminal(log: &str, colours: bool) -> String {
+    log.lines().map(|line| harmless::line(line, colours) + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_a_terminal_every_line_ends_also_the_last_one() {
+        assert_eq!(for_terminal("a\n\nb\n", true), "a\n\nb\n");
+        assert_eq!(for_terminal("a\nb", false), "a\nb\n");
+        assert_eq!(for_terminal("", true), "");
+    }
 }

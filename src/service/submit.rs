@@ -134,7 +134,7 @@ impl Withdrawal {
             // Registered, and at its end: its own tasks remove the copies.
             Ok(_) => {}
             Err(error) => {
-                tracing::error!(job = %self.id, error = chain(&error), "a job could not be withdrawn")
+                tracing::error!(job = %self.id, error = chain(&error), "a job could not be withdrawn");
             }
         }
     }
