@@ -57,16 +57,12 @@ pub(super) async fn run(args: Args, globals: &Globals, output: &mut Output) -> R
 fn print(logs: &Logs, raw: bool, output: &mut Output) -> Result<(), OutputError> {
     let paint = output.paint_stderr();
     for (phase, log) in PHASES.into_iter().zip([&logs.build, &logs.test, &logs.publish]) {
-        let omitted = logs.truncated.get(phase).map(|truncated| truncated.omitted_bytes);
+        // What is left out or missing, the text says itself.
         let log = log.as_deref().unwrap_or_default();
-        if log.is_empty() && omitted.is_none() {
+        if log.is_empty() {
             continue;
         }
         output.note(&paint.text(Colour::Cyan, &format!("==> {phase}")));
-        if let Some(bytes) = omitted {
-            let note = format!("--- {bytes} bytes before this are left out; `logs -f` shows them");
-            output.note(&paint.text(Colour::Yellow, &note));
-        }
         let as_it_is = raw || !output.stdout_is_terminal();
         let shown = if as_it_is { log.to_owned() } else { for_terminal(log, output.colours()) };
         output.write(&shown)?;

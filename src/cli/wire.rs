@@ -53,14 +53,6 @@ pub(super) struct Logs {
     pub(super) build: Option<String>,
     pub(super) test: Option<String>,
     pub(super) publish: Option<String>,
-    #[serde(default, deserialize_with = "or_default")]
-    pub(super) truncated: BTreeMap<String, Truncated>,
-}
-
-/// What a limit left out of a phase's log.
-#[derive(Debug, Deserialize)]
-pub(super) struct Truncated {
-    pub(super) omitted_bytes: u64,
 }
 
 /// Where a job stands.
