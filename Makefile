@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test bench soak lint lint-rust lint-deny lint-jobs lint-shell
+.PHONY: help setup setup-checks demo dev test bench soak lint lint-rust lint-deny lint-jobs lint-shell
 
 # How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
 soak: N ?= 20
@@ -20,6 +20,9 @@ help: ## Show the targets
 
 setup: ## Find or install git, a Docker Engine, a registry and Nomad
 	@tools/setup
+
+setup-checks: setup
+	@tools/setup checks
 
 demo: setup ## Build, test and publish a sample repository on a stack of its own, then stop it
 	@tools/demo
@@ -41,7 +44,7 @@ soak: setup ## Repeat the integration tests: make soak N=20
 	    cargo test --locked --all-features --test it || { echo "soak: run $$run of $(N) failed" >&2; exit 1; }; \
 	done; echo "soak: all $(N) runs are green"
 
-lint: lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
+lint: setup-checks lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
 
 lint-rust:
 	@cargo fmt --check
@@ -49,8 +52,8 @@ lint-rust:
 
 # Advisories need a database from outside: where it cannot be had, that part is skipped and said so.
 lint-deny:
-	@if ! command -v cargo-deny >/dev/null; then \
-	    echo "lint: cargo-deny is not installed, licences and sources are not checked (cargo install cargo-deny)"; \
+	@$(with_env) PATH=$$PATH:$$NOMAD_BUILD_TOOLS; if ! command -v cargo-deny >/dev/null; then \
+	    echo "lint: cargo-deny is not installed, licences and sources are not checked"; \
 	else \
 	    cargo deny --locked check --hide-inclusion-graph licenses bans sources; \
 	    if cargo deny --locked fetch db >/dev/null 2>&1; then cargo deny --locked check --hide-inclusion-graph advisories; \
