@@ -81,12 +81,7 @@ impl Service {
             freshness: Arc::clone(&self.freshness),
             telemetry: Arc::clone(&self.telemetry),
         };
-        let undertaker = Undertaker {
-            nomad: self.nomad.clone(),
-            namespace: self.config.namespace.clone(),
-            ledger: self.ledger.clone(),
-            store: Arc::clone(&self.store),
-        };
+        let undertaker = Undertaker { service: self };
         let reporter = Reporter {
             nomad: self.nomad.clone(),
             namespace: self.config.namespace.clone(),
