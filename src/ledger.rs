@@ -15,7 +15,7 @@ const CLAIMS: &str = "nomad-build/claims/";
 const OUTCOMES: &str = "nomad-build/outcomes/";
 
 /// Which of a job's Variables a path names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Entry {
     /// The claim.
     Claim,

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::job::{FieldError, Invalid};
 use crate::nomad;
-use crate::service::{CleanupError, FindError, SubmitError};
+use crate::service::{CleanupError, FindError, KillError, SubmitError};
 use crate::telemetry::chain;
 
 #[derive(Serialize)]
@@ -115,7 +115,7 @@ impl Problem {
         Self { code, message, details: Vec::new() }
     }
 
-    fn of_nomad(cause: &nomad::Error, whole: &dyn std::error::Error) -> Self {
+    pub(super) fn of_nomad(cause: &nomad::Error, whole: &dyn std::error::Error) -> Self {
         let code = if cause.is_passing() { Code::NomadUnavailable } else { Code::Internal };
         Self::caused(code, format!("{whole}: {cause}"), whole)
     }
@@ -159,6 +159,18 @@ impl From<FindError> for Problem {
             FindError::Unknown(_) => Self::new(Code::JobNotFound, &error.to_string()),
             FindError::Nomad(_, ref cause) => Self::of_nomad(cause, &error),
             FindError::Ledger(..) => Self::caused(Code::NomadUnavailable, error.to_string(), &error),
+        }
+    }
+}
+
+impl From<KillError> for Problem {
+    fn from(error: KillError) -> Self {
+        match error {
+            KillError::Find(find) => find.into(),
+            KillError::Undecided(..) => Self::caused(Code::NomadUnavailable, error.to_string(), &error),
+            KillError::Running(_, ref cause) | KillError::Credentials(_, ref cause) => {
+                Self::of_nomad(cause, &error)
+            }
         }
     }
 }

@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use super::answer::{Code, Data, Problem};
 use super::jobs::Id;
-use crate::job::Phase;
-use crate::service::logs::{Cursor, Logs, Message, Request};
+use crate::job::{JobId, Phase};
+use crate::nomad;
+use crate::service::logs::{Cursor, InvalidCursor, Logs, Message, Request};
 
 /// A connection is never silent for longer.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -53,6 +54,11 @@ impl LogQuery {
     }
 }
 
+/// A log that Nomad did not give.
+#[derive(Debug, thiserror::Error)]
+#[error("the log of job {0} could not be read")]
+struct Unread(JobId, #[source] nomad::Error);
+
 /// `GET /jobs/{id}/logs`
 pub(super) async fn whole(
     State(app): State<App>,
@@ -67,7 +73,10 @@ pub(super) async fn whole(
     let record = app.service.record(&id).await?;
     let limit = app.service.config().log_limit;
     let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
-    logs.map(Data).map_err(|error| Problem::new(Code::NomadUnavailable, &error.to_string()))
+    logs.map(Data).map_err(|error| {
+        let unread = Unread(id, error);
+        Problem::of_nomad(&unread.1, &unread)
+    })
 }
 
 /// `GET /jobs/{id}/logs/stream`
@@ -84,7 +93,11 @@ pub(super) async fn stream(
     let last_event = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     request.cursor = request.cursor.or_else(|| last_event.and_then(|text| text.parse().ok()));
     let record = app.service.follow(&id).await?;
-    let messages = app.service.hub().read(record, request);
+    let mut messages = app.service.hub().read(record, request.clone());
+    if let Err(InvalidCursor::Foreign) = messages {
+        // Given out by a replica that knew of the allocation first: a client takes a refusal as final.
+        messages = app.service.hub().read(app.service.follow_anew(&id).await?, request);
+    }
     let messages = messages.map_err(|error| Problem::parameter("cursor", &error.to_string()))?;
     match upgrade {
         Ok(upgrade) => Ok(upgrade.on_upgrade(move |socket| by_websocket(socket, messages, app.stopping))),

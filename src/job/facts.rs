@@ -38,8 +38,6 @@ pub struct AllocationFacts {
     pub index: u64,
     /// Nomad's index of its creation: the later one is the current one.
     pub created: u64,
-    /// The node's ID.
-    pub node_id: String,
     /// The node's name.
     pub node_name: String,
     /// Whether the client ended with it (complete, failed or lost); poststop tasks may still run.
@@ -213,6 +211,13 @@ impl Facts {
                 (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
             }
             None => return None,
+            // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
+            Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
+                let message = format!(
+                    "Nomad told the runner to stop (a drain, a preemption or an alloc stop), last seen on node {node_name}"
+                );
+                (Status::Killed, Reason::Stopped, message)
+            }
             Some(AllocationFacts { detail: None, is_lost: false, .. }) => return Some(Due::Look),
             Some(allocation) if allocation.is_lost => {
                 let message = format!("node {} was lost while the job ran on it", allocation.node_name);
@@ -229,6 +234,12 @@ impl Facts {
             }
         };
         Some(Due::Revoke(Verdict::new(status, self.phase(), reason, &message, now)))
+    }
+
+    /// Whether a runner said that it was told to stop, and nobody revoked the job.
+    fn was_told_to_stop(&self) -> bool {
+        let mut outcomes = Phase::ALL.into_iter().filter_map(|phase| self.progress.1.of(phase));
+        outcomes.any(|outcome| outcome.reason == Some(Reason::Killed))
     }
 
     /// The end of a publish phase whose runner is gone: each tag may or may not have been put.

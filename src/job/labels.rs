@@ -24,8 +24,6 @@ pub struct Labels {
     pub tags: Vec<String>,
     /// Whether there is a test phase.
     pub has_tests: bool,
-    /// The specification's SHA-256, in hexadecimal: tells a retried submission from another one.
-    pub spec_hash: String,
 }
 
 impl Labels {
@@ -38,7 +36,6 @@ impl Labels {
             ("nb_image".to_owned(), encode(&self.image)),
             ("nb_tags".to_owned(), tags.join(",")),
             ("nb_tests".to_owned(), self.has_tests.to_string()),
-            ("nb_spec".to_owned(), self.spec_hash.clone()),
             ("nb_submitted".to_owned(), submitted_at.to_rfc3339_opts(SecondsFormat::Millis, true)),
         ]);
         if let Some(git_ref) = &self.git_ref {
@@ -58,7 +55,6 @@ impl Labels {
             image: text("nb_image")?,
             tags: meta.get("nb_tags")?.split(',').map(decode).collect::<Option<_>>()?,
             has_tests: meta.get("nb_tests")? == "true",
-            spec_hash: meta.get("nb_spec")?.clone(),
         };
         Some((labels, submitted_at))
     }
@@ -105,7 +101,7 @@ mod tests {
         ) {
             let labels = Labels {
                 owner, git_ref, repo_url: "https://e/${NOMAD_TOKEN}".to_owned(), image: "r:1/a".to_owned(),
-                tags: vec![tag, "b,c".to_owned()], has_tests: true, spec_hash: "00".to_owned(),
+                tags: vec![tag, "b,c".to_owned()], has_tests: true,
             };
             let at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
             let meta = labels.to_meta(at);

@@ -35,7 +35,7 @@ pub struct Record {
     pub lines: [Option<u64>; 3],
 }
 
-/// The seed's eight times; none is what has not happened.
+/// When a job was submitted, when each phase began and ended, and when the job ended; none is what has not happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Timestamps {
     /// The submission was accepted.

@@ -27,7 +27,6 @@ fn allocation(index: u64, is_over: bool) -> AllocationFacts {
         id: "alloc".to_owned(),
         index,
         created: 2,
-        node_id: "n".to_owned(),
         node_name: "node".to_owned(),
         is_over,
         is_lost: false,
@@ -147,6 +146,17 @@ fn what_nobody_else_ends_is_due() {
     let mut died = running.clone();
     died.see_allocation(allocation(9, true));
     assert_eq!(reason(&died), Some((Status::Failed, Reason::RunnerDied)));
+
+    // A runner that was told to stop said so; the allocation that replaced it does nothing.
+    let mut drained = running.clone();
+    let mut told = Progress::default();
+    told.set(
+        Phase::Build,
+        Outcome::begun("alloc", at(1)).failed(at(5), Reason::Killed, None, "told to stop"),
+    );
+    drained.see_progress(8, told);
+    drained.see_allocation(allocation(9, true));
+    assert_eq!(reason(&drained), Some((Status::Killed, Reason::Stopped)));
 
     let mut lost = running.clone();
     lost.see_allocation(AllocationFacts { is_lost: true, detail: None, ..allocation(9, true) });

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
 use super::{Labels, Phase, Task};
@@ -139,12 +138,6 @@ impl Spec {
         phases.map(Task::Phase).chain([Task::Finish]).collect()
     }
 
-    /// SHA-256 of the specification as JSON with sorted keys, in hexadecimal.
-    pub fn hash(&self) -> String {
-        let digest = Sha256::digest(self.to_json().to_string());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
     /// The labels a list shows.
     pub fn labels_for_lists(&self) -> Labels {
         Labels {
@@ -154,7 +147,6 @@ impl Spec {
             image: self.image(),
             tags: self.image_tags.iter().map(ToString::to_string).collect(),
             has_tests: self.has_tests(),
-            spec_hash: self.hash(),
         }
     }
 

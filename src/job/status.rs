@@ -177,7 +177,7 @@ pub enum Reason {
     DigestMismatch,
     /// Killed through the API.
     Killed,
-    /// The Nomad job was stopped or purged by somebody else.
+    /// The Nomad job was stopped or purged by somebody else, or Nomad stopped its tasks: a drain, a preemption.
     Stopped,
     /// A task could not be set up on its node.
     SetupFailed,

@@ -149,6 +149,21 @@ impl Client {
         Err(Error::answered(&doing, status.as_u16(), body.trim()))
     }
 
+    /// Opens a stream, which takes no place and lasts as long as it likes; it has to begin within `patience`.
+    pub(super) async fn open(&self, request: Request, patience: Duration) -> Result<Response, Error> {
+        let doing = request.doing.clone();
+        let opened = tokio::time::timeout(patience, self.send(request, None)).await;
+        opened.map_err(|error| Error::unreachable(&doing, error))?
+    }
+
+    /// Sends a request whose answer says nothing but that it was done.
+    pub(super) async fn order(&self, request: Request) -> Result<(), Error> {
+        let doing = request.doing.clone();
+        // The semaphore is never closed.
+        let _place = self.calls.acquire().await.map_err(|error| Error::unreachable(&doing, error))?;
+        self.send(request, Some(CALL)).await.map(drop)
+    }
+
     /// Sends a request and reads its answer, with the index of the state it shows.
     pub(super) async fn call<T: DeserializeOwned>(&self, request: Request) -> Result<Indexed<T>, Error> {
         let doing = request.doing.clone();
@@ -178,4 +193,23 @@ async fn read<T: DeserializeOwned>(response: Response, doing: &str) -> Result<In
     let bytes = response.bytes().await.map_err(|error| Error::unreachable(doing, error.without_url()))?;
     let value = serde_json::from_slice(&bytes).map_err(|error| Error::malformed(doing, error))?;
     Ok(Indexed { value, index: index.unwrap_or(0), next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nomad::Kind;
+
+    #[tokio::test]
+    async fn a_stream_that_nomad_takes_and_never_begins_is_given_up() {
+        // Takes connections, and never answers.
+        let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", hung.local_addr().unwrap()).parse().unwrap();
+        let settings = Settings { address, socket: None, token: None, ca_certificate: None };
+        let client = Client::new(&settings).unwrap();
+        let request = Request::get(&["event", "stream"], "opening".to_owned());
+        let opened = client.open(request, Duration::from_millis(100));
+        let opened = tokio::time::timeout(Duration::from_mins(1), opened).await.unwrap();
+        assert_eq!(opened.unwrap_err().kind, Kind::Unreachable);
+    }
 }

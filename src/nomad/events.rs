@@ -88,7 +88,7 @@ impl Client {
             .query("topic", "Job")
             .query("topic", "Allocation")
             .query("topic", "Evaluation");
-        Ok(EventStream { response: self.send(request, None).await?, buffer: BytesMut::new() })
+        Ok(EventStream { response: self.open(request, SILENCE).await?, buffer: BytesMut::new() })
     }
 }
 

@@ -83,9 +83,7 @@ impl Client {
             .query("follow", follow)
             .query("origin", from)
             .query("offset", offset);
-        let response = tokio::time::timeout(SILENCE, self.send(request, None))
-            .await
-            .map_err(|error| Error::unreachable(&doing, error))??;
+        let response = self.open(request, SILENCE).await?;
         Ok(FrameStream { response, frames: Frames::default(), heard: Instant::now(), doing })
     }
 }

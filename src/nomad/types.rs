@@ -36,6 +36,8 @@ pub struct Job {
     /// Meta.
     #[serde(deserialize_with = "null_as_default")]
     pub meta: BTreeMap<String, String>,
+    /// The index of its registration.
+    pub create_index: u64,
     /// The index of the last change.
     pub modify_index: u64,
 }
@@ -107,7 +109,7 @@ pub struct TaskState {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TaskEvent {
-    /// "Driver Failure", "Setup Failure", "Terminated", ...
+    /// "Started", "Driver Failure", "Setup Failure", "Terminated", ...
     #[serde(rename = "Type")]
     pub kind: String,
     /// Nomad's text.

@@ -94,10 +94,9 @@ impl Client {
     /// Removes a Variable; it is no error if there is none.
     pub async fn delete_variable(&self, namespace: &str, variable: &str) -> Result<(), Error> {
         let doing = format!("removing Variable {variable} of namespace {namespace:?}");
-        let request =
-            Request::new(Method::DELETE, &path(variable), doing.clone()).query("namespace", namespace);
-        match self.send(request, Some(Duration::from_secs(15))).await {
-            Ok(_) | Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
+        let request = Request::new(Method::DELETE, &path(variable), doing).query("namespace", namespace);
+        match self.order(request).await {
+            Ok(()) | Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

@@ -167,14 +167,22 @@ pub fn render(
     Ok(job)
 }
 
-/// The job that removes what a job left on a node: pinned to the node, or placed nowhere when there is none.
+/// The item of a sweep's meta that names its nodes.
+const SWEPT_NODES: &str = "nb_nodes";
+
+/// The nodes that a sweep is for, from its meta.
+pub fn swept_nodes(meta: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
+    meta.get(SWEPT_NODES).into_iter().flat_map(|nodes| nodes.split(',')).filter(|node| !node.is_empty())
+}
+
+/// The job that removes what a job left on its nodes: a group for each node, or one that is placed nowhere.
 ///
 /// It stays in Nomad until it is collected, which is how a repeated cleanup is known to be one.
 pub fn render_sweep(
     job: &JobId,
     sweep_id: &str,
     namespace: &str,
-    node: Option<&str>,
+    nodes: &[&str],
     settings: &Settings,
 ) -> Value {
     let env = serde_json::json!({"NOMAD_BUILD_ENGINE_SOCKET": settings.engine_socket, "NOMAD_BUILD_SWEEP": job.as_str()});
@@ -198,13 +206,11 @@ pub fn render_sweep(
             Value::Null,
         ),
     };
-    serde_json::json!({
-        "ID": sweep_id, "Name": sweep_id, "Namespace": namespace, "Type": "batch", "Priority": 50,
-        "Datacenters": settings.datacenters, "NodePool": settings.node_pool,
-        "Constraints": node.map(|id| serde_json::json!([{"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": id}])),
-        "TaskGroups": [{
-            "Name": "sweep",
+    let group = |name: String, node: Option<&str>| {
+        serde_json::json!({
+            "Name": name,
             "Count": u8::from(node.is_some()),
+            "Constraints": node.map(|id| serde_json::json!([{"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": id}])),
             "RestartPolicy": {"Attempts": 0, "Interval": 5_000_000_000_u64, "Delay": 0, "Mode": "fail"},
             "ReschedulePolicy": {"Attempts": 0, "Unlimited": false},
             "EphemeralDisk": {"SizeMB": 20},
@@ -213,7 +219,17 @@ pub fn render_sweep(
                 "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 10},
                 "Resources": {"CPU": 50, "MemoryMB": 64},
             }],
-        }],
+        })
+    };
+    let groups: Vec<_> = match nodes {
+        [] => vec![group("sweep".to_owned(), None)],
+        nodes => (1..).zip(nodes).map(|(place, node)| group(format!("sweep-{place}"), Some(node))).collect(),
+    };
+    serde_json::json!({
+        "ID": sweep_id, "Name": sweep_id, "Namespace": namespace, "Type": "batch", "Priority": 50,
+        "Datacenters": settings.datacenters, "NodePool": settings.node_pool,
+        "Meta": {SWEPT_NODES: nodes.join(",")},
+        "TaskGroups": groups,
     })
 }
 

@@ -1,14 +1,15 @@
-//! Clean up: what a finished job left in Nomad and on its node.
+//! Clean up: what a finished job left in Nomad and on its nodes.
 //!
-//! The node's part is done by a small Nomad job pinned to it. That job stays in Nomad until it is collected, which is
-//! how a repeated cleanup is known to be one, on any replica.
+//! The nodes' part is done by a small Nomad job with a group pinned to each. That job stays in Nomad until it is collected,
+//! which is how a repeated cleanup is known to be one, on any replica.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{FindError, Service};
+use super::{FindError, Service, translate};
 use crate::job::JobId;
 use crate::ledger::LedgerError;
-use crate::nomad::{Allocation, Error, Kind};
+use crate::nomad::{Allocation, Error, Job, Kind};
 use crate::render;
 
 /// How long a cleanup waits for the node.
@@ -42,22 +43,25 @@ fn sweep_id(id: &JobId) -> String {
 }
 
 impl Service {
-    /// Removes the Nomad job, its Variables and what it left on its node. Again is harmless.
+    /// Removes the Nomad job, its Variables and what it left on its nodes. Again is harmless.
     pub async fn clean_up(&self, id: &JobId) -> Result<(), CleanupError> {
-        let record = match self.record(id).await {
-            Ok(record) => record,
-            Err(FindError::Unknown(_)) if self.was_cleaned_up(id).await? => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        if !record.status.is_final() {
-            return Err(CleanupError::Live(id.clone()));
-        }
         let failed = |error| CleanupError::Nomad(id.clone(), error);
+        let earlier = self.sweep_of(id).await.map_err(failed)?;
+        match self.record(id).await {
+            Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),
+            Ok(_) => {}
+            // A job that Nomad no longer has, but that a cleanup was begun for: that one is brought to its end.
+            Err(FindError::Unknown(_)) if earlier.is_some() => {}
+            Err(error) => return Err(error.into()),
+        }
         let namespace = &self.config.namespace;
         ignore_missing(self.nomad.stop(namespace, id.as_str(), false).await).map_err(failed)?;
-        let allocations = self.ended_allocations(id).await?;
-        self.sweep(id, &allocations).await?;
+        // First: no task of an ended job needs them, and a node that is gone must not keep them.
         self.remove_credentials(id).await.map_err(failed)?;
+        let allocations = self.ended_allocations(id).await?;
+        self.sweep(id, earlier, &allocations).await?;
+        // Only behind the sweep. A node that was lost may come back with the job's tasks, and it is the claim that keeps
+        // these from publishing: it stays until each node has answered.
         self.ledger.remove(id).await.map_err(|error| CleanupError::Ledger(id.clone(), error))?;
         ignore_missing(self.nomad.stop(namespace, id.as_str(), true).await).map_err(failed)?;
         self.store.remove(id);
@@ -75,68 +79,126 @@ impl Service {
                 Ok(listed) => listed.map_err(|error| CleanupError::Nomad(id.clone(), error))?,
                 Err(_) => return Err(CleanupError::Running(id.clone())),
             };
-            let running = |allocation: &Allocation| {
-                let tasks = &allocation.task_states;
-                !matches!(allocation.client_status.as_str(), "complete" | "failed" | "lost")
-                    || (allocation.client_status != "lost"
-                        && tasks.values().any(|task| task.state == "running"))
-            };
-            if !listed.value.iter().any(running) {
+            if !listed.value.iter().any(translate::may_still_work) {
                 return Ok(listed.value);
             }
             index = listed.index.max(1);
         }
     }
 
-    async fn was_cleaned_up(&self, id: &JobId) -> Result<bool, CleanupError> {
+    /// The sweep of a job: there is one once its cleanup was begun, until Nomad collects it.
+    pub(super) async fn sweep_of(&self, id: &JobId) -> Result<Option<Job>, Error> {
         match self.nomad.job(&self.config.namespace, &sweep_id(id)).await {
-            Ok(_) => Ok(true),
-            Err(Error { kind: Kind::NotFound, .. }) => Ok(false),
-            Err(error) => Err(CleanupError::Nomad(id.clone(), error)),
+            Ok(sweep) => Ok(Some(sweep)),
+            Err(Error { kind: Kind::NotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
     /// Has each node that the job ran on remove what carries the job's label, and waits for it.
-    async fn sweep(&self, id: &JobId, allocations: &[Allocation]) -> Result<(), CleanupError> {
+    async fn sweep(
+        &self,
+        id: &JobId,
+        earlier: Option<Job>,
+        allocations: &[Allocation],
+    ) -> Result<(), CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
         let namespace = &self.config.namespace;
         let sweep = sweep_id(id);
-        // A sweep that failed before is replaced.
-        ignore_missing(self.nomad.stop(namespace, &sweep, true).await).map_err(failed)?;
-        let last = allocations.iter().max_by_key(|allocation| allocation.create_index);
-        let node = last.map(|allocation| allocation.node_id.as_str());
-        let job = render::render_sweep(id, &sweep, namespace, node, &self.config.render);
-        match self.nomad.register(namespace, &sweep, &job).await {
-            Ok(_) | Err(Error { kind: Kind::Conflict, .. }) => {}
-            Err(error) => return Err(failed(error)),
+        let mut nodes = BTreeMap::new();
+        if let Some(earlier) = &earlier {
+            let all = self.nomad.job_allocations(namespace, &sweep).await.map_err(failed)?;
+            let named: Vec<_> = render::swept_nodes(&earlier.meta).collect();
+            if swept(earlier.create_index, named.len(), &all) == Some(true) {
+                return Ok(());
+            }
+            // Nomad may have forgotten the job's own allocations.
+            nodes.extend(named.into_iter().map(|node| (node, node)));
         }
-        let Some(last) = last else { return Ok(()) };
-        let gone = |why: &str| CleanupError::Node(id.clone(), last.node_name.clone(), why.to_owned());
-        match tokio::time::timeout(WAIT, self.swept(&sweep)).await {
+        nodes.extend(allocations.iter().map(|each| (each.node_id.as_str(), each.node_name.as_str())));
+        let pinned: Vec<_> = nodes.keys().copied().collect();
+        let job = render::render_sweep(id, &sweep, namespace, &pinned, &self.config.render);
+        // One that failed, or was never placed, is replaced.
+        ignore_missing(self.nomad.stop(namespace, &sweep, true).await).map_err(failed)?;
+        let since = match self.nomad.register(namespace, &sweep, &job).await {
+            Ok(registration) => registration.job_modify_index,
+            // Another caller cleans up too; either's sweep will do.
+            Err(Error { kind: Kind::Conflict, .. }) => {
+                self.nomad.job(namespace, &sweep).await.map_err(failed)?.create_index
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let names: Vec<_> = nodes.values().copied().collect();
+        let undone = |why: &str| CleanupError::Node(id.clone(), names.join(", "), why.to_owned());
+        match tokio::time::timeout(WAIT, self.wait_for_sweep(&sweep, since, nodes.len())).await {
             Ok(Ok(true)) => Ok(()),
-            Ok(Ok(false)) => Err(gone("the sweep failed there")),
+            Ok(Ok(false)) => Err(undone("the sweep failed there")),
             Ok(Err(error)) => Err(failed(error)),
-            Err(_) => Err(gone("the sweep did not end there within 30 seconds")),
+            Err(_) => Err(undone("the sweep did not end there within 30 seconds")),
         }
     }
 
     /// Waits for the end of a sweep; whether it succeeded.
-    async fn swept(&self, sweep: &str) -> Result<bool, Error> {
+    async fn wait_for_sweep(&self, sweep: &str, since: u64, nodes: usize) -> Result<bool, Error> {
         let mut index = 1;
         loop {
             let listed = self.nomad.job_allocations_after(&self.config.namespace, sweep, index, WAIT).await?;
-            match listed.value.iter().map(|allocation| allocation.client_status.as_str()).next() {
-                Some("complete") => return Ok(true),
-                Some("failed" | "lost") => return Ok(false),
-                _ => index = listed.index.max(1),
+            if let Some(ended) = swept(since, nodes, &listed.value) {
+                return Ok(ended);
             }
+            index = listed.index.max(1);
         }
     }
+}
+
+/// How a sweep that was registered at an index ended on its nodes; none while it has not.
+///
+/// Nomad goes on listing the allocations of sweeps that were replaced. Those made before do not count, nor do those that
+/// were stopped: they may call themselves complete.
+fn swept(since: u64, nodes: usize, allocations: &[Allocation]) -> Option<bool> {
+    let counts = |each: &&Allocation| each.create_index > since && each.desired_status == "run";
+    let ours: Vec<_> = allocations.iter().filter(counts).map(|each| each.client_status.as_str()).collect();
+    if ours.iter().any(|status| matches!(*status, "failed" | "lost")) {
+        return Some(false);
+    }
+    (ours.iter().filter(|status| **status == "complete").count() >= nodes).then_some(true)
 }
 
 fn ignore_missing(done: Result<(), Error>) -> Result<(), Error> {
     match done {
         Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
         done => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_is_judged_by_its_own_allocations_on_every_node() {
+        let allocation = |create_index, client: &str, desired: &str| Allocation {
+            create_index,
+            client_status: client.to_owned(),
+            desired_status: desired.to_owned(),
+            ..Allocation::default()
+        };
+        for (nodes, allocations, want) in [
+            (0, &[][..], Some(true)),
+            (1, &[], None),
+            (1, &[allocation(11, "running", "run")], None),
+            (1, &[allocation(11, "complete", "run")], Some(true)),
+            (1, &[allocation(11, "failed", "run")], Some(false)),
+            // Of sweeps that were replaced.
+            (1, &[allocation(9, "failed", "stop"), allocation(11, "complete", "run")], Some(true)),
+            (1, &[allocation(9, "failed", "run")], None),
+            (1, &[allocation(9, "complete", "run")], None),
+            (1, &[allocation(11, "complete", "stop")], None),
+            (2, &[allocation(11, "complete", "run"), allocation(12, "running", "run")], None),
+            (2, &[allocation(11, "complete", "run"), allocation(12, "complete", "run")], Some(true)),
+            (2, &[allocation(11, "complete", "run"), allocation(12, "failed", "run")], Some(false)),
+        ] {
+            assert_eq!(swept(10, nodes, allocations), want, "{nodes} {allocations:?}");
+        }
     }
 }

@@ -1,11 +1,33 @@
 //! Kill: revoke the right to publish, then stop the Nomad job.
 
-use backon::{ExponentialBuilder, Retryable};
 use chrono::Utc;
 
 use super::{FindError, PATIENCE, Service};
 use crate::job::{Claim, JobId, Reason, Status, Verdict};
-use crate::nomad::{Error, Kind};
+use crate::ledger::LedgerError;
+use crate::nomad::{Error, Kind, patiently};
+
+/// Why a job was not killed, or not wholly.
+#[derive(Debug, thiserror::Error)]
+pub enum KillError {
+    /// No such job, or it could not be looked up.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Its right to publish could not be revoked.
+    #[error("job {0} was not killed: its right to publish could not be revoked; kill it again")]
+    Undecided(JobId, #[source] LedgerError),
+    /// It is killed, but Nomad still runs it.
+    #[error(
+        "job {0} is killed and will publish nothing, but its tasks could not be stopped; kill it again to stop them"
+    )]
+    Running(JobId, #[source] Error),
+    /// It is killed and stopped.
+    #[error(
+        "job {0} is killed and will publish nothing, but its copies of credentials could not be removed; kill it \
+         again to remove them"
+    )]
+    Credentials(JobId, #[source] Error),
+}
 
 /// What became of a kill.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +40,7 @@ pub enum Killed {
 
 impl Service {
     /// Kills a job that has not claimed the right to publish. Again is harmless.
-    pub async fn kill(&self, id: &JobId) -> Result<Killed, FindError> {
+    pub async fn kill(&self, id: &JobId) -> Result<Killed, KillError> {
         let record = self.record(id).await?;
         if record.status.is_final() && record.status != Status::Killed {
             return Ok(Killed::No(format!("the job has ended: {}", record.status)));
@@ -29,7 +51,7 @@ impl Service {
             .ledger
             .decide(id, &Claim::revoked(verdict))
             .await
-            .map_err(|error| FindError::Ledger(id.clone(), error))?;
+            .map_err(|error| KillError::Undecided(id.clone(), error))?;
         let killed = match &decision.claim {
             Claim::Revoked { verdict, .. } if verdict.status == Status::Killed => Killed::Yes,
             Claim::Revoked { verdict, .. } => Killed::No(format!("the job has ended: {}", verdict.status)),
@@ -39,20 +61,19 @@ impl Service {
         };
         self.store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
         if killed == Killed::Yes {
-            let failed = |error| FindError::Nomad(id.clone(), error);
-            self.stop(id).await.map_err(failed)?;
+            self.stop(id).await.map_err(|error| KillError::Running(id.clone(), error))?;
             // Where no task ever ran, none removes what the job was given.
             if record.nomad.allocation.is_none() {
-                self.remove_credentials(id).await.map_err(failed)?;
+                let removed = self.remove_credentials(id).await;
+                removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
             }
         }
         Ok(killed)
     }
 
     async fn stop(&self, id: &JobId) -> Result<(), Error> {
-        let backoff = ExponentialBuilder::default().with_jitter().with_total_delay(Some(PATIENCE));
         let stop = || self.nomad.stop(&self.config.namespace, id.as_str(), false);
-        match stop.retry(backoff).when(Error::is_passing).await {
+        match patiently(PATIENCE, stop).await {
             Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
             done => done,
         }

@@ -25,7 +25,7 @@ use crate::nomad::{self, Client, Kind};
 use crate::telemetry::Telemetry;
 
 pub use cleanup::CleanupError;
-pub use kill::Killed;
+pub use kill::{KillError, Killed};
 pub use submit::SubmitError;
 
 use freshness::Freshness;
@@ -81,12 +81,7 @@ impl Service {
             freshness: Arc::clone(&self.freshness),
             telemetry: Arc::clone(&self.telemetry),
         };
-        let undertaker = Undertaker {
-            nomad: self.nomad.clone(),
-            namespace: self.config.namespace.clone(),
-            ledger: self.ledger.clone(),
-            store: Arc::clone(&self.store),
-        };
+        let undertaker = Undertaker { service: self };
         let reporter = Reporter {
             nomad: self.nomad.clone(),
             namespace: self.config.namespace.clone(),
@@ -147,6 +142,16 @@ impl Service {
     /// A job's record as it changes.
     pub async fn follow(&self, id: &JobId) -> Result<Receiver<Arc<Record>>, FindError> {
         self.record(id).await?;
+        self.store.follow(id).ok_or_else(|| FindError::Unknown(id.clone()))
+    }
+
+    /// The same, once everything that Nomad says of the job now is taken in.
+    pub async fn follow_anew(&self, id: &JobId) -> Result<Receiver<Arc<Record>>, FindError> {
+        match self.look_up(id).await {
+            // What is known of a job may outlive it in Nomad.
+            Ok(()) | Err(FindError::Unknown(_)) => {}
+            Err(error) => return Err(error),
+        }
         self.store.follow(id).ok_or_else(|| FindError::Unknown(id.clone()))
     }
 

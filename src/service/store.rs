@@ -3,7 +3,8 @@
 //! Invariant: a read takes no call to Nomad and copies nothing but a pointer. A record changes only by facts.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
@@ -11,15 +12,25 @@ use tokio::sync::{Notify, watch};
 use crate::job::{Due, Facts, JobId, Record};
 use crate::telemetry::{JobEnded, Telemetry};
 
+/// How long a job that was forgotten stays so: a list of jobs that was read before is applied long before.
+const FORGOTTEN: Duration = Duration::from_mins(10);
+
 struct Entry {
     facts: Facts,
     /// None until the Nomad job itself was heard of.
     record: Option<watch::Sender<Arc<Record>>>,
 }
 
+#[derive(Default)]
+struct Jobs {
+    known: HashMap<JobId, Entry>,
+    /// Those removed lately. An ID is never used again, so nothing that is still heard of one counts.
+    forgotten: HashMap<JobId, Instant>,
+}
+
 /// The records of one namespace.
 pub(super) struct Store {
-    entries: RwLock<HashMap<JobId, Entry>>,
+    jobs: RwLock<Jobs>,
     telemetry: Arc<Telemetry>,
     /// Rung when something may have become due.
     due: Notify,
@@ -28,19 +39,25 @@ pub(super) struct Store {
 impl Store {
     /// An empty store.
     pub(super) fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { entries: RwLock::default(), telemetry, due: Notify::new() }
+        Self { jobs: RwLock::default(), telemetry, due: Notify::new() }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Jobs> {
+        self.jobs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Jobs> {
+        self.jobs.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A job's record, as it stands.
     pub(super) fn record(&self, id: &JobId) -> Option<Arc<Record>> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.get(id)?.record.as_ref().map(|record| record.borrow().clone())
+        self.read().known.get(id)?.record.as_ref().map(|record| record.borrow().clone())
     }
 
     /// A job's record, as it changes.
     pub(super) fn follow(&self, id: &JobId) -> Option<watch::Receiver<Arc<Record>>> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.get(id)?.record.as_ref().map(watch::Sender::subscribe)
+        self.read().known.get(id)?.record.as_ref().map(watch::Sender::subscribe)
     }
 
     /// How many jobs have not ended.
@@ -50,13 +67,17 @@ impl Store {
 
     /// The jobs that are known.
     pub(super) fn ids(&self) -> Vec<JobId> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.read().known.keys().cloned().collect()
     }
 
-    /// Takes in facts of a job. `see` says whether they were news.
+    /// Takes in facts of a job, unless it was forgotten. `see` says whether they were news.
     pub(super) fn see(&self, id: &JobId, see: impl FnOnce(&mut Facts) -> bool) {
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries
+        let mut jobs = self.write();
+        if jobs.forgotten.contains_key(id) {
+            return;
+        }
+        let entry = jobs
+            .known
             .entry(id.clone())
             .or_insert_with(|| Entry { facts: Facts::new(id.clone()), record: None });
         if see(&mut entry.facts) {
@@ -85,22 +106,92 @@ impl Store {
         sender.send_replace(Arc::new(record));
     }
 
-    /// Forgets a job.
+    /// Forgets a job that is nowhere any more.
     pub(super) fn remove(&self, id: &JobId) {
-        let removed = self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(id);
-        if let Some(record) = removed.and_then(|entry| entry.record) {
+        let mut jobs = self.write();
+        jobs.forgotten.retain(|_, since| since.elapsed() < FORGOTTEN);
+        jobs.forgotten.insert(id.clone(), Instant::now());
+        if let Some(record) = jobs.known.remove(id).and_then(|entry| entry.record) {
             self.telemetry.job_forgotten(&record.borrow());
+        }
+    }
+
+    /// Forgets those of some jobs that have ended, or of which nothing but their ledger was ever known.
+    pub(super) fn remove_ended(&self, ids: &[JobId]) {
+        for id in ids {
+            if self.record(id).is_none_or(|record| record.status.is_final()) {
+                self.remove(id);
+            }
         }
     }
 
     /// Everything that is due now.
     pub(super) fn due(&self, now: DateTime<Utc>) -> Vec<(JobId, Due)> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().filter_map(|(id, entry)| Some((id.clone(), entry.facts.due(now)?))).collect()
+        self.read().known.iter().filter_map(|(id, entry)| Some((id.clone(), entry.facts.due(now)?))).collect()
     }
 
     /// Waits until something may have become due.
     pub(super) async fn wait_for_due(&self) {
         self.due.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::job::{Claim, JobFacts, Labels, Reason, Status, Verdict};
+
+    fn id(number: u128) -> JobId {
+        JobId::from_uuid(Uuid::from_u128(number))
+    }
+
+    fn submitted(store: &Store, id: &JobId) {
+        let job = JobFacts {
+            index: 5,
+            namespace: "ci".to_owned(),
+            labels: Labels::default(),
+            submitted_at: DateTime::UNIX_EPOCH,
+            stopped: false,
+            gone: false,
+        };
+        store.see(id, |facts| facts.see_job(job));
+    }
+
+    fn killed(store: &Store, id: &JobId) {
+        let verdict = Verdict::new(Status::Killed, None, Reason::Killed, "", DateTime::UNIX_EPOCH);
+        store.see(id, |facts| facts.see_claim(6, Claim::revoked(verdict)));
+    }
+
+    fn store() -> Store {
+        Store::new(Arc::new(Telemetry::new().unwrap()))
+    }
+
+    #[test]
+    fn a_job_that_was_cleaned_up_is_not_brought_back_by_a_list_that_was_read_before() {
+        let store = store();
+        submitted(&store, &id(1));
+        killed(&store, &id(1));
+        store.remove(&id(1));
+        submitted(&store, &id(1));
+        assert!(store.record(&id(1)).is_none());
+        store.see(&id(1), |facts| facts.see_gone(9));
+        // Nothing of it is due: a claim that was written now would stay for ever.
+        assert_eq!(store.due(Utc::now()), []);
+        assert_eq!(store.ids(), []);
+    }
+
+    #[test]
+    fn of_jobs_that_are_nowhere_any_more_only_those_that_ended_are_forgotten() {
+        let store = store();
+        for number in 1..=3 {
+            submitted(&store, &id(number));
+        }
+        killed(&store, &id(1));
+        killed(&store, &id(2));
+        store.remove_ended(&[id(1), id(3)]);
+        let known = |number| store.record(&id(number)).is_some();
+        assert_eq!([known(1), known(2), known(3)], [false, true, true]);
     }
 }

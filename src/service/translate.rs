@@ -24,7 +24,7 @@ pub(super) fn stub(stub: JobStub) -> Option<(JobId, JobFacts)> {
 pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFacts)> {
     let states = &allocation.task_states;
     let detail = (!states.is_empty()).then(|| Detail {
-        finished: states.get("finish").is_none_or(|task| task.state == "dead"),
+        finished: is_finished(allocation),
         setup_error: setup_error(allocation),
         death: death(allocation),
     });
@@ -32,13 +32,31 @@ pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFa
         id: allocation.id.clone(),
         index: allocation.modify_index,
         created: allocation.create_index,
-        node_id: allocation.node_id.clone(),
         node_name: allocation.node_name.clone(),
         is_over: matches!(allocation.client_status.as_str(), "complete" | "failed" | "lost"),
         is_lost: allocation.client_status == "lost",
         detail,
     };
     Some((allocation.job_id.parse().ok()?, facts))
+}
+
+/// Whether the finish task has ended. An allocation that never reached its node has no tasks.
+fn is_finished(allocation: &Allocation) -> bool {
+    allocation.task_states.get("finish").is_none_or(|task| task.state == "dead")
+}
+
+/// Whether a task of an allocation may still do something: Nomad calls an allocation failed as soon as one of its tasks
+/// failed, while `finish` still waits for its turn.
+pub(super) fn may_still_work(allocation: &Allocation) -> bool {
+    match allocation.client_status.as_str() {
+        // Nobody hears of its tasks any more.
+        "lost" => false,
+        "complete" | "failed" => {
+            let mut tasks = allocation.task_states.values();
+            tasks.any(|task| task.state == "running") || !is_finished(allocation)
+        }
+        _ => true,
+    }
 }
 
 /// What Nomad said of the task that could not be started: the last event that failed a task which never ran.
@@ -95,6 +113,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::nomad::TaskState;
 
     #[test]
     fn a_placement_failure_is_told_in_words() {
@@ -137,6 +156,35 @@ mod tests {
             let heard =
                 Allocation { job_id: id.clone(), client_status: status.to_owned(), ..Allocation::default() };
             assert_eq!(allocation(&heard).unwrap().1.is_over, over, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_failed_allocation_may_work_until_its_finish_task_is_dead() {
+        let allocation = |status: &str, tasks: &[(&str, &str)]| Allocation {
+            client_status: status.to_owned(),
+            task_states: tasks
+                .iter()
+                .map(|(name, state)| {
+                    ((*name).to_owned(), TaskState { state: (*state).to_owned(), ..TaskState::default() })
+                })
+                .collect(),
+            ..Allocation::default()
+        };
+        for (status, tasks, may) in [
+            ("failed", &[("build", "dead"), ("finish", "pending")][..], true),
+            ("failed", &[("build", "dead"), ("finish", "running")], true),
+            ("failed", &[("build", "running"), ("finish", "pending")], true),
+            ("failed", &[("build", "dead"), ("finish", "dead")], false),
+            ("complete", &[("build", "dead"), ("finish", "dead")], false),
+            // Stopped before it reached its node.
+            ("complete", &[], false),
+            ("failed", &[], false),
+            ("lost", &[("build", "running"), ("finish", "pending")], false),
+            ("pending", &[], true),
+            ("unknown", &[("finish", "pending")], true),
+        ] {
+            assert_eq!(may_still_work(&allocation(status, tasks)), may, "{status} {tasks:?}");
         }
     }
 }

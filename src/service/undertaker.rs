@@ -3,25 +3,19 @@
 //!
 //! Every replica does this. The ledger decides, so it does not matter which one is first, or how often it is tried.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
 
-use super::store::Store;
-use super::translate;
-use crate::job::{Claim, Due, JobId, Phase};
-use crate::ledger::{Ledger, LedgerError};
-use crate::nomad::Client;
+use super::{Service, translate};
+use crate::job::{Claim, Due, JobId, Phase, Reason, Verdict};
+use crate::ledger::LedgerError;
 
 /// What is due by time alone is found by looking this often.
 const TICK: Duration = Duration::from_secs(5);
 
-pub(super) struct Undertaker {
-    pub(super) nomad: Client,
-    pub(super) namespace: String,
-    pub(super) ledger: Ledger,
-    pub(super) store: Arc<Store>,
+pub(super) struct Undertaker<'a> {
+    pub(super) service: &'a Service,
 }
 
 /// Why something due could not be done.
@@ -33,11 +27,12 @@ enum Undone {
     Nomad(#[from] crate::nomad::Error),
 }
 
-impl Undertaker {
+impl Undertaker<'_> {
     /// Works for ever; ends only by being dropped.
     pub(super) async fn run(self) {
+        let store = &self.service.store;
         loop {
-            for (id, due) in self.store.due(Utc::now()) {
+            for (id, due) in store.due(Utc::now()) {
                 if let Err(error) = self.perform(&id, due).await {
                     let error = crate::telemetry::chain(&error);
                     tracing::warn!(job = %id, error, "will be tried again");
@@ -45,29 +40,43 @@ impl Undertaker {
             }
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {}
-                () = self.store.wait_for_due() => {}
+                () = store.wait_for_due() => {}
             }
         }
     }
 
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
+        let Service { nomad, ledger, store, config, .. } = self.service;
         match due {
-            Due::Revoke(verdict) => {
-                let decision = self.ledger.decide(id, &Claim::revoked(verdict)).await?;
-                self.store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
-            }
+            Due::Revoke(verdict) => self.revoke(id, verdict).await?,
             Due::Conclude(outcome) => {
-                let (index, progress) = self.ledger.record(id, Phase::Publish, &outcome).await?;
-                self.store.see(id, |facts| facts.see_progress(index, progress));
+                let (index, progress) = ledger.record(id, Phase::Publish, &outcome).await?;
+                store.see(id, |facts| facts.see_progress(index, progress));
             }
-            Due::Stop => self.nomad.stop(&self.namespace, id.as_str(), false).await?,
+            Due::Stop => nomad.stop(&config.namespace, id.as_str(), false).await?,
             Due::Look => {
-                let allocations = self.nomad.job_allocations(&self.namespace, id.as_str()).await?;
+                let allocations = nomad.job_allocations(&config.namespace, id.as_str()).await?;
                 for (_, facts) in allocations.iter().filter_map(translate::allocation) {
-                    self.store.see(id, |known| known.see_allocation(facts));
+                    store.see(id, |known| known.see_allocation(facts));
                 }
             }
         }
+        Ok(())
+    }
+
+    async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<(), Undone> {
+        let Service { ledger, store, .. } = self.service;
+        // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
+        if verdict.reason == Reason::Stopped && self.service.sweep_of(id).await?.is_some() {
+            store.remove(id);
+            return Ok(());
+        }
+        // Where no task ever ran, none removes what the job was given. First, as nobody comes back once it is revoked.
+        if store.record(id).is_some_and(|record| record.nomad.allocation.is_none()) {
+            self.service.remove_credentials(id).await?;
+        }
+        let decision = ledger.decide(id, &Claim::revoked(verdict)).await?;
+        store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
         Ok(())
     }
 }

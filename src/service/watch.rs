@@ -3,7 +3,7 @@
 //! Two loops, because Nomad has two ways to push: the event stream for jobs, allocations and evaluations, and a
 //! blocking query for Variables, which have no events. A list is the truth; a stream is a hint in between.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ impl Watcher {
         let jobs = self.nomad.jobs(&self.namespace, JobId::PREFIX).await?;
         let mut events = self.nomad.events(&self.namespace, jobs.index).await?;
         let allocations = self.nomad.allocations(&self.namespace).await?;
-        let mut listed: std::collections::HashSet<JobId> = std::collections::HashSet::new();
+        let mut listed: HashSet<JobId> = HashSet::new();
         for (id, facts) in jobs.value.into_iter().filter_map(translate::stub) {
             self.store.see(&id, |known| known.see_job(facts));
             listed.insert(id);
@@ -68,14 +68,30 @@ impl Watcher {
                 self.store.see(&id, |known| known.see_allocation(facts));
             }
         }
-        for id in self.store.ids().into_iter().filter(|id| !listed.contains(id)) {
+        let absent: Vec<_> = self.store.ids().into_iter().filter(|id| !listed.contains(id)).collect();
+        for id in &absent {
             // Absent, if the list is at least as new as what is known; a later registration is not undone.
-            self.store.see(&id, |known| known.see_gone(jobs.index));
+            self.store.see(id, |known| known.see_gone(jobs.index));
         }
+        self.forget(absent).await?;
         self.freshness.current(Part::Jobs);
         self.telemetry.listed("jobs");
         self.ask_why_they_wait().await;
         self.listen(&mut events).await
+    }
+
+    /// Forgets which of the jobs that Nomad no longer has were cleaned up, here or by another replica: those that ended
+    /// and of which the ledger has nothing.
+    async fn forget(&self, mut absent: Vec<JobId>) -> Result<(), Error> {
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let left = self.nomad.variables_after(&self.namespace, ledger::PREFIX, 0, WAIT).await?.value;
+        let left: HashSet<_> = left.iter().filter_map(|stub| ledger::parse_path(&stub.path)).collect();
+        let has = |id: &JobId, entry| left.contains(&(id.clone(), entry));
+        absent.retain(|id| !has(id, Entry::Claim) && !has(id, Entry::Progress));
+        self.store.remove_ended(&absent);
+        Ok(())
     }
 
     async fn listen(&self, events: &mut EventStream) -> Result<(), Error> {
@@ -193,8 +209,7 @@ impl Watcher {
             take_variable(&self.store, &variable);
         }
         if seen.len() > listed.value.len() {
-            let there: std::collections::HashSet<_> =
-                listed.value.iter().map(|stub| stub.path.as_str()).collect();
+            let there: HashSet<_> = listed.value.iter().map(|stub| stub.path.as_str()).collect();
             seen.retain(|path, _| there.contains(path.as_str()));
         }
         Ok(listed.index)

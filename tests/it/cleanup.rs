@@ -4,17 +4,40 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    containers_of, docker, engine_is_rid_of, eventually, images_of, processes_with, unique_seconds, world,
+    Api, Service, containers_of, docker, engine_is_rid_of, eventually, images_of, processes_with,
+    unique_seconds, world,
 };
 
-async fn clean_up(id: &str) -> (u16, Value) {
-    let (status, body) = world().api().call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
+async fn clean_up_by(api: &Api, id: &str) -> (u16, Value) {
+    let (status, body) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
     (status.as_u16(), body)
 }
 
+async fn clean_up(id: &str) -> (u16, Value) {
+    clean_up_by(&world().api(), id).await
+}
+
 async fn is_cleaned_up(id: &str) {
-    let (status, body) = clean_up(id).await;
+    is_cleaned_up_by(&world().api(), id).await;
+}
+
+async fn is_cleaned_up_by(api: &Api, id: &str) {
+    let (status, body) = clean_up_by(api, id).await;
     assert_eq!((status, &body["data"]), (200, &json!({"success": true})), "{body}");
+}
+
+/// Waits until the job's own tasks are done: what they would remove, they have removed.
+async fn finish_has_ended(id: &str) {
+    eventually("finish has ended", async || {
+        let allocations = world().nomad(&format!("/v1/job/{id}/allocations")).await?;
+        (allocations[0]["TaskStates"]["finish"]["State"] == "dead").then_some(())
+    })
+    .await;
+}
+
+/// A service that is configured otherwise than the world's.
+fn service(variables: &[(&str, &str)]) -> Service {
+    Service::start(&world().nomad, &world().registry, variables)
 }
 
 /// The Variables of a job: its ledger, and credentials.
@@ -86,11 +109,7 @@ async fn a_failed_job_whose_tasks_could_not_clean_up_is_cleaned_up_and_nobody_el
     let (other, _) = api.run(&world.job(&repository)).await;
     // Only once their own tasks are done: it is not those that are to clean up here.
     for id in [&id, &other] {
-        eventually("finish has ended", async || {
-            let allocations = world.nomad(&format!("/v1/job/{id}/allocations")).await?;
-            (allocations[0]["TaskStates"]["finish"]["State"] == "dead").then_some(())
-        })
-        .await;
+        finish_has_ended(id).await;
         leave_behind(id);
     }
     is_cleaned_up(&id).await;
@@ -106,4 +125,49 @@ async fn a_job_that_nobody_submitted_is_not_cleaned_up() {
         let (status, body) = clean_up(&id).await;
         assert_eq!((status, &body["error"]["code"]), (404, &json!("job_not_found")), "{body}");
     }
+}
+
+#[tokio::test]
+async fn a_cleanup_after_one_whose_sweep_failed_is_judged_by_its_own_sweep() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("RUN exit 1");
+    let (id, _) = api.run(&world.job(&repository)).await;
+    finish_has_ended(&id).await;
+    leave_behind(&id);
+    let broken = service(&[("NOMAD_BUILD_RUNNER", "/bin/false")]);
+    // Nomad goes on listing the allocations of each, in no order.
+    for _ in 0..4 {
+        let (status, body) = clean_up_by(&Api::new(&broken.url), &id).await;
+        assert_eq!((status, &body["error"]["code"]), (503, &json!("nomad_unavailable")), "{body}");
+        assert!(body["error"]["message"].as_str().unwrap().contains("the sweep failed there"), "{body}");
+    }
+    is_cleaned_up(&id).await;
+    assert_eq!((containers_of(&id).len(), images_of(&id).len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_cleanup_that_the_node_does_not_answer_takes_the_credentials_and_leaves_the_claim_for_a_later_one()
+{
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("RUN exit 1");
+    let (id, _) = api.run(&world.job(&repository)).await;
+    finish_has_ended(&id).await;
+    leave_behind(&id);
+    let copy = format!("nomad/jobs/{id}/job/build");
+    let (put, said) = world.nomad_program(&["var", "put", "-force", &copy, "git_username=ci"]);
+    assert!(put, "{said}");
+    // Its sweeps are placed nowhere, as those of a node that is gone.
+    let elsewhere = service(&[("NOMAD_BUILD_DATACENTERS", "nowhere")]);
+    let (status, body) = clean_up_by(&Api::new(&elsewhere.url), &id).await;
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("nomad_unavailable")), "{body}");
+    let mut left = variables_of(&id).await;
+    left.sort();
+    assert_eq!(left, [format!("nomad-build/claims/{id}"), format!("nomad-build/outcomes/{id}")]);
+    // Nomad forgets the job, and a replica that never knew it goes on: a sweep that was begun is no cleanup.
+    let (purged, said) = world.nomad_program(&["job", "stop", "-purge", "-detach", &id]);
+    assert!(purged, "{said}");
+    let fresh = service(&[]);
+    is_cleaned_up_by(&Api::new(&fresh.url), &id).await;
+    assert_eq!(variables_of(&id).await, [] as [&str; 0]);
+    assert_eq!((containers_of(&id).len(), images_of(&id).len()), (0, 0));
 }

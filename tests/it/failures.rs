@@ -220,3 +220,52 @@ async fn a_job_that_is_stopped_or_purged_in_nomad_is_killed_and_never_published(
         assert_eq!(api.status(&id).await["status"], "KILLED");
     }
 }
+
+#[tokio::test]
+async fn a_job_whose_allocation_was_stopped_says_that_it_was_told_to_stop() {
+    let api = world().api();
+    for phase in ["build", "test"] {
+        let seconds = unique_seconds();
+        let sleep = format!("sleep {seconds}");
+        let repository =
+            world().repository(&if phase == "build" { format!("RUN {sleep}") } else { String::new() });
+        let mut job = world().job(&repository);
+        job["test_commands"] = json!([sleep]);
+        let id = api.submit(&job).await;
+        eventually("the phase runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+        let placed = |status: &Value| status["nomad"]["allocation"].is_string();
+        let status = api.wait_until(&id, "the allocation is known", placed).await;
+        let allocation = status["nomad"]["allocation"].as_str().unwrap();
+        let (stopped, said) = world().nomad_program(&["alloc", "stop", "-detach", allocation]);
+        assert!(stopped, "{said}");
+        let status = api.wait_for_end(&id).await;
+        let failure = &status["failure"];
+        assert_eq!(
+            (&status["status"], &failure["reason"]),
+            (&json!("KILLED"), &json!("stopped")),
+            "{status:#}"
+        );
+        assert_eq!(failure["phase"], phase, "{status:#}");
+        assert!(failure["message"].as_str().unwrap().contains("told the runner to stop"), "{status:#}");
+        engine_is_rid_of(&id).await;
+        assert_eq!(world().tags(&job).await, [] as [&str; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_stopped_in_nomad_before_it_was_placed_leaves_no_copy_of_its_credentials() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["resources"] = json!({"build": {"memory_mb": 131_072}});
+    let items = json!({"username": "ci", "password": "secret"});
+    job["registry_credentials_path"] = json!(world.nomad_api().credentials(&items).await);
+    let id = api.submit(&job).await;
+    let copies = format!("nomad/jobs/{id}/");
+    assert!(!world.nomad_api().variables(&copies).await.is_empty());
+    let (stopped, said) = world.nomad_program(&["job", "stop", "-detach", &id]);
+    assert!(stopped, "{said}");
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(status["failure"]["reason"], "stopped", "{status:#}");
+    assert_eq!(world.nomad_api().variables(&copies).await, [] as [&str; 0]);
+}

@@ -1,9 +1,11 @@
 //! Kill: up to the claim it ends a job and nothing is tagged; behind the claim it says no.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    At, Front, containers_of, engine_is_rid_of, eventually, processes_with, unique_seconds, world,
+    Api, At, Front, Instead, Service, containers_of, engine_is_rid_of, eventually, nomad_front,
+    processes_with, unique_seconds, world,
 };
 
 /// A phase that lasts until it is ended from outside.
@@ -214,4 +216,27 @@ async fn a_job_that_nobody_submitted_is_not_found() {
         let (status, body) = world().api().call(reqwest::Method::POST, path, None).await;
         assert_eq!((status.as_u16(), &body["error"]["code"]), (404, &json!("job_not_found")), "{body}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_that_cannot_stop_the_tasks_says_what_stands_and_can_be_repeated() {
+    let world = world();
+    let stops = |method: &Method, _: &str| (method == Method::DELETE).then_some(Instead::Refusal);
+    let nomad = nomad_front(&world.nomad, stops).await;
+    let service = Service::start(&nomad, &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let seconds = unique_seconds();
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!([asleep(&seconds)]);
+    let id = api.submit(&job).await;
+    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let (status, body) = api.call(Method::POST, &format!("/jobs/{id}/kill"), None).await;
+    assert_eq!(status.as_u16(), 500, "{body}");
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("is killed and will publish nothing"), "{message}");
+    assert!(message.contains("stopping job"), "{message}");
+    assert_eq!(api.status(&id).await["status"], "KILLED");
+    // By a service that reaches Nomad.
+    kill_and_see_to_it(&id, &job).await;
 }

@@ -166,6 +166,9 @@ async fn a_line_of_five_megabytes_comes_in_parts_and_is_whole_as_text() {
     let record = job.record.borrow().clone();
     let logs = hub.text(&record, None, None, 16 << 20).await.unwrap();
     assert!(logs.build == format!("{long}\n{last}\n") && logs.test.is_empty() && logs.truncated.is_empty());
+    // Of a tail, too.
+    let logs = hub.text(&record, None, Some(2), 16 << 20).await.unwrap();
+    assert!(logs.build == format!("{long}\n{last}\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,7 +224,7 @@ async fn what_was_rotated_away_is_a_gap_and_the_rest_is_whole() {
     let mut missing = None;
     wait_for("rotation that is over", Duration::from_secs(30), async || {
         let record = job.record.borrow().clone();
-        let mut logs = hub.text(&record, None, Some(1), 1 << 20).await.ok()?;
+        let mut logs = hub.text(&record, None, None, 64 << 20).await.ok()?;
         let before = std::mem::replace(&mut missing, logs.missing.remove(&Phase::Build));
         (logs.build.ends_with(&(text(60_000) + "\n")) && before.is_some() && before == missing).then_some(())
     })
@@ -238,6 +241,9 @@ async fn what_was_rotated_away_is_a_gap_and_the_rest_is_whole() {
     let seen = all(job.read(&hub, Request { tail: Some(5), ..Request::default() })).await;
     assert_eq!(seen.gaps, []);
     seen.numbered(Phase::Build, 59_996, 60_000);
+    let record = job.record.borrow().clone();
+    let logs = hub.text(&record, None, Some(1), 1 << 20).await.unwrap();
+    assert_eq!((logs.build, logs.missing.len()), (text(60_000) + "\n", 0));
 
     // A reader that was cut off long before the gap is told the same.
     let allocation = job.record.borrow().nomad.allocation.clone().unwrap().replace('-', "");
@@ -285,9 +291,13 @@ async fn a_text_that_is_too_large_says_what_it_leaves_out() {
     assert!(whole.ends_with(rest) && rest.len() <= 100_000);
     assert_eq!(rest.len() as u64 + omitted, whole.len() as u64);
 
+    let before = hub.counters().bytes.load(Relaxed);
     let logs = hub.text(&record, None, Some(2), 100_000).await.unwrap();
     assert_eq!(logs.build, format!("{}\n{}\n", text(19_999), text(20_000)));
     assert!(logs.truncated.is_empty() && logs.missing.is_empty());
+    // Not the whole log is read for its last lines.
+    let read = hub.counters().bytes.load(Relaxed) - before;
+    assert!(read < whole.len() as u64 / 2, "{read}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -416,5 +426,44 @@ async fn more_logs_than_connections_are_all_read_in_turns() {
         let seen = reader.await.unwrap();
         assert_eq!(seen.gaps, []);
         seen.numbered(Phase::Build, 1, 2000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tail_of_a_task_that_ran_again_keeps_no_line_from_another_reader() {
+    let mut job = Job::building(10, 10).await;
+    let hub = job.hub();
+    job.lines(Phase::Build, 100).await;
+    let written = async |job: &Job, lines: u64| {
+        let record = job.record.borrow().clone();
+        let logs = hub.text(&record, None, None, 1 << 20).await.ok()?;
+        (logs.build.lines().count() as u64 == lines).then_some(())
+    };
+    wait_for("the first run", Duration::from_secs(30), async || written(&job, 100).await).await;
+    job.run_again(Phase::Build).await;
+    // More than is read from the end at once: the second run's numbers alone do not say that it is the second.
+    job.lines(Phase::Build, 2000).await;
+    wait_for("the second run", Duration::from_secs(30), async || written(&job, 2100).await).await;
+
+    // The tail is there first, and what it reads is shared.
+    let mut tail = (job.read(&hub, Request { tail: Some(5), ..Request::default() }), Seen::default(), 5);
+    let mut whole = (job.read(&hub, Request::default()), Seen::default(), 2100);
+    for (stream, seen, lines) in [&mut tail, &mut whole] {
+        while seen.lines.len() < *lines {
+            seen.take(stream.next().await.unwrap());
+        }
+    }
+    job.lines(Phase::Build, 10).await;
+    job.end_build();
+    let want: Vec<_> = (1..=100).chain(1..=2010).map(|seq| (Phase::Build, text(seq))).collect();
+    for ((mut stream, mut seen, _), want) in [(tail, &want[2095..]), (whole, &want[..])] {
+        let end = async {
+            while let Some(message) = stream.next().await {
+                seen.take(message);
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_mins(1), end).await.is_ok(), "{}", seen.lines.len());
+        assert_eq!(seen.gaps, []);
+        assert!(seen.lines == want, "{} lines", seen.lines.len());
     }
 }

@@ -4,7 +4,7 @@ mod gate;
 
 use serde_json::{Value, json};
 
-use crate::support::{Api, Service, eventually, image_of, world};
+use crate::support::{Api, Instead, Service, eventually, image_of, nomad_front, world};
 use gate::Gate;
 
 /// A status without what other jobs change.
@@ -90,4 +90,36 @@ async fn twenty_jobs_at_once_all_succeed_whichever_replica_took_them() {
         let digest = status["image"]["digest"].as_str();
         assert_eq!(world.served(image_of(&job), "one").await.as_deref(), digest);
     }
+}
+
+/// All events of a job's log, as text.
+async fn events(api: &Api, id: &str, query: &str) -> (u16, String) {
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let url = format!("{}/jobs/{id}/logs/stream{query}", api.url);
+    let answer = http.get(url).header("Accept", "text/event-stream").send().await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_has_not_heard_of_the_allocation_takes_another_ones_cursor() {
+    let world = world();
+    let events_of_nomad = |_: &_, path: &str| path.ends_with("/event/stream").then_some(Instead::Silence);
+    let nomad = nomad_front(&world.nomad, events_of_nomad).await;
+    let replica = Service::start(&nomad, &world.registry, &[]);
+    let late = Api::new(&replica.url);
+    let repository = world.repository("");
+    let job = world.job(&repository);
+    let id = late.submit(&job).await;
+    world.api().wait_for_end(&id).await;
+    let (_, whole) = events(&world.api(), &id, "").await;
+    let cursor = whole.lines().find_map(|line| line.strip_prefix("id: ")).unwrap();
+    let rest = whole.split_once(&format!("id: {cursor}\n")).unwrap().1;
+    let rest = rest.lines().filter(|line| line.starts_with("id: ")).collect::<Vec<_>>();
+    assert!(late.status(&id).await["nomad"]["allocation"].is_null());
+    let (status, resumed) = events(&late, &id, &format!("?cursor={cursor}")).await;
+    assert_eq!(status, 200, "{resumed}");
+    assert_eq!(resumed.lines().filter(|line| line.starts_with("id: ")).collect::<Vec<_>>(), rest);
+    // Another job's is refused still.
+    let foreign = "c1-00000000000000000000000000000005-build-0-3-0-9";
+    assert_eq!(events(&late, &id, &format!("?cursor={foreign}")).await.0, 400);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::stream::{BoxStream, StreamExt as _};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::job::{Phase, Record};
 use crate::nomad;
@@ -41,13 +41,21 @@ pub struct Settings {
     pub bite_bytes: usize,
     /// The connections to logs at once: Nomad allows 100 of one address, for everything.
     pub connections: usize,
+    /// The logs read as text at once: each is held whole, up to its limit.
+    pub texts: usize,
     /// How long after a job's end its log is waited for.
     pub patience: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { ring_bytes: 2 << 20, bite_bytes: 1 << 20, connections: 48, patience: Duration::from_mins(1) }
+        Self {
+            ring_bytes: 2 << 20,
+            bite_bytes: 1 << 20,
+            connections: 48,
+            texts: 4,
+            patience: Duration::from_mins(1),
+        }
     }
 }
 
@@ -109,6 +117,7 @@ struct Inner {
     nomad: nomad::Client,
     settings: Settings,
     places: tap::Places,
+    texts: Semaphore,
     counters: Arc<Counters>,
     followers: follower::Followers,
 }
@@ -121,8 +130,9 @@ impl Hub {
     /// A hub that reads nothing yet.
     pub fn new(nomad: nomad::Client, settings: Settings) -> Self {
         let places = tap::Places::new(settings.connections);
+        let texts = Semaphore::new(settings.texts);
         let followers = follower::Followers::default();
-        Self(Arc::new(Inner { nomad, settings, places, counters: Arc::default(), followers }))
+        Self(Arc::new(Inner { nomad, settings, places, texts, counters: Arc::default(), followers }))
     }
 
     /// What the hub does, in numbers.
@@ -143,7 +153,7 @@ impl Hub {
         Ok(futures_util::stream::unfold(reader, step).boxed())
     }
 
-    /// A job's log as it is now, as text; of each phase at most so many bytes, the last ones.
+    /// A job's log as it is now, as text; of each phase at most so many bytes, the last ones. Waits where others read.
     pub async fn text(
         &self,
         record: &Record,
@@ -151,6 +161,8 @@ impl Hub {
         tail: Option<usize>,
         max_bytes: usize,
     ) -> Result<Logs, nomad::Error> {
+        // The semaphore is never closed.
+        let _turn = self.0.texts.acquire().await.ok();
         text::read(&self.0, record, &self::phases(phases), tail, max_bytes).await
     }
 }

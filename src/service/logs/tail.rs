@@ -23,19 +23,31 @@ pub(super) struct Found {
 }
 
 /// Finds the mark before the last lines of a log, reading back from its end as far as it takes.
+///
+/// From the end of a log nobody can tell how often its numbering began anew: that of a task that ran again is read whole.
 pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<Found, Error> {
+    let Inner { places, counters, .. } = inner;
     let wanted = lines.min(MOST);
+    let from_start = ran_again(target).await?;
     let mut guess = wanted.saturating_mul(LINE).max(LEAST);
     loop {
-        let mut tap = match Tap::open_end(target, &inner.places, &inner.counters, guess).await {
+        let opened = if from_start {
+            Tap::open(target, places, counters, Mark::START, false).await
+        } else {
+            Tap::open_end(target, places, counters, guess).await
+        };
+        let mut tap = match opened {
             Ok(tap) => tap,
             Err(error) if error.kind == Kind::NotFound => return Ok(Found { mark: Mark::START, lines: 0 }),
             Err(error) => return Err(error),
         };
+        let mut first = None;
+        // After whole lines only: a tail begins with no part of a line.
         let mut last = VecDeque::new();
-        while let Some(entries) = tap.next(&inner.counters).await? {
-            for entry in entries {
-                last.push_back(Mark::after(&entry));
+        while let Some(entries) = tap.next(counters).await? {
+            first = first.or_else(|| entries.first().map(|entry| entry.position));
+            for entry in entries.iter().filter(|entry| !entry.partial) {
+                last.push_back(Mark::after(entry));
                 if count(&last) > wanted + 1 {
                     last.pop_front();
                 }
@@ -45,17 +57,31 @@ pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<F
         if found > wanted {
             let mark = last.front().copied().unwrap_or(Mark::START);
             // Where the bytes before the file are not known, the end is the better place to look.
-            let hint = if mark.hint == Hint::None { Hint::End(guess.saturating_mul(2)) } else { mark.hint };
+            let looks_back = mark.hint == Hint::None && !from_start;
+            let hint = if looks_back { Hint::End(guess.saturating_mul(2)) } else { mark.hint };
             return Ok(Found { mark: Mark { hint, ..mark }, lines: wanted });
         }
-        if tap.bytes() < guess {
+        if from_start || tap.bytes() < guess {
             // The whole log was read, or all that is left of it: what is gone is not part of a tail.
-            let first = last.front().map(|mark| mark.position).unwrap_or_default();
-            let before = Position { seq: first.seq.saturating_sub(1), sub: 0, run: 0 };
-            let hint = if before.seq == 0 { Hint::None } else { Hint::End(guess) };
+            let first = first.unwrap_or_default();
+            let before = Position { seq: first.seq.saturating_sub(1), sub: 0, run: first.run };
+            let hint = if before.seq == 0 || from_start { Hint::None } else { Hint::End(guess) };
             return Ok(Found { mark: Mark { position: before, hint }, lines: found });
         }
         guess = guess.saturating_mul(8);
+    }
+}
+
+/// Whether a task was started more than once in its allocation: by a node that rebooted, or by hand.
+async fn ran_again(target: &Target) -> Result<bool, Error> {
+    match target.nomad.allocation(&target.namespace, &target.allocation).await {
+        Ok(found) => Ok(found
+            .task_states
+            .get(target.phase.as_str())
+            .is_some_and(|task| task.events.iter().filter(|event| event.kind == "Started").count() > 1)),
+        // A log that is gone is for its reader to tell.
+        Err(error) if error.kind == Kind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

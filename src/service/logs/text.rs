@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::decoder::Entry;
 use super::tap::{Mark, Tap, Target};
-use super::{ByPhase, Inner, retries};
+use super::{ByPhase, Inner, retries, tail};
 use crate::job::{Phase, Record, Stream};
 use crate::nomad::{Error, Kind};
 
@@ -61,7 +61,8 @@ pub(super) async fn read(
             phase,
         };
         let mut text = Text::new(tail.unwrap_or(usize::MAX), max_bytes);
-        let missing = collect(inner, &target, record, &mut text).await?;
+        let mark = begin(inner, &target, tail).await;
+        let missing = collect(inner, &target, record, mark, &mut text).await?;
         let omitted = text.omitted;
         let text = text.finish();
         let slot = match phase {
@@ -87,18 +88,27 @@ pub(super) async fn read(
     Ok(logs)
 }
 
-/// Reads one log to its end; returns what is missing of it.
+/// Where the lines that were asked for begin, or somewhere before.
+async fn begin(inner: &Inner, target: &Target, tail: Option<usize>) -> Mark {
+    match tail.and_then(|lines| u64::try_from(lines).ok()).filter(|&lines| lines <= tail::MOST) {
+        // A log that cannot be read is told by who reads it.
+        Some(lines) => tail::find(inner, target, lines).await.map_or(Mark::START, |found| found.mark),
+        None => Mark::START,
+    }
+}
+
+/// Reads one log from a mark to its end; returns what is missing of it.
 async fn collect(
     inner: &Inner,
     target: &Target,
     record: &Record,
+    mut mark: Mark,
     text: &mut Text,
 ) -> Result<Option<String>, Error> {
     let lines = record.lines[target.phase as usize];
     let began = record.timestamps.of(target.phase).0.is_some() || lines.is_some();
     // A line without an end is the last thing a killed runner wrote; otherwise its end is on its way.
     let ends_open = record.status.is_final() && lines.is_none();
-    let mut mark = Mark::START;
     let mut lost = Vec::new();
     let mut delays = retries();
     let mut failures = 0;
@@ -184,10 +194,11 @@ async fn is_gone(target: &Target) -> Result<bool, Error> {
     }
 }
 
-/// The last lines of a text, bounded in lines and in bytes.
+/// The last lines of a text, bounded in lines and in bytes. One buffer: a line takes its bytes, however short it is.
 struct Text {
-    lines: VecDeque<String>,
-    bytes: usize,
+    /// Whole lines, each with its end.
+    kept: VecDeque<u8>,
+    lines: usize,
     most_lines: usize,
     most_bytes: usize,
     omitted: u64,
@@ -198,7 +209,7 @@ struct Text {
 impl Text {
     fn new(most_lines: usize, most_bytes: usize) -> Self {
         let open = [String::new(), String::new()];
-        Self { lines: VecDeque::new(), bytes: 0, most_lines, most_bytes, omitted: 0, open }
+        Self { kept: VecDeque::new(), lines: 0, most_lines, most_bytes, omitted: 0, open }
     }
 
     fn push(&mut self, entry: &Entry) {
@@ -207,38 +218,47 @@ impl Text {
         self.omitted += cut(open, self.most_bytes);
         if !entry.partial {
             let line = std::mem::take(open);
-            self.line(line);
+            self.line(&line);
         }
     }
 
-    fn line(&mut self, mut line: String) {
-        line.push('\n');
-        self.bytes += line.len();
-        self.lines.push_back(line);
-        while self.lines.len() > self.most_lines {
+    fn line(&mut self, line: &str) {
+        self.kept.extend(line.as_bytes());
+        self.kept.push_back(b'\n');
+        self.lines += 1;
+        while self.lines > self.most_lines {
             // What is before the tail was not asked for.
-            self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
+            self.drop_line();
         }
-        while self.bytes > self.most_bytes && self.lines.len() > 1 {
-            let length = self.lines.pop_front().map_or(0, |line| line.len());
-            self.bytes -= length;
-            self.omitted += u64::try_from(length).unwrap_or(u64::MAX);
+        while self.kept.len() > self.most_bytes && self.lines > 1 {
+            self.omitted += self.drop_line();
         }
-        if let Some(only) = self.lines.front_mut().filter(|line| line.len() > self.most_bytes) {
-            self.omitted += cut(only, self.most_bytes);
-            self.bytes = only.len();
+        let mut over = self.kept.len().saturating_sub(self.most_bytes);
+        let is_torn = |byte: &u8| byte & 0xc0 == 0x80;
+        while over > 0 && self.kept.get(over).is_some_and(is_torn) {
+            over += 1;
         }
+        self.kept.drain(..over);
+        self.omitted += u64::try_from(over).unwrap_or(u64::MAX);
+    }
+
+    /// Lets go of the first line; returns its length.
+    fn drop_line(&mut self) -> u64 {
+        let length = self.kept.iter().position(|&byte| byte == b'\n').map_or(self.kept.len(), |at| at + 1);
+        self.kept.drain(..length);
+        self.lines -= 1;
+        u64::try_from(length).unwrap_or(u64::MAX)
     }
 
     fn finish(mut self) -> String {
         for open in std::mem::take(&mut self.open) {
             if !open.is_empty() {
-                self.line(open);
+                self.line(&open);
             }
         }
-        let mut out = String::with_capacity(self.bytes);
-        self.lines.iter().for_each(|line| out.push_str(line));
-        out
+        // It is UTF-8: made of texts, and cut between characters.
+        String::from_utf8(self.kept.into())
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 }
 
@@ -275,6 +295,25 @@ mod tests {
         let entries = [(Stdout, true, "a"), (Stderr, false, "x"), (Stdout, true, "b"), (Stdout, false, "c")];
         assert_eq!(text(9, 99, &entries), ("x\nabc\n".to_owned(), 0));
         assert_eq!(text(9, 99, &entries[..3]), ("x\nab\n".to_owned(), 0));
+    }
+
+    #[test]
+    fn short_lines_take_no_more_memory_than_long_ones() {
+        let mut text = Text::new(usize::MAX, 1 << 20);
+        let (position, time) = (Position::default(), DateTime::UNIX_EPOCH);
+        let entry = Entry {
+            position,
+            offset: None,
+            time,
+            stream: Stream::Stdout,
+            partial: false,
+            text: "x".to_owned(),
+        };
+        for _ in 0..1 << 20 {
+            text.push(&entry);
+        }
+        assert!(text.kept.capacity() <= 2 << 20, "{}", text.kept.capacity());
+        assert_eq!((text.kept.len(), text.omitted), (1 << 20, 1 << 20));
     }
 
     #[test]

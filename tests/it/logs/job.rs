@@ -139,6 +139,22 @@ impl Job {
         });
     }
 
+    /// Has Nomad run a phase's task once more in its allocation, as a node does that was rebooted.
+    pub(super) async fn run_again(&mut self, phase: Phase) {
+        let allocation = self.record.borrow().nomad.allocation.clone().unwrap();
+        let url = format!("http://{}/v1/client/allocation/{allocation}/restart", self.agent.address());
+        let body = json!({ "TaskName": phase.as_str() });
+        reqwest::Client::new().put(url).json(&body).send().await.unwrap().error_for_status().unwrap();
+        wait_for("second run", Duration::from_secs(30), async || {
+            let found = self.nomad.allocation("default", &allocation).await.ok()?;
+            let task = found.task_states.get(phase.as_str())?;
+            let starts = task.events.iter().filter(|event| event.kind == "Started").count();
+            (starts == 2 && task.state == "running").then_some(())
+        })
+        .await;
+        self.written[phase as usize] = 0;
+    }
+
     pub(super) async fn raw(&mut self, phase: Phase, bytes: Vec<u8>) {
         let mut pipe = self.pipes[&phase].try_clone().unwrap();
         tokio::task::spawn_blocking(move || pipe.write_all(&bytes).unwrap()).await.unwrap();

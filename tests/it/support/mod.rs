@@ -5,6 +5,7 @@ mod api;
 mod engine;
 mod front;
 mod nomad;
+mod nomad_front;
 pub(crate) mod proxy;
 mod registry;
 mod repository;
@@ -21,6 +22,7 @@ pub(crate) use engine::{
 };
 pub(crate) use front::{At, Front};
 pub(crate) use nomad::Nomad;
+pub(crate) use nomad_front::{Instead, nomad_front};
 pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;
 pub(crate) use service::Service;
