@@ -198,7 +198,8 @@ fn try_template(settings: &render::Settings, namespace: &str) -> Result<(), Stri
     let job = JobId::from_uuid(uuid::Uuid::nil());
     let payload = Payload { job, spec, policy, insecure_registries: Vec::new() };
     let rendered = render::render(&payload, namespace, chrono::DateTime::UNIX_EPOCH, settings);
-    rendered.map(drop).map_err(|error| chain(&error))
+    let swept = render::render_sweep(&payload.job, "sweep", namespace, &["node"], settings);
+    rendered.and(swept).map(drop).map_err(|error| chain(&error))
 }
 
 fn template(reader: &mut Reader<'_>) -> String {

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use minijinja::value::Serde;
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::job::{JobId, Payload, Phase, Task};
 
@@ -125,6 +125,19 @@ fn task<'a>(task: Task, payload: &'a Payload, encoded: &'a str, settings: &'a Se
     }
 }
 
+/// What the template is told of a job beside its tasks.
+#[derive(Serialize)]
+struct JobContext<'a> {
+    id: &'a str,
+    namespace: &'a str,
+    priority: u8,
+    datacenters: &'a [String],
+    node_pool: &'a str,
+    meta: BTreeMap<String, String>,
+    disk_mb: u32,
+    lost_after_ns: u64,
+}
+
 /// Fills in the template for a job, and checks the result.
 pub fn render(
     payload: &Payload,
@@ -136,6 +149,22 @@ pub fn render(
     let tasks = payload.spec.tasks();
     let logs = LOG_FILES * LOG_FILE_MB * u32::try_from(tasks.len()).unwrap_or(4);
     let contexts: Vec<_> = tasks.iter().map(|&each| task(each, payload, &encoded, settings)).collect();
+    let job = JobContext {
+        id: payload.job.as_str(),
+        namespace,
+        priority: payload.spec.priority,
+        datacenters: &settings.datacenters,
+        node_pool: &settings.node_pool,
+        meta: payload.spec.labels_for_lists().to_meta(submitted_at),
+        disk_mb: settings.disk_mb + logs,
+        lost_after_ns: LOST_AFTER_NS,
+    };
+    let job = fill(&job, &contexts, settings)?;
+    rules::check(&job, &payload.job, namespace, &tasks)?;
+    Ok(job)
+}
+
+fn fill(job: &JobContext<'_>, tasks: &[TaskContext<'_>], settings: &Settings) -> Result<Value, RenderError> {
     let (path, image, artifact) = match &settings.runner {
         Runner::Path(path) => (Some(path), None, None),
         Runner::Image(image) => (None, Some(image), None),
@@ -149,22 +178,11 @@ pub fn render(
     environment.set_fuel(Some(1_000_000));
     environment.add_template("job.json", &settings.template)?;
     let text = environment.get_template("job.json")?.render(context! {
-        job => context! {
-            id => payload.job.as_str(),
-            namespace,
-            priority => payload.spec.priority,
-            datacenters => settings.datacenters.clone(),
-            node_pool => settings.node_pool.as_str(),
-            meta => minijinja::Value::from(Serde(payload.spec.labels_for_lists().to_meta(submitted_at))),
-            disk_mb => settings.disk_mb + logs,
-            lost_after_ns => LOST_AFTER_NS,
-        },
+        job => minijinja::Value::from(Serde(job)),
         runner => context! { path, image, artifact, engine_socket => settings.engine_socket.as_str() },
-        tasks => minijinja::Value::from(Serde(&contexts)),
+        tasks => minijinja::Value::from(Serde(tasks)),
     })?;
-    let job = serde_json::from_str(&text)?;
-    rules::check(&job, &payload.job, namespace, &tasks)?;
-    Ok(job)
+    Ok(serde_json::from_str(&text)?)
 }
 
 /// The item of a sweep's meta that names its nodes.
@@ -175,7 +193,7 @@ pub fn swept_nodes(meta: &BTreeMap<String, String>) -> impl Iterator<Item = &str
     meta.get(SWEPT_NODES).into_iter().flat_map(|nodes| nodes.split(',')).filter(|node| !node.is_empty())
 }
 
-/// The job that removes what a job left on its nodes: a group for each node, or one that is placed nowhere.
+/// The job that removes what a job left on its nodes: the template's group for each node, or one that is placed nowhere.
 ///
 /// It stays in Nomad until it is collected, which is how a repeated cleanup is known to be one.
 pub fn render_sweep(
@@ -184,53 +202,55 @@ pub fn render_sweep(
     namespace: &str,
     nodes: &[&str],
     settings: &Settings,
-) -> Value {
-    let env = serde_json::json!({"NOMAD_BUILD_ENGINE_SOCKET": settings.engine_socket, "NOMAD_BUILD_SWEEP": job.as_str()});
-    let args = serde_json::json!(["phase", "sweep"]);
-    let (driver, config, artifacts) = match &settings.runner {
-        Runner::Path(path) => ("raw_exec", serde_json::json!({"command": path, "args": args}), Value::Null),
-        Runner::Artifact { base } => (
-            "raw_exec",
-            serde_json::json!({"command": "local/nomad-build", "args": args}),
-            serde_json::json!([{
-                "GetterSource": format!("{base}{ARTIFACT}"), "GetterMode": "file", "RelativeDest": "local/nomad-build",
-                "GetterOptions": {"checksum": format!("file:{base}{CHECKSUMS}")},
-            }]),
-        ),
-        Runner::Image(image) => (
-            "docker",
-            serde_json::json!({
-                "image": image, "args": args, "network_mode": "host",
-                "mounts": [{"type": "bind", "source": settings.engine_socket, "target": settings.engine_socket}],
-            }),
-            Value::Null,
-        ),
+) -> Result<Value, RenderError> {
+    let sweep = TaskContext {
+        name: "sweep",
+        hook: None,
+        payload: None,
+        env: BTreeMap::from([
+            ("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str()),
+            ("NOMAD_BUILD_SWEEP", job.as_str()),
+        ]),
+        log_files: 1,
+        log_file_mb: LOG_FILE_MB,
+        kill_timeout_ns: KILL_TIMEOUT_NS,
+        cpu: 50,
+        memory_mb: 64,
     };
-    let group = |name: String, node: Option<&str>| {
-        serde_json::json!({
-            "Name": name,
-            "Count": u8::from(node.is_some()),
-            "Constraints": node.map(|id| serde_json::json!([{"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": id}])),
-            "RestartPolicy": {"Attempts": 0, "Interval": 5_000_000_000_u64, "Delay": 0, "Mode": "fail"},
-            "ReschedulePolicy": {"Attempts": 0, "Unlimited": false},
-            "EphemeralDisk": {"SizeMB": 20},
-            "Tasks": [{
-                "Name": "sweep", "Driver": driver, "Config": config, "Env": env, "Artifacts": artifacts,
-                "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 10},
-                "Resources": {"CPU": 50, "MemoryMB": 64},
-            }],
-        })
+    let context = JobContext {
+        id: sweep_id,
+        namespace,
+        priority: 50,
+        datacenters: &settings.datacenters,
+        node_pool: &settings.node_pool,
+        meta: BTreeMap::from([(SWEPT_NODES.to_owned(), nodes.join(","))]),
+        disk_mb: 2 * LOG_FILE_MB,
+        lost_after_ns: LOST_AFTER_NS,
     };
+    let mut rendered = fill(&context, &[sweep], settings)?;
+    rules::check_sweep(&rendered)?;
+    let group = rendered["TaskGroups"][0].take();
     let groups: Vec<_> = match nodes {
-        [] => vec![group("sweep".to_owned(), None)],
-        nodes => (1..).zip(nodes).map(|(place, node)| group(format!("sweep-{place}"), Some(node))).collect(),
+        [] => vec![pinned(group, "sweep", None)],
+        nodes => (1..)
+            .zip(nodes)
+            .map(|(place, node)| pinned(group.clone(), &format!("sweep-{place}"), Some(node)))
+            .collect(),
     };
-    serde_json::json!({
-        "ID": sweep_id, "Name": sweep_id, "Namespace": namespace, "Type": "batch", "Priority": 50,
-        "Datacenters": settings.datacenters, "NodePool": settings.node_pool,
-        "Meta": {SWEPT_NODES: nodes.join(",")},
-        "TaskGroups": groups,
-    })
+    rendered["TaskGroups"] = groups.into();
+    Ok(rendered)
+}
+
+/// A group for one node beside what the template demands of nodes, or for none.
+fn pinned(mut group: Value, name: &str, node: Option<&str>) -> Value {
+    group["Name"] = name.into();
+    group["Count"] = u8::from(node.is_some()).into();
+    if let Some(node) = node {
+        let mut constraints = group["Constraints"].as_array().cloned().unwrap_or_default();
+        constraints.push(json!({"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": node}));
+        group["Constraints"] = constraints.into();
+    }
+    group
 }
 
 #[cfg(test)]

@@ -60,6 +60,14 @@ pub(super) fn check(job: &Value, id: &JobId, namespace: &str, tasks: &[Task]) ->
     check_logs_fit(group, listed)
 }
 
+/// A sweep is of the same making, and has one task.
+pub(super) fn check_sweep(job: &Value) -> Result<(), BrokenRule> {
+    let groups = job["TaskGroups"].as_array().map_or(&[][..], Vec::as_slice);
+    let tasks = groups.first().and_then(|group| group["Tasks"].as_array()).map_or(&[][..], Vec::as_slice);
+    let is_sweep = groups.len() == 1 && tasks.len() == 1 && tasks[0]["Name"] == "sweep";
+    must(is_sweep, "Tasks", "must be the tasks that the template is given, and no others")
+}
+
 fn check_task(task: &Value, name: &str) -> Result<(), BrokenRule> {
     let hook = match name {
         "build" => Value::from("prestart"),

@@ -1,4 +1,3 @@
-use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
@@ -54,6 +53,42 @@ fn the_shipped_templates_keep_the_rules() {
 fn a_job_without_tests_has_no_test_task() {
     let job = rendered("raw_exec", path(), &json!({"test_commands": []})).unwrap();
     assert_eq!(job["TaskGroups"][0]["Tasks"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_sweep_runs_as_the_builds_of_its_template_do_on_each_node() {
+    let artifact = Runner::Artifact { base: "http://service:8080".to_owned() };
+    let image = Runner::Image("nomad-build:1".to_owned());
+    for (template, runner) in [("raw_exec", path()), ("raw_exec", artifact), ("docker", image)] {
+        let build =
+            rendered(template, runner.clone(), &json!({})).unwrap()["TaskGroups"][0]["Tasks"][0].take();
+        let id = JobId::from_uuid(Uuid::from_u128(1));
+        let sweep = |nodes: &[&str]| {
+            render_sweep(&id, "sweep-of-it", "ci", nodes, &settings(template, runner.clone())).unwrap()
+        };
+        let job = sweep(&["n1", "n2"]);
+        assert_eq!((job["ID"].as_str(), job["Namespace"].as_str()), (Some("sweep-of-it"), Some("ci")));
+        let groups = job["TaskGroups"].as_array().unwrap();
+        for (group, node) in groups.iter().zip(["n1", "n2"]) {
+            assert_eq!(group["Constraints"].as_array().unwrap().last().unwrap()["RTarget"], node);
+            let task = &group["Tasks"][0];
+            assert_eq!(task["Config"]["args"], json!(["phase", "sweep"]));
+            assert_eq!(task["Env"]["NOMAD_BUILD_SWEEP"], id.as_str());
+            for same in ["Driver", "Artifacts"] {
+                assert_eq!(task[same], build[same], "{template}: {same}");
+            }
+            for same in ["command", "image", "network_mode", "mounts"] {
+                assert_eq!(task["Config"][same], build["Config"][same], "{template}: {same}");
+            }
+        }
+        assert_eq!(groups.len(), 2);
+        let meta = job["Meta"].as_object().unwrap().iter();
+        let meta = meta.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect();
+        assert_eq!(swept_nodes(&meta).collect::<Vec<_>>(), ["n1", "n2"]);
+        let nowhere = sweep(&[]);
+        assert_eq!(nowhere["TaskGroups"][0]["Count"], 0);
+        assert_eq!(nowhere["TaskGroups"].as_array().unwrap().len(), 1);
+    }
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub enum CleanupError {
     /// Its tasks have not ended.
     #[error("job {0} has ended, but its tasks still run: clean up again when they are done")]
     Running(JobId),
+    /// The operator's to mend.
+    #[error("the job that cleans up on nodes could not be rendered")]
+    Render(#[from] render::RenderError),
     /// Nomad could not be asked.
     #[error("job {0} could not be cleaned up")]
     Nomad(JobId, #[source] Error),
@@ -117,7 +120,7 @@ impl Service {
         }
         nodes.extend(allocations.iter().map(|each| (each.node_id.as_str(), each.node_name.as_str())));
         let pinned: Vec<_> = nodes.keys().copied().collect();
-        let job = render::render_sweep(id, &sweep, namespace, &pinned, &self.config.render);
+        let job = render::render_sweep(id, &sweep, namespace, &pinned, &self.config.render)?;
         // One that failed, or was never placed, is replaced.
         ignore_missing(self.nomad.stop(namespace, &sweep, true).await).map_err(failed)?;
         let since = match self.nomad.register(namespace, &sweep, &job).await {

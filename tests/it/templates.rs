@@ -16,10 +16,13 @@ async fn builds_tests_and_publishes(world: &World, service: &Service, repository
     // A runner in a container sees no folder of this machine.
     job["repo_url"] = json!(http::serve(repository, None).await);
     job["test_commands"] = json!(["test -f /built"]);
-    let (_, status) = Api::new(&service.url).run(&job).await;
+    let api = Api::new(&service.url);
+    let (id, status) = api.run(&job).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
     let served = world.served(image_of(&job), "one").await;
     assert_eq!(served.map(Value::from).as_ref(), Some(&status["image"]["digest"]));
+    // What cleans up on the node gets there in the same way.
+    assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await["success"], true);
 }
 
 fn said(command: &mut Command) -> String {
