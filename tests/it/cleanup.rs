@@ -2,6 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::support::{
     Api, Service, containers_of, docker, engine_is_rid_of, eventually, images_of, processes_with,
@@ -135,8 +136,7 @@ async fn a_cleanup_after_one_whose_sweep_failed_is_judged_by_its_own_sweep() {
     finish_has_ended(&id).await;
     leave_behind(&id);
     let broken = service(&[("NOMAD_BUILD_RUNNER", "/bin/false")]);
-    // Nomad goes on listing the allocations of each, in no order.
-    for _ in 0..4 {
+    for _ in 0..2 {
         let (status, body) = clean_up_by(&Api::new(&broken.url), &id).await;
         assert_eq!((status, &body["error"]["code"]), (503, &json!("nomad_unavailable")), "{body}");
         assert!(body["error"]["message"].as_str().unwrap().contains("the sweep failed there"), "{body}");
@@ -170,4 +170,43 @@ async fn a_cleanup_that_the_node_does_not_answer_takes_the_credentials_and_leave
     is_cleaned_up_by(&Api::new(&fresh.url), &id).await;
     assert_eq!(variables_of(&id).await, [] as [&str; 0]);
     assert_eq!((containers_of(&id).len(), images_of(&id).len()), (0, 0));
+}
+
+/// A template whose finish task waits for a file; the file comes once it is let go.
+async fn template_whose_finish_waits() -> (tempfile::NamedTempFile, watch::Sender<bool>) {
+    let (open, opened) = watch::channel(false);
+    let router = axum::Router::new().fallback(async move || {
+        opened.clone().wait_for(|open| *open).await.unwrap();
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let file = format!("http://{}/file", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let artifacts = json!([{"GetterSource": file, "GetterMode": "file", "RelativeDest": "local/file"}]);
+    let lines = format!("{{%- if task.name == \"finish\" %}}\n\"Artifacts\": {artifacts},\n{{%- endif %}}\n");
+    let shipped = include_str!("../../templates/raw_exec.json");
+    let template = shipped.replace("        \"Env\":", &format!("{lines}        \"Env\":"));
+    let path = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(path.path(), template).unwrap();
+    (path, open)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_finish_task_has_yet_to_run_is_not_cleaned_up() {
+    let world = world();
+    let (template, open) = template_whose_finish_waits().await;
+    let service = service(&[("NOMAD_BUILD_TEMPLATE", template.path().to_str().unwrap())]);
+    let api = Api::new(&service.url);
+    let repository = world.repository("RUN exit 1");
+    let (id, status) = api.run(&world.job(&repository)).await;
+    assert_eq!(status["status"], "FAILED", "{status:#}");
+    eventually("Nomad calls the allocation failed", async || {
+        let allocations = world.nomad(&format!("/v1/job/{id}/allocations")).await?;
+        (allocations[0]["ClientStatus"] == "failed").then_some(())
+    })
+    .await;
+    let (status, body) = clean_up_by(&api, &id).await;
+    assert_eq!((status, &body["error"]["code"]), (409, &json!("job_live")), "{body}");
+    assert!(world.nomad(&format!("/v1/job/{id}")).await.is_some());
+    open.send_replace(true);
+    is_cleaned_up_by(&api, &id).await;
 }
