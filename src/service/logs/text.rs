@@ -12,8 +12,9 @@ use super::{ByPhase, Inner, retries, tail};
 use crate::job::{Phase, Record, Stream};
 use crate::nomad::{Error, Kind};
 
-/// How often a log is read on in vain, for lines that are still on their way, and how often the connection may fail.
-const TRIES: u32 = 12;
+/// How often a log is read on in vain, for lines that its runner has written and that are still on their way: 10 s on a
+/// busy node. How often the connection may fail.
+const TRIES: u32 = 40;
 const FAILURES: u32 = 3;
 
 /// How long lines are on their way from the runner to Nomad's file.
@@ -138,6 +139,9 @@ async fn collect(
     }
     let known = mark.position.seq;
     if let Some(lines) = lines.filter(|&lines| lines > known) {
+        if is_fresh(record) {
+            return Ok(Some(format!("lines {} to {lines} have not arrived yet: ask again", known + 1)));
+        }
         lost.push((known + 1, lines));
     }
     let (Some(first), Some(all)) = (lost.first(), lost.last()) else { return Ok(None) };
