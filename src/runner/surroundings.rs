@@ -164,8 +164,7 @@ impl Credentials {
 
     /// For the registry.
     pub(super) fn registry(&self) -> Option<registry::Credentials> {
-        self.registry_login()
-            .map(|(username, password)| registry::Credentials::Password { username, password })
+        self.registry_login().map(|(username, password)| registry::Credentials { username, password })
     }
 
     /// For the registry, as user and password.
