@@ -57,9 +57,7 @@ pub(super) async fn finish(around: Surroundings, payload: Option<Payload>) -> Re
     }
     let engine = DockerEngine::connect(&around.engine_socket)?;
     let removed = remove(&engine, &around.job).await;
-    for folder in ["checkout", "git"] {
-        remove_folder(&around.shared(folder)).await;
-    }
+    remove_folder(&around.checkout()).await;
     removed?;
     repaired
 }

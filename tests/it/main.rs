@@ -16,6 +16,7 @@ mod dockerfiles;
 mod engine;
 mod failures;
 mod follow;
+mod git;
 mod hostile;
 mod kill;
 mod logs;
