@@ -16,6 +16,9 @@ use crate::environment::{Reader, Source};
 use crate::job::{Claim, JobId, Outcome, Payload, Phase, Task};
 use crate::telemetry::chain;
 
+/// The most that the removal may take. An engine may be slow to kill containers; one that hangs never answers.
+const REMOVAL: Duration = Duration::from_mins(1);
+
 /// Whether a name is one that the runner gives images in an engine: its work tag, or what it pushed to a relay, whose
 /// repository begins with a secret of 64 digits. What somebody pulled from a registry of this machine is not.
 fn is_ours(name: &str) -> bool {
@@ -27,13 +30,14 @@ fn is_ours(name: &str) -> bool {
 /// Removes what carries a job's labels.
 ///
 /// A stopped phase, finish and a sweep may do so at once; what one of them is removing, the engine refuses the others.
-async fn remove(engine: &impl Engine, job: &JobId) -> Result<(usize, usize), EngineError> {
+async fn remove(engine: &DockerEngine, job: &JobId, most: Duration) -> Result<(usize, usize), EngineError> {
     let backoff = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .without_max_times()
         .with_total_delay(Some(Duration::from_secs(5)));
     let refused = |error: &EngineError| matches!(error, EngineError::Refused { .. });
-    (|| remove_once(engine, job)).retry(backoff).when(refused).await
+    let removed = (|| remove_once(engine, job)).retry(backoff).when(refused);
+    engine.within(most, removed).await
 }
 
 async fn remove_once(engine: &impl Engine, job: &JobId) -> Result<(usize, usize), EngineError> {
@@ -55,9 +59,9 @@ pub(super) async fn finish(around: Surroundings, payload: Option<Payload>) -> Re
             "copies of credentials stay behind until the job is cleaned up"
         );
     }
-    let engine = DockerEngine::connect(&around.engine_socket)?;
-    let removed = remove(&engine, &around.job).await;
     remove_folder(&around.checkout()).await;
+    // Last, as it may take long.
+    let removed = remove(&DockerEngine::new(&around.engine_socket), &around.job, REMOVAL).await;
     removed?;
     repaired
 }
@@ -97,13 +101,25 @@ pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
     let Some(job) = reader.finish(job).map_err(super::Lost::from)? else {
         return Err(Fatal::Task("sweep without a job".to_owned()));
     };
-    remove(&DockerEngine::connect(&socket)?, &job).await?;
+    remove(&DockerEngine::new(&socket), &job, REMOVAL).await?;
     Ok(Ended::Well)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_removal_ends_though_the_engine_never_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let job = JobId::from_uuid(uuid::Uuid::from_u128(1));
+        let engine = DockerEngine::new(socket.to_str().unwrap());
+        let removed = remove(&engine, &job, Duration::from_millis(100)).await;
+        assert!(matches!(removed, Err(EngineError::Unreachable { .. })), "{removed:?}");
+        drop(listener);
+    }
 
     #[test]
     fn only_names_that_the_runner_gave_are_removed() {

@@ -28,6 +28,9 @@ use log::Log;
 pub(crate) use surroundings::Lost;
 use surroundings::{CONTAINER_LABEL, Surroundings};
 
+/// How long a phase that is stopped waits for its containers to be gone: well below the time that Nomad gives a task.
+const REMOVAL: Duration = Duration::from_secs(10);
+
 /// How a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -50,7 +53,7 @@ pub(crate) enum Fatal {
     Payload(#[from] PayloadError),
     #[error("the outcome could not be written")]
     Ledger(#[from] LedgerError),
-    #[error("the engine could not be reached")]
+    #[error("what the job left in the engine could not be removed")]
     Engine(#[from] EngineError),
     #[error("the log could not be written")]
     Log(#[source] std::io::Error),
@@ -126,7 +129,7 @@ async fn read_payload(around: &Surroundings) -> Result<Payload, Fatal> {
 }
 
 async fn run_phase(phase: Phase, around: Surroundings, payload: Payload) -> Result<Ended, Fatal> {
-    let engine = DockerEngine::connect(&around.engine_socket)?;
+    let engine = DockerEngine::new(&around.engine_socket);
     let (log, writer) = log::open().map_err(Fatal::Log)?;
     let runner = Runner { around, payload, engine, log, stop: listen_to_signals().map_err(Fatal::Signals)? };
     let gate = match runner.pass_gate(phase).await? {
@@ -249,8 +252,10 @@ impl Runner {
             )),
         };
         // The work is dropped: its processes and its build are gone, its containers are removed here.
-        if let Err(error) = self.engine.remove_containers((CONTAINER_LABEL, self.around.job.as_str())).await {
-            self.log.say(&format!("containers may be left behind: {}", chain(&error))).await;
+        let removal = self.engine.remove_containers((CONTAINER_LABEL, self.around.job.as_str()));
+        if let Err(error) = self.engine.within(REMOVAL, removal).await {
+            let left = "containers may be left behind, for finish or a cleanup to remove";
+            self.log.say(&format!("{left}: {}", chain(&error))).await;
         }
         Err(interrupted)
     }
