@@ -99,6 +99,11 @@ impl Surroundings {
         self.alloc_dir.join(name)
     }
 
+    /// The file that says that a phase is over.
+    pub(super) fn sign_of(&self, phase: Phase) -> PathBuf {
+        self.shared(&format!("{phase}.over"))
+    }
+
     /// A folder in the directory that only this task reads. It is small, and in memory where Nomad may mount it.
     pub(super) fn secret(&self, name: &str) -> PathBuf {
         self.secrets_dir.join(name)

@@ -24,6 +24,7 @@ mod main_job;
 mod publishing;
 mod registry;
 mod replicas;
+mod runner;
 mod sources;
 mod stack;
 mod support;
