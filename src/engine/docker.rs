@@ -33,22 +33,38 @@ const CREATION: Duration = Duration::from_mins(1);
 /// A Docker Engine behind a Unix socket.
 #[derive(Clone)]
 pub struct DockerEngine {
-    docker: Docker,
     socket: String,
     /// What goes on though nobody waits for it: the creation of containers.
     creations: TaskTracker,
 }
 
 impl DockerEngine {
-    /// Sets the connection up; the first call makes it.
-    pub fn connect(socket: &str) -> Result<Self, EngineError> {
-        let docker = Docker::connect_with_socket(socket, ANSWER, bollard::API_DEFAULT_VERSION);
-        let unreachable =
-            |error: DockerError| EngineError::Unreachable { socket: socket.to_owned(), source: error.into() };
+    /// The engine at a socket, which need not be there yet: the first call that needs it says so.
+    pub fn new(socket: &str) -> Self {
         let creations = TaskTracker::new();
         // It still takes tasks; only when closed does it tell that there are none.
         creations.close();
-        Ok(Self { docker: docker.map_err(unreachable)?, socket: socket.to_owned(), creations })
+        Self { socket: socket.to_owned(), creations }
+    }
+
+    /// A connection for one call; the client keeps none open in any case.
+    fn docker(&self) -> Result<Docker, EngineError> {
+        let docker = Docker::connect_with_socket(&self.socket, ANSWER, bollard::API_DEFAULT_VERSION);
+        docker.map_err(|error| self.unreachable(error))
+    }
+
+    fn unreachable(&self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EngineError {
+        EngineError::Unreachable { socket: self.socket.clone(), source: why.into() }
+    }
+
+    /// Gives a call so much time and no more: an engine that hangs answers nothing, and closes nothing.
+    pub async fn within<T>(
+        &self,
+        most: Duration,
+        call: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        let silent = |_| self.unreachable(format!("no answer within {} s", most.as_secs()));
+        tokio::time::timeout(most, call).await.map_err(silent)?
     }
 
     fn failed(&self, doing: &str, error: DockerError) -> EngineError {
@@ -61,13 +77,13 @@ impl DockerEngine {
             DockerError::InvalidURIError { .. } | DockerError::InvalidURIPartsError { .. } => {
                 EngineError::TooLong
             }
-            other => EngineError::Unreachable { socket: self.socket.clone(), source: other.into() },
+            other => self.unreachable(other),
         }
     }
 
     async fn untag(&self, name: &str) -> Result<bool, EngineError> {
         let options = RemoveImageOptionsBuilder::new().build();
-        match self.docker.remove_image(name, Some(options), None).await {
+        match self.docker()?.remove_image(name, Some(options), None).await {
             Ok(_) => Ok(true),
             Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => Ok(false),
             Err(error) => Err(self.failed("removing an image's name", error)),
@@ -110,8 +126,8 @@ impl DockerEngine {
         const DOING: &str = "pushing the image";
         let (repository, tag) = split(reference);
         let options = PushImageOptionsBuilder::new().tag(tag).build();
-        let mut pushed =
-            self.docker.push_image(repository, Some(options), Some(DockerCredentials::default()));
+        let docker = self.docker()?;
+        let mut pushed = docker.push_image(repository, Some(options), Some(DockerCredentials::default()));
         let mut last = None;
         while let Some(info) = pushed.next().await {
             let info = info.map_err(|error| self.failed(DOING, error))?;
@@ -184,7 +200,8 @@ impl Engine for DockerEngine {
         let context = context::open(request.context.clone(), request.dockerfile.clone())?;
         let options = build_options(&request, &context.dockerfile);
         let body = bollard::body_try_stream(context.body);
-        let messages = self.docker.build_image(options, Some(credentials(&request)), Some(body));
+        let docker = self.docker()?;
+        let messages = docker.build_image(options, Some(credentials(&request)), Some(body));
         let mut failure = context.failure;
         // The engine can only tell that the context broke off.
         let built = self.follow_build(messages, &output).await;
@@ -198,7 +215,7 @@ impl Engine for DockerEngine {
     async fn push(&self, image: &str, reference: &str, output: Sender<Output>) -> Result<(), EngineError> {
         let (repository, tag) = split(reference);
         let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
-        let tagged = self.docker.tag_image(image, Some(options)).await;
+        let tagged = self.docker()?.tag_image(image, Some(options)).await;
         tagged.map_err(|error| self.failed("tagging the image", error))?;
         let pushed = self.push_tagged(reference, &output).await;
         let untagged = self.untag(reference).await;
@@ -211,7 +228,7 @@ impl Engine for DockerEngine {
         tokio::time::timeout(CREATION, self.creations.wait()).await.ok();
         let filters = HashMap::from([("label", vec![format!("{}={}", label.0, label.1)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = self.docker.list_containers(Some(options)).await;
+        let listed = self.docker()?.list_containers(Some(options)).await;
         let listed = listed.map_err(|error| self.failed("listing containers", error))?;
         let mut removed = 0;
         for id in listed.into_iter().filter_map(|container| container.id) {
@@ -224,7 +241,7 @@ impl Engine for DockerEngine {
     async fn remove_images(&self, label: (&str, &str), ours: fn(&str) -> bool) -> Result<usize, EngineError> {
         let filters = HashMap::from([("label", vec![format!("{}={}", label.0, label.1)])]);
         let options = ListImagesOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = self.docker.list_images(Some(options)).await;
+        let listed = self.docker()?.list_images(Some(options)).await;
         let listed = listed.map_err(|error| self.failed("listing images", error))?;
         let mut removed = 0;
         for image in listed {

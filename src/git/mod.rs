@@ -4,17 +4,23 @@
 //! asks nobody, and uses only the transports that are allowed.
 //! Invariant: knows nothing of jobs, Nomad or engines.
 
+mod home;
+mod process;
 mod refs;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use secrecy::{ExposeSecret, SecretString};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use nix::fcntl::OFlag;
+use secrecy::SecretString;
+use tokio::io::AsyncReadExt as _;
 
+use home::Home;
+use process::Git;
 use refs::{Remote, Wanted};
+
+/// The most of a file of attributes that is looked at.
+const MOST_ATTRIBUTES: u64 = 1 << 20;
 
 /// A repository to check out.
 pub struct Source<'a> {
@@ -30,9 +36,20 @@ pub struct Source<'a> {
     pub environment: &'a [(String, String)],
 }
 
-/// The variables that [`Source::environment`] should have, where they are set.
-pub const PASSED: [&str; 7] =
-    ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "https_proxy", "http_proxy", "no_proxy"];
+/// The variables that [`Source::environment`] should have, where they are set: proxies as curl spells them.
+pub const PASSED: [&str; 11] = [
+    "PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+];
 
 /// A user and a password, or a token as one.
 pub struct Credentials {
@@ -60,6 +77,17 @@ pub enum GitError {
     /// A file of ours could not be written.
     #[error("{0} cannot be written")]
     File(PathBuf, #[source] std::io::Error),
+    /// git could not be listened to.
+    #[error("what git says could not be read")]
+    Pipe(#[source] std::io::Error),
+    /// git said more than is kept.
+    #[error("git {command} said more than {} MiB: the repository has more refs than can be listed", .most >> 20)]
+    TooMuch {
+        /// The subcommand.
+        command: String,
+        /// The most bytes.
+        most: u64,
+    },
     /// The repository has no such ref.
     #[error("the repository has no ref {0:?}: neither a branch, nor a tag, nor a commit that it gives")]
     NoSuchRef(String),
@@ -89,29 +117,30 @@ pub trait Output {
 
 /// One repository on its way into a folder.
 struct Repository<'a, O> {
-    source: &'a Source<'a>,
+    url: &'a str,
     folder: &'a Path,
-    home: &'a Path,
-    output: &'a O,
+    git: Git<'a, O>,
 }
 
-/// Checks a source out into `folder`, which must not exist. `home` holds git's own files and is not part of the checkout.
+/// Checks a source out into `folder`, which must not exist. `home` is git's own as long as this takes: it holds the
+/// credentials, so it belongs where nobody else reads.
 pub async fn check_out<O: Output + Sync>(
     source: &Source<'_>,
     folder: &Path,
     home: &Path,
     output: &O,
 ) -> Result<CheckedOut, GitError> {
-    let repository = Repository { source, folder, home, output };
-    repository.prepare().await?;
+    let home = Home::make(home, source).await?;
+    let git = Git { home: home.path(), environment: source.environment, output };
+    let repository = Repository { url: source.url, folder, git };
     let (remote, initialised) = tokio::join!(repository.list(), repository.initialise());
     initialised?;
     let checked_out = match remote?.resolve(source.reference) {
-        Wanted::Named { reference, commit } => {
-            repository.fetch(&["--depth=1"], &[&reference]).await?;
+        Wanted::Named(reference) => {
+            let commit = repository.fetch_one(&reference).await?;
             CheckedOut { reference: Some(reference), commit }
         }
-        Wanted::Commit(text) => repository.fetch_commit(&text).await?,
+        Wanted::Commit(text) => CheckedOut { reference: None, commit: repository.fetch_commit(&text).await? },
         Wanted::Nothing(text) => return Err(GitError::NoSuchRef(text)),
     };
     repository.run("checkout", &["--quiet", "--detach", &checked_out.commit]).await?;
@@ -121,77 +150,60 @@ pub async fn check_out<O: Output + Sync>(
 }
 
 impl<O: Output + Sync> Repository<'_, O> {
-    /// git's home: our configuration and, for the time of the checkout, the credentials.
-    async fn prepare(&self) -> Result<(), GitError> {
-        let write = async |name: &str, text: String| {
-            let path = self.home.join(name);
-            tokio::fs::write(&path, text).await.map_err(|error| GitError::File(path, error))
-        };
-        tokio::fs::create_dir_all(self.home)
-            .await
-            .map_err(|error| GitError::File(self.home.to_owned(), error))?;
-        let mut config = String::from(
-            "[protocol]\n\tallow = never\n[core]\n\thooksPath = /dev/null\n[advice]\n\tdetachedHead = false\n\
-             [init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n",
-        );
-        for transport in self.source.transports {
-            config.push_str(&format!("[protocol \"{transport}\"]\n\tallow = always\n"));
-        }
-        if self.source.transports.contains(&"file") {
-            // A repository on this machine may belong to somebody else; the operator allowed this transport.
-            config.push_str("[safe]\n\tdirectory = *\n");
-        }
-        if self.source.credentials.is_some() {
-            let path = self.home.join("credentials");
-            config.push_str(&format!("[credential]\n\thelper = store --file={}\n", path.display()));
-        }
-        write("gitconfig", config).await?;
-        if let Some(credentials) = self.source.credentials
-            && let Some(line) = credential_line(self.source.url, credentials)
-        {
-            write("credentials", line).await?;
-        }
-        Ok(())
-    }
-
     async fn initialise(&self) -> Result<(), GitError> {
-        self.git("init", &["--quiet", "--"], &[self.folder.as_os_str()], None).await.map(drop)
+        let arguments = ["--quiet".as_ref(), "--".as_ref(), self.folder.as_os_str()];
+        self.git.run("init", &arguments, self.git.home).await?;
+        // What a submodule's relative address is relative to.
+        self.run("remote", &["add", "--", "origin", self.url]).await.map(drop)
     }
 
     async fn list(&self) -> Result<Remote, GitError> {
-        let said = self.git("ls-remote", &["--symref", "--"], &[OsStr::new(self.source.url)], None).await?;
-        Ok(Remote::parse(&said))
+        let arguments = ["--symref", "--", self.url].map(OsStr::new);
+        Ok(Remote::parse(&self.git.run("ls-remote", &arguments, self.git.home).await?))
     }
 
     async fn fetch(&self, options: &[&str], refs: &[&str]) -> Result<(), GitError> {
         let mut arguments: Vec<&str> = vec!["--no-tags", "--no-recurse-submodules"];
         arguments.extend(options);
-        arguments.extend(["--", self.source.url]);
+        arguments.extend(["--", self.url]);
         arguments.extend(refs);
         self.run("fetch", &arguments).await.map(drop)
     }
 
+    /// Fetches a ref or a commit; the commit that came, which need not be the one that was listed.
+    async fn fetch_one(&self, wanted: &str) -> Result<String, GitError> {
+        self.fetch(&["--depth=1"], &[wanted]).await?;
+        self.commit("FETCH_HEAD").await
+    }
+
     /// A commit that no ref names. Servers may refuse to give one by its hash; then everything is fetched.
-    async fn fetch_commit(&self, text: &str) -> Result<CheckedOut, GitError> {
-        let whole = matches!(text.len(), 40 | 64);
-        if whole && self.fetch(&["--depth=1"], &[text]).await.is_ok() {
-            return Ok(CheckedOut { reference: None, commit: text.to_ascii_lowercase() });
+    async fn fetch_commit(&self, text: &str) -> Result<String, GitError> {
+        let is_whole = matches!(text.len(), 40 | 64);
+        if is_whole && let Ok(commit) = self.fetch_one(text).await {
+            return Ok(commit);
         }
         self.fetch(&[], &["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]).await?;
-        let wanted = format!("{text}^{{commit}}");
-        match self.run("rev-parse", &["--verify", "--end-of-options", &wanted]).await {
-            Ok(said) => Ok(CheckedOut { reference: None, commit: said.trim().to_owned() }),
-            Err(GitError::Failed { message, .. }) if message.contains("ambiguous") => {
-                Err(GitError::Ambiguous(text.to_owned()))
+        self.commit(text).await.map_err(|error| match error {
+            GitError::Failed { message, .. } if message.contains("ambiguous") => {
+                GitError::Ambiguous(text.to_owned())
             }
-            Err(GitError::Failed { .. }) => Err(GitError::NoSuchRef(text.to_owned())),
-            Err(error) => Err(error),
-        }
+            GitError::Failed { .. } => GitError::NoSuchRef(text.to_owned()),
+            error => error,
+        })
+    }
+
+    /// The commit that something fetched is, or that it names.
+    async fn commit(&self, of: &str) -> Result<String, GitError> {
+        let wanted = format!("{of}^{{commit}}");
+        let said = self.run("rev-parse", &["--verify", "--end-of-options", &wanted]).await?;
+        Ok(said.trim().to_owned())
     }
 
     /// Submodules, where the repository has some: under the same rules, as they read the same configuration.
     async fn submodules(&self) -> Result<(), GitError> {
-        if !self.folder.join(".gitmodules").is_file() {
+        // Not through a link, which git itself does not follow here.
+        let modules = tokio::fs::symlink_metadata(self.folder.join(".gitmodules")).await;
+        if !modules.is_ok_and(|modules| modules.is_file()) {
             return Ok(());
         }
         self.run("submodule", &["update", "--init", "--recursive", "--depth=1"]).await.map(drop)
@@ -199,14 +211,12 @@ impl<O: Output + Sync> Repository<'_, O> {
 
     /// Git LFS objects, where the repository has some and the program is there.
     async fn large_files(&self) -> Result<(), GitError> {
-        let attributes =
-            tokio::fs::read_to_string(self.folder.join(".gitattributes")).await.unwrap_or_default();
-        if !attributes.contains("filter=lfs") {
+        if !has_large_files(&self.folder.join(".gitattributes")).await {
             return Ok(());
         }
         if self.run("lfs", &["version"]).await.is_err() {
             let warning = "warning: the repository uses Git LFS, and git-lfs is not installed here: its large files stay pointers\n";
-            self.output.bytes(warning.as_bytes().to_vec()).await;
+            self.git.output.bytes(warning.as_bytes().to_vec()).await;
             return Ok(());
         }
         self.run("lfs", &["install", "--local", "--skip-repo"]).await?;
@@ -216,95 +226,24 @@ impl<O: Output + Sync> Repository<'_, O> {
     /// Runs git inside the checkout.
     async fn run(&self, command: &str, arguments: &[&str]) -> Result<String, GitError> {
         let arguments: Vec<_> = arguments.iter().map(OsStr::new).collect();
-        self.git(command, &[], &arguments, Some(self.folder)).await
+        self.git.run(command, &arguments, self.folder).await
     }
+}
 
-    async fn git(
-        &self,
-        command: &str,
-        options: &[&str],
-        arguments: &[&OsStr],
-        inside: Option<&Path>,
-    ) -> Result<String, GitError> {
-        let mut git = Command::new("git");
-        git.arg(command).args(options).args(arguments);
-        git.env_clear().envs(self.source.environment.iter().cloned()).envs(environment(self.home));
-        git.current_dir(inside.unwrap_or(self.home));
-        git.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = git.spawn().map_err(GitError::Missing)?;
-        let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
-        let said = async { read(stdout.as_mut(), None::<&O>).await };
-        let complained = async { read(stderr.as_mut(), Some(self.output)).await };
-        let (said, complained, status) = tokio::join!(said, complained, child.wait());
-        let status = status.map_err(GitError::Missing)?;
-        if status.success() {
-            return Ok(said);
+/// Whether a file of attributes speaks of Git LFS. A link is not followed: it may lead anywhere on this machine.
+async fn has_large_files(attributes: &Path) -> bool {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut text = Vec::new();
+    let read = async {
+        let file =
+            tokio::fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(attributes).await?;
+        if file.metadata().await?.is_file() {
+            file.take(MOST_ATTRIBUTES).read_to_end(&mut text).await?;
         }
-        Err(failure(command, status.code(), &complained))
-    }
-}
-
-/// Our own part of git's environment.
-fn environment(home: &Path) -> [(&'static str, OsString); 7] {
-    [
-        ("HOME", home.into()),
-        ("GIT_CONFIG_NOSYSTEM", "1".into()),
-        ("GIT_CONFIG_GLOBAL", home.join("gitconfig").into()),
-        ("GIT_TERMINAL_PROMPT", "0".into()),
-        ("GIT_ASKPASS", "/bin/false".into()),
-        ("GIT_SSH_COMMAND", "ssh -oBatchMode=yes".into()),
-        ("LC_ALL", "C".into()),
-    ]
-}
-
-/// Reads a pipe to its end, passing on what it says; keeps the last 64 KiB.
-async fn read<O: Output>(pipe: Option<&mut (impl AsyncRead + Unpin)>, output: Option<&O>) -> String {
-    const KEPT: usize = 1 << 16;
-    let Some(pipe) = pipe else { return String::new() };
-    let mut kept = Vec::new();
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
-        let bytes = &buffer[..count];
-        kept.extend_from_slice(bytes);
-        // A list of refs may be long and is needed whole.
-        if let Some(output) = output {
-            output.bytes(bytes.to_vec()).await;
-            let surplus = kept.len().saturating_sub(KEPT);
-            kept.drain(..surplus);
-        }
-    }
-    String::from_utf8_lossy(&kept).into_owned()
-}
-
-fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
-    let lines: Vec<_> = complained.lines().filter(|line| !line.trim().is_empty()).collect();
-    let from = lines.len().saturating_sub(3);
-    let message = lines[from..].join("; ");
-    let refused = [
-        "Authentication failed",
-        "could not read Username",
-        "could not read Password",
-        "Permission denied",
-        "HTTP 403",
-    ];
-    if refused.iter().any(|text| complained.contains(text)) {
-        return GitError::Unauthorized(format!("name its credentials in git_credentials_path ({message})"));
-    }
-    GitError::Failed { command: command.to_owned(), code, message }
-}
-
-/// A line for git's credential store; none where the address is not of HTTP.
-fn credential_line(url: &str, credentials: &Credentials) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let host = rest.split('/').next()?;
-    let password = credentials.password.expose_secret();
-    let line = format!("{scheme}://{}:{}@{host}\n", percent(&credentials.username), percent(password));
-    matches!(scheme, "http" | "https").then_some(line)
-}
-
-fn percent(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+        Ok::<_, std::io::Error>(())
+    };
+    // One that is not there, or cannot be read, is one that says nothing.
+    read.await.is_ok() && String::from_utf8_lossy(&text).contains("filter=lfs")
 }
 
 #[cfg(test)]
@@ -312,18 +251,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_escaped_for_gits_store() {
-        let credentials = Credentials { username: "u@x".to_owned(), password: "p:/%\n".into() };
-        let line = credential_line("https://example.com:8443/a.git", &credentials);
-        assert_eq!(line.as_deref(), Some("https://u%40x:p%3A%2F%25%0A@example.com:8443\n"));
-        assert_eq!(credential_line("ssh://git@example.com/a", &credentials), None);
+    fn every_variable_by_which_curl_finds_a_proxy_is_passed() {
+        // http_proxy in small letters only: in capitals, a CGI's caller could set it.
+        for name in
+            ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"]
+        {
+            assert!(PASSED.contains(&name), "{name}");
+        }
     }
 
-    #[test]
-    fn a_refused_login_is_told_from_other_failures() {
-        let refused = failure("fetch", Some(128), "fatal: Authentication failed for 'http://h/'\n");
-        assert!(matches!(refused, GitError::Unauthorized(_)));
-        let other = failure("fetch", Some(128), "a\nb\nc\nfatal: d\n");
-        assert_eq!(other.to_string(), "git fetch failed with exit code 128: b; c; fatal: d");
+    #[tokio::test]
+    async fn a_file_of_attributes_is_read_in_part_and_never_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let line = "*.bin filter=lfs diff=lfs\n";
+        std::fs::write(path("plain"), line).unwrap();
+        std::os::unix::fs::symlink(path("plain"), path("link")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", path("endless")).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::write(path("huge"), "#".repeat(1 << 20) + line).unwrap();
+        assert!(has_large_files(&path("plain")).await);
+        for name in ["link", "endless", "pipe", "huge", "missing"] {
+            assert!(!has_large_files(&path(name)).await, "{name}");
+        }
     }
 }

@@ -1,25 +1,20 @@
 //! Which of a repository's refs is meant.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 /// What `git ls-remote --symref` says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Remote {
     /// The ref that HEAD stands for.
     head: Option<String>,
-    refs: BTreeMap<String, String>,
+    refs: BTreeSet<String>,
 }
 
 /// What to fetch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// A ref, and the commit it names.
-    Named {
-        /// The ref's full name.
-        reference: String,
-        /// The commit; an annotated tag's own object is passed over.
-        commit: String,
-    },
+    /// A ref, by its full name.
+    Named(String),
     /// Something that may be a commit.
     Commit(String),
     /// Nothing there is.
@@ -34,16 +29,14 @@ impl Remote {
             match value.strip_prefix("ref: ") {
                 Some(target) if name == "HEAD" => remote.head = Some(target.to_owned()),
                 Some(_) => {}
-                None => drop(remote.refs.insert(name.to_owned(), value.to_owned())),
+                None => drop(remote.refs.insert(name.to_owned())),
             }
         }
         remote
     }
 
     fn named(&self, reference: &str) -> Option<Wanted> {
-        let object = self.refs.get(reference)?;
-        let commit = self.refs.get(&format!("{reference}^{{}}")).unwrap_or(object);
-        Some(Wanted::Named { reference: reference.to_owned(), commit: commit.clone() })
+        self.refs.contains(reference).then(|| Wanted::Named(reference.to_owned()))
     }
 
     /// Looks a name up in git's own order: a full ref, a tag, a branch, then a commit.
@@ -72,22 +65,22 @@ mod tests {
     const SAID: &str = "ref: refs/heads/main\tHEAD\n1111\tHEAD\n1111\trefs/heads/main\n2222\trefs/heads/feature/a/b\n\
                         3333\trefs/tags/v1\n4444\trefs/tags/v1^{}\n5555\trefs/heads/v1\n6666\trefs/pull/7/head\n";
 
-    fn named(reference: &str, commit: &str) -> Wanted {
-        Wanted::Named { reference: reference.to_owned(), commit: commit.to_owned() }
+    fn named(reference: &str) -> Wanted {
+        Wanted::Named(reference.to_owned())
     }
 
     #[test]
     fn names_are_looked_up_in_gits_order() {
         let remote = Remote::parse(SAID);
         for (wanted, want) in [
-            (None, named("refs/heads/main", "1111")),
-            (Some("HEAD"), named("refs/heads/main", "1111")),
-            (Some("main"), named("refs/heads/main", "1111")),
-            (Some("feature/a/b"), named("refs/heads/feature/a/b", "2222")),
-            // An annotated tag is told by its commit, and comes before a branch of the same name.
-            (Some("v1"), named("refs/tags/v1", "4444")),
-            (Some("heads/v1"), named("refs/heads/v1", "5555")),
-            (Some("refs/pull/7/head"), named("refs/pull/7/head", "6666")),
+            (None, named("refs/heads/main")),
+            (Some("HEAD"), named("refs/heads/main")),
+            (Some("main"), named("refs/heads/main")),
+            (Some("feature/a/b"), named("refs/heads/feature/a/b")),
+            // A tag comes before a branch of the same name.
+            (Some("v1"), named("refs/tags/v1")),
+            (Some("heads/v1"), named("refs/heads/v1")),
+            (Some("refs/pull/7/head"), named("refs/pull/7/head")),
             (Some("abc123"), Wanted::Commit("abc123".to_owned())),
             (Some("nothing"), Wanted::Nothing("nothing".to_owned())),
         ] {

@@ -94,18 +94,6 @@ impl RegistryUrl {
     }
 }
 
-impl GitRef {
-    /// Whether the text could be a commit's hash, in full or shortened.
-    pub fn may_be_commit(&self) -> bool {
-        (4..=64).contains(&self.0.len()) && self.0.bytes().all(|b| b.is_ascii_hexdigit())
-    }
-
-    /// Whether the text is a commit's whole hash (SHA-1 or SHA-256).
-    pub fn is_full_commit(&self) -> bool {
-        matches!(self.0.len(), 40 | 64) && self.may_be_commit()
-    }
-}
-
 /// How a repository is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -417,8 +405,6 @@ mod tests {
                 "a:b",
             ],
         );
-        let short: GitRef = "abc123".parse().unwrap();
-        assert!(short.may_be_commit() && !short.is_full_commit());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Proves to a registry who is asking: nothing, a password, or tokens that are kept until they expire.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -25,43 +24,27 @@ const USUAL_LIFE: Duration = Duration::from_mins(1);
 const MARGIN: Duration = Duration::from_secs(10);
 const LARGEST_TOKEN: usize = 256 * 1024;
 
-/// Proof of who is asking a registry.
-#[derive(Clone)]
-pub enum Credentials {
-    /// A user's name and password (or access token in its place).
-    Password {
-        /// The user.
-        username: String,
-        /// The password.
-        password: SecretString,
-    },
-    /// A ready-made bearer token for the registry.
-    Token(SecretString),
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Password { username, .. } => write!(f, "Password({username:?}, …)"),
-            Self::Token(_) => f.write_str("Token(…)"),
-        }
-    }
+/// Who is asking a registry.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The user.
+    pub username: String,
+    /// The password, or an access token in its place.
+    pub password: SecretString,
 }
 
 /// What a request wants to do, and so what its token has to allow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
-    Registry,
     Pull(Repository),
     Push(Repository),
 }
 
 impl Scope {
-    fn parameter(&self) -> Option<String> {
+    fn parameter(&self) -> String {
         match self {
-            Self::Registry => None,
-            Self::Pull(repository) => Some(format!("repository:{repository}:pull")),
-            Self::Push(repository) => Some(format!("repository:{repository}:pull,push")),
+            Self::Pull(repository) => format!("repository:{repository}:pull"),
+            Self::Push(repository) => format!("repository:{repository}:pull,push"),
         }
     }
 }
@@ -97,9 +80,6 @@ impl Authenticator {
         via: &Realm<'_>,
         scope: &Scope,
     ) -> Result<Option<HeaderValue>, Error> {
-        if let Some(Credentials::Token(token)) = &self.credentials {
-            return secret_header("Bearer", token.expose_secret(), via.doing).map(Some);
-        }
         let mut learned = self.learned.lock().await;
         match learned.challenge.clone() {
             None => Ok(None),
@@ -125,7 +105,6 @@ impl Authenticator {
             learned.tokens.remove(scope);
         }
         let can_answer = match (&challenge, &self.credentials) {
-            (_, Some(Credentials::Token(_))) => false,
             // The same password would be sent again.
             (Challenge::Basic, credentials) => credentials.is_some() && used.is_none(),
             (Challenge::Bearer { .. }, _) => true,
@@ -135,7 +114,7 @@ impl Authenticator {
     }
 
     fn basic(&self, doing: &str) -> Result<Option<HeaderValue>, Error> {
-        let Some(Credentials::Password { username, password }) = &self.credentials else { return Ok(None) };
+        let Some(Credentials { username, password }) = &self.credentials else { return Ok(None) };
         let pair = SecretString::from(format!("{username}:{}", password.expose_secret()));
         secret_header("Basic", &BASE64.encode(pair.expose_secret()), doing).map(Some)
     }
@@ -153,7 +132,7 @@ impl Authenticator {
         }
         let mut url = realm.clone();
         let scope = scope.parameter();
-        let parameters = [("service", service), ("scope", scope.as_deref())];
+        let parameters = [("service", service), ("scope", Some(scope.as_str()))];
         url.query_pairs_mut()
             .extend_pairs(parameters.into_iter().filter_map(|(key, value)| Some((key, value?))));
         let mut request = via.http.get(url);
@@ -211,15 +190,10 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let password = Credentials::Password { username: "ci".into(), password: "hunter2".into() };
+        let password = Credentials { username: "ci".into(), password: "hunter2".into() };
         let authenticator = Authenticator::new(Some(password.clone()));
         let header = authenticator.basic("x").unwrap().unwrap();
-        for shown in [
-            format!("{password:?}"),
-            format!("{authenticator:?}"),
-            format!("{header:?}"),
-            format!("{:?}", Credentials::Token("hunter2".into())),
-        ] {
+        for shown in [format!("{password:?}"), format!("{authenticator:?}"), format!("{header:?}")] {
             assert!(!shown.contains("hunter2") && !shown.contains(&BASE64.encode("ci:hunter2")), "{shown}");
         }
         assert_eq!(header.to_str().unwrap(), "Basic Y2k6aHVudGVyMg==");

@@ -40,13 +40,6 @@ impl Client {
         self.transport.endpoint.host()
     }
 
-    /// Whether the registry answers, and accepts the credentials where it asks for some.
-    pub async fn ping(&self) -> Result<(), Error> {
-        let doing = format!("asking registry {} whether it is there", self.host());
-        self.transport.send(&self.call(Method::GET, "v2/", Scope::Registry, doing)).await?;
-        Ok(())
-    }
-
     /// What stands under `reference`; `None` if nothing does.
     pub async fn head_manifest(
         &self,

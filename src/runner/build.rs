@@ -70,10 +70,7 @@ impl Runner {
             credentials: login.as_ref(),
             environment: &around.git_environment,
         };
-        let home = around.shared("git");
-        let checked_out = git::check_out(&source, &checkout, &home, &self.log).await;
-        // With it go the credentials.
-        tokio::fs::remove_dir_all(&home).await.ok();
+        let checked_out = git::check_out(&source, &checkout, &around.secret("git"), &self.log).await;
         let checked_out = checked_out.map_err(|error| git_failure(&error))?;
         self.log.say(&format!("==> building commit {}", checked_out.commit)).await;
         Ok(checked_out)
@@ -126,7 +123,11 @@ fn git_failure(error: &GitError) -> Failure {
     let reason = match error {
         GitError::NoSuchRef(_) | GitError::Ambiguous(_) => Reason::RefNotFound,
         GitError::Unauthorized(_) => Reason::Unauthorized,
-        GitError::Missing(_) | GitError::File(..) | GitError::Failed { .. } => Reason::CheckoutFailed,
+        GitError::Missing(_)
+        | GitError::File(..)
+        | GitError::Pipe(_)
+        | GitError::TooMuch { .. }
+        | GitError::Failed { .. } => Reason::CheckoutFailed,
     };
     let exit_code = match error {
         GitError::Failed { code, .. } => code.map(i64::from),

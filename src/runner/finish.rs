@@ -1,4 +1,8 @@
-//! Finish: the poststop task, which always runs. It ends what was claimed and removes what the job made here.
+//! Finish: the poststop task. It ends what was claimed and removes what the job made here.
+//!
+//! Nomad runs it however the other tasks ended. It does not run, or not to its end, where the node is lost, where the
+//! allocation never came to start a task, or where it cannot be started itself: the service's undertaker ends such a job,
+//! and a cleanup removes what it left.
 //!
 //! Sweep: the same removal from outside, for a job whose own tasks could not do it.
 
@@ -8,6 +12,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable as _};
 use chrono::Utc;
 
+use super::log::{self, Log};
 use super::publish::Target;
 use super::surroundings::{CONTAINER_LABEL, IMAGE_LABEL, Surroundings, engine_socket};
 use super::{Ended, Fatal, end};
@@ -15,6 +20,9 @@ use crate::engine::{DockerEngine, Engine, EngineError};
 use crate::environment::{Reader, Source};
 use crate::job::{Claim, JobId, Outcome, Payload, Phase, Task};
 use crate::telemetry::chain;
+
+/// The most that the removal may take. An engine may be slow to kill containers; one that hangs never answers.
+const REMOVAL: Duration = Duration::from_mins(1);
 
 /// Whether a name is one that the runner gives images in an engine: its work tag, or what it pushed to a relay, whose
 /// repository begins with a secret of 64 digits. What somebody pulled from a registry of this machine is not.
@@ -27,13 +35,14 @@ fn is_ours(name: &str) -> bool {
 /// Removes what carries a job's labels.
 ///
 /// A stopped phase, finish and a sweep may do so at once; what one of them is removing, the engine refuses the others.
-async fn remove(engine: &impl Engine, job: &JobId) -> Result<(usize, usize), EngineError> {
+async fn remove(engine: &DockerEngine, job: &JobId, most: Duration) -> Result<(usize, usize), EngineError> {
     let backoff = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .without_max_times()
         .with_total_delay(Some(Duration::from_secs(5)));
     let refused = |error: &EngineError| matches!(error, EngineError::Refused { .. });
-    (|| remove_once(engine, job)).retry(backoff).when(refused).await
+    let removed = (|| remove_once(engine, job)).retry(backoff).when(refused);
+    engine.within(most, removed).await
 }
 
 async fn remove_once(engine: &impl Engine, job: &JobId) -> Result<(usize, usize), EngineError> {
@@ -43,29 +52,33 @@ async fn remove_once(engine: &impl Engine, job: &JobId) -> Result<(usize, usize)
 
 /// The task after all others.
 pub(super) async fn finish(around: Surroundings, payload: Option<Payload>) -> Result<Ended, Fatal> {
-    let repaired = match payload {
-        Some(payload) => repair(&around, &payload).await,
+    let (log, writer) = log::open().map_err(Fatal::Log)?;
+    let ended = match payload {
+        Some(payload) => repair(&around, &payload, &log).await,
         // The build's task never got its payload, so nothing was claimed.
         None => Ok(Ended::Well),
     };
     // After the repair, which logs in. No task of this job is left that could need them.
     if let Err(error) = around.remove_credentials().await {
-        tracing::warn!(
-            error = chain(&error),
-            "copies of credentials stay behind until the job is cleaned up"
-        );
+        let left = "copies of credentials stay behind until the job is cleaned up";
+        log.say(&format!("{left}: {}", chain(&error))).await;
     }
-    let engine = DockerEngine::connect(&around.engine_socket)?;
-    let removed = remove(&engine, &around.job).await;
-    for folder in ["checkout", "git"] {
-        remove_folder(&around.shared(folder)).await;
+    if let Err(error) = remove_folder(&around.checkout()).await {
+        let left = "the checkout stays behind until Nomad collects the job";
+        log.say(&format!("{left}: {}", chain(&error))).await;
     }
+    // Last, as it may take long.
+    let removed = remove(&DockerEngine::new(&around.engine_socket), &around.job, REMOVAL).await;
+    drop(log);
+    // A log that nobody takes any more changes nothing of what was done.
+    writer.finish().await.ok();
+    let ended = ended?;
     removed?;
-    repaired
+    Ok(ended)
 }
 
 /// A publish task that claimed and then died left tags undone: nothing but the claimed digest can be put.
-async fn repair(around: &Surroundings, payload: &Payload) -> Result<Ended, Fatal> {
+async fn repair(around: &Surroundings, payload: &Payload, log: &Log) -> Result<Ended, Fatal> {
     let (claim, progress) =
         tokio::join!(around.ledger.claim(&around.job), around.ledger.progress(&around.job));
     let (claim, (_, progress)) = (claim?, progress?);
@@ -76,18 +89,16 @@ async fn repair(around: &Surroundings, payload: &Payload) -> Result<Ended, Fatal
     let begun = progress.of(Phase::Publish).cloned();
     let begun = begun.unwrap_or_else(|| Outcome::begun(&around.allocation, Utc::now()));
     let work = match Target::of(around, payload, Task::Finish).await {
-        Ok(target) => target.repair(begun, &digest).await,
+        Ok(target) => target.repair(log, begun, &digest).await,
         Err(failure) => super::Work::FailedAfterClaim(begun, failure),
     };
     end(Phase::Publish, around, work, None).await
 }
 
-async fn remove_folder(path: &Path) {
+async fn remove_folder(path: &Path) -> std::io::Result<()> {
     match tokio::fs::remove_dir_all(path).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = chain(&error), "a folder stays behind until Nomad collects it");
-        }
-        _ => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -99,13 +110,25 @@ pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
     let Some(job) = reader.finish(job).map_err(super::Lost::from)? else {
         return Err(Fatal::Task("sweep without a job".to_owned()));
     };
-    remove(&DockerEngine::connect(&socket)?, &job).await?;
+    remove(&DockerEngine::new(&socket), &job, REMOVAL).await?;
     Ok(Ended::Well)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_removal_ends_though_the_engine_never_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let job = JobId::from_uuid(uuid::Uuid::from_u128(1));
+        let engine = DockerEngine::new(socket.to_str().unwrap());
+        let removed = remove(&engine, &job, Duration::from_millis(100)).await;
+        assert!(matches!(removed, Err(EngineError::Unreachable { .. })), "{removed:?}");
+        drop(listener);
+    }
 
     #[test]
     fn only_names_that_the_runner_gave_are_removed() {

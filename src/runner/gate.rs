@@ -9,8 +9,6 @@ use crate::job::{Claim, Outcome, Phase, Progress, State, Verdict};
 pub(super) enum Gate {
     /// Do the phase's work.
     Run,
-    /// The phase before is not over: look again.
-    Wait,
     /// Everything this task is for was done by an earlier run of it.
     Done,
     /// The right to publish is claimed: only bring the registry to this digest.
@@ -24,34 +22,39 @@ pub(super) enum Gate {
     Blocked(Phase),
 }
 
-/// Decides for one phase.
-pub(super) fn gate(phase: Phase, has_tests: bool, progress: &Progress, claim: Option<&Claim>) -> Gate {
+/// Decides for one phase; none while the phase before is not over.
+pub(super) fn gate(
+    phase: Phase,
+    has_tests: bool,
+    progress: &Progress,
+    claim: Option<&Claim>,
+) -> Option<Gate> {
     match claim {
-        Some(Claim::Revoked { verdict, .. }) => return Gate::Revoked(verdict.clone()),
+        Some(Claim::Revoked { verdict, .. }) => return Some(Gate::Revoked(verdict.clone())),
         Some(Claim::Claimed { digest, .. }) => {
             let over = progress.of(Phase::Publish).is_some_and(Outcome::is_over);
             // Nothing is built or tested anew behind a claim.
             let repairs = phase == Phase::Publish && !over;
-            return if repairs { Gate::Repair { digest: digest.clone() } } else { Gate::Done };
+            return Some(if repairs { Gate::Repair { digest: digest.clone() } } else { Gate::Done });
         }
         None => {}
     }
     match progress.of(phase).map(|outcome| outcome.state) {
-        Some(State::Succeeded) if phase != Phase::Publish => return Gate::Done,
+        Some(State::Succeeded) if phase != Phase::Publish => return Some(Gate::Done),
         // Its outcome stands, so whatever it did now could not be told: a publish above all.
-        Some(State::Failed) => return Gate::Blocked(phase),
+        Some(State::Failed) => return Some(Gate::Blocked(phase)),
         _ => {}
     }
     let before = match phase {
-        Phase::Build => return Gate::Run,
+        Phase::Build => return Some(Gate::Run),
         Phase::Publish if has_tests => Phase::Test,
         Phase::Test | Phase::Publish => Phase::Build,
     };
     match progress.of(before).map(|outcome| outcome.state) {
-        Some(State::Succeeded) => Gate::Run,
+        Some(State::Succeeded) => Some(Gate::Run),
         // A main task starts when the prestart task has succeeded, so a test never waits for the build.
-        Some(State::Running) | None if phase == Phase::Publish && has_tests => Gate::Wait,
-        Some(State::Failed | State::Running) | None => Gate::Blocked(before),
+        Some(State::Running) | None if phase == Phase::Publish && has_tests => None,
+        Some(State::Failed | State::Running) | None => Some(Gate::Blocked(before)),
     }
 }
 
@@ -82,22 +85,22 @@ mod tests {
         use Phase::{Build, Publish, Test};
         use State::{Failed, Running, Succeeded};
         for (phase, has_tests, phases, want) in [
-            (Build, true, &[][..], Gate::Run),
-            (Build, true, &[(Build, Succeeded)], Gate::Done),
+            (Build, true, &[][..], Some(Gate::Run)),
+            (Build, true, &[(Build, Succeeded)], Some(Gate::Done)),
             // A node that was rebooted runs the task again; the half-done build is begun anew.
-            (Build, true, &[(Build, Running)], Gate::Run),
+            (Build, true, &[(Build, Running)], Some(Gate::Run)),
             // A task that was stopped by hand, and is started again.
-            (Build, true, &[(Build, Failed)], Gate::Blocked(Build)),
-            (Publish, false, &[(Build, Succeeded), (Publish, Failed)], Gate::Blocked(Publish)),
-            (Test, true, &[(Build, Succeeded)], Gate::Run),
-            (Test, true, &[(Build, Failed)], Gate::Blocked(Build)),
-            (Test, true, &[], Gate::Blocked(Build)),
-            (Publish, true, &[(Build, Succeeded)], Gate::Wait),
-            (Publish, true, &[(Build, Succeeded), (Test, Running)], Gate::Wait),
-            (Publish, true, &[(Build, Succeeded), (Test, Succeeded)], Gate::Run),
-            (Publish, true, &[(Build, Succeeded), (Test, Failed)], Gate::Blocked(Test)),
-            (Publish, false, &[(Build, Succeeded)], Gate::Run),
-            (Publish, false, &[], Gate::Blocked(Build)),
+            (Build, true, &[(Build, Failed)], Some(Gate::Blocked(Build))),
+            (Publish, false, &[(Build, Succeeded), (Publish, Failed)], Some(Gate::Blocked(Publish))),
+            (Test, true, &[(Build, Succeeded)], Some(Gate::Run)),
+            (Test, true, &[(Build, Failed)], Some(Gate::Blocked(Build))),
+            (Test, true, &[], Some(Gate::Blocked(Build))),
+            (Publish, true, &[(Build, Succeeded)], None),
+            (Publish, true, &[(Build, Succeeded), (Test, Running)], None),
+            (Publish, true, &[(Build, Succeeded), (Test, Succeeded)], Some(Gate::Run)),
+            (Publish, true, &[(Build, Succeeded), (Test, Failed)], Some(Gate::Blocked(Test))),
+            (Publish, false, &[(Build, Succeeded)], Some(Gate::Run)),
+            (Publish, false, &[], Some(Gate::Blocked(Build))),
         ] {
             assert_eq!(gate(phase, has_tests, &progress(phases), None), want, "{phase} {phases:?}");
         }
@@ -110,10 +113,10 @@ mod tests {
         let tested = progress(&[(Phase::Build, State::Succeeded), (Phase::Test, State::Succeeded)]);
         let published = progress(&[(Phase::Publish, State::Succeeded)]);
         let repair = Gate::Repair { digest: "sha256:00".to_owned() };
-        assert_eq!(gate(Phase::Publish, true, &tested, Some(&claim)), repair);
-        assert_eq!(gate(Phase::Publish, true, &published, Some(&claim)), Gate::Done);
-        assert_eq!(gate(Phase::Build, true, &Progress::default(), Some(&claim)), Gate::Done);
-        assert_eq!(gate(Phase::Test, true, &Progress::default(), Some(&claim)), Gate::Done);
+        assert_eq!(gate(Phase::Publish, true, &tested, Some(&claim)), Some(repair));
+        assert_eq!(gate(Phase::Publish, true, &published, Some(&claim)), Some(Gate::Done));
+        assert_eq!(gate(Phase::Build, true, &Progress::default(), Some(&claim)), Some(Gate::Done));
+        assert_eq!(gate(Phase::Test, true, &Progress::default(), Some(&claim)), Some(Gate::Done));
     }
 
     #[test]
@@ -123,7 +126,7 @@ mod tests {
         let claim = Claim::revoked(verdict.clone());
         let tested = progress(&[(Phase::Build, State::Succeeded), (Phase::Test, State::Succeeded)]);
         for phase in Phase::ALL {
-            assert_eq!(gate(phase, true, &tested, Some(&claim)), Gate::Revoked(verdict.clone()));
+            assert_eq!(gate(phase, true, &tested, Some(&claim)), Some(Gate::Revoked(verdict.clone())));
         }
     }
 }

@@ -24,9 +24,12 @@ use crate::job::{Claim, Outcome, Payload, PayloadError, Phase, Reason, Status, T
 use crate::ledger::LedgerError;
 use crate::telemetry::chain;
 use gate::{Gate, gate};
-use log::Log;
+use log::{Log, Writer};
 pub(crate) use surroundings::Lost;
 use surroundings::{CONTAINER_LABEL, Surroundings};
+
+/// How long a phase that is stopped waits for its containers to be gone: well below the time that Nomad gives a task.
+const REMOVAL: Duration = Duration::from_secs(10);
 
 /// How a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +53,16 @@ pub(crate) enum Fatal {
     Payload(#[from] PayloadError),
     #[error("the outcome could not be written")]
     Ledger(#[from] LedgerError),
-    #[error("the engine could not be reached")]
+    #[error("what the job left in the engine could not be removed")]
     Engine(#[from] EngineError),
     #[error("the log could not be written")]
     Log(#[source] std::io::Error),
+    #[error("{0}, the sign for the tasks that wait, could not be written")]
+    Sign(std::path::PathBuf, #[source] std::io::Error),
+    #[error(
+        "{phase} failed, but the right to publish is claimed: finish brings the tags to what was claimed ({why})"
+    )]
+    Claimed { phase: Phase, why: String },
     #[error("signals could not be listened to")]
     Signals(#[source] std::io::Error),
 }
@@ -104,19 +113,17 @@ pub(crate) async fn run(name: &str, source: Source<'_>) -> Result<Ended, Fatal> 
     let task: Task = name.parse().map_err(|_| Fatal::Task(name.to_owned()))?;
     let around = Surroundings::read(source)?;
     let payload = read_payload(&around).await;
-    if let Task::Finish = task {
-        return finish::finish(around, payload.ok()).await;
+    match task {
+        Task::Finish => Box::pin(finish::finish(around, payload.ok())).await,
+        Task::Phase(phase) => match payload {
+            Ok(payload) => Box::pin(run_phase(phase, around, payload)).await,
+            Err(fatal) => {
+                let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
+                around.ledger.decide(&around.job, &Claim::revoked(verdict)).await?;
+                Err(fatal)
+            }
+        },
     }
-    let Task::Phase(phase) = task else { return Ok(Ended::Well) };
-    let payload = match payload {
-        Ok(payload) => payload,
-        Err(fatal) => {
-            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
-            around.ledger.decide(&around.job, &Claim::revoked(verdict)).await?;
-            return Err(fatal);
-        }
-    };
-    Box::pin(run_phase(phase, around, payload)).await
 }
 
 async fn read_payload(around: &Surroundings) -> Result<Payload, Fatal> {
@@ -126,30 +133,29 @@ async fn read_payload(around: &Surroundings) -> Result<Payload, Fatal> {
 }
 
 async fn run_phase(phase: Phase, around: Surroundings, payload: Payload) -> Result<Ended, Fatal> {
-    let engine = DockerEngine::connect(&around.engine_socket)?;
+    let engine = DockerEngine::new(&around.engine_socket);
     let (log, writer) = log::open().map_err(Fatal::Log)?;
     let runner = Runner { around, payload, engine, log, stop: listen_to_signals().map_err(Fatal::Signals)? };
-    let gate = match runner.pass_gate(phase).await? {
-        Some(gate @ (Gate::Run | Gate::Repair { .. })) => gate,
+    let claimed = match runner.pass_gate(phase).await? {
+        Some(Gate::Run) => None,
+        Some(Gate::Repair { digest }) => Some(digest),
         // Stopped while it waited: this phase never began.
-        None | Some(Gate::Wait) => return Ok(Ended::Badly),
+        None => return Ok(Ended::Badly),
         Some(Gate::Done) => return Ok(Ended::Well),
         Some(Gate::Revoked(verdict)) => {
-            runner.log.say(&format!("nothing to do: the job has ended ({})", verdict.message)).await;
-            return Ok(Ended::Badly);
+            return runner.leave(writer, &format!("the job has ended ({})", verdict.message)).await;
         }
         Some(Gate::Blocked(before)) => {
-            runner.log.say(&format!("nothing to do: {before} did not succeed")).await;
-            return Ok(Ended::Badly);
+            return runner.leave(writer, &format!("{before} did not succeed")).await;
         }
     };
     let begun = Outcome::begun(&runner.around.allocation, Utc::now());
     let work = async {
-        match (phase, gate) {
-            (Phase::Publish, Gate::Repair { digest }) => runner.repair(begun.clone(), &digest).await,
-            (Phase::Publish, _) => runner.publish(begun.clone()).await,
-            (Phase::Build, _) => runner.build(begun.clone()).await,
-            (Phase::Test, _) => runner.test(begun.clone()).await,
+        match (claimed, phase) {
+            (Some(digest), _) => runner.repair(begun.clone(), &digest).await,
+            (None, Phase::Build) => runner.build(begun.clone()).await,
+            (None, Phase::Test) => runner.test(begun.clone()).await,
+            (None, Phase::Publish) => runner.publish(begun.clone()).await,
         }
     };
     // That the phase has begun is told while it works.
@@ -172,7 +178,12 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
     let (mut outcome, ended) = match work {
         Work::Done(outcome) => (outcome.succeeded(now), Ended::Well),
         Work::Failed(outcome, failure) => {
-            around.ledger.decide(&around.job, &Claim::revoked(verdict(phase, &failure))).await?;
+            let revoked = Claim::revoked(verdict(phase, &failure));
+            let decision = around.ledger.decide(&around.job, &revoked).await?;
+            // Its answer was lost. An outcome would keep `finish` from bringing the tags to what was claimed.
+            if let Claim::Claimed { .. } = decision.claim {
+                return Err(Fatal::Claimed { phase, why: failure.message });
+            }
             (outcome.failed(now, failure.reason, failure.exit_code, &failure.message), Ended::Badly)
         }
         Work::FailedAfterClaim(outcome, failure) => {
@@ -183,7 +194,8 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
     outcome.lines = lines;
     around.ledger.record(&around.job, phase, &outcome).await?;
     // Only a sign for the task that waits: what counts stands in the ledger.
-    tokio::fs::write(around.shared(&format!("{phase}.over")), b"").await.map_err(Fatal::Log)?;
+    let sign = around.sign_of(phase);
+    tokio::fs::write(&sign, b"").await.map_err(|error| Fatal::Sign(sign, error))?;
     Ok(ended)
 }
 
@@ -214,9 +226,8 @@ impl Runner {
             let (claim, progress) = tokio::join!(ledger.claim(job), ledger.progress(job));
             let (claim, (_, progress)) = (claim?, progress?);
             let claim = claim.as_ref().map(|(_, claim)| claim);
-            match gate(phase, self.payload.spec.has_tests(), &progress, claim) {
-                Gate::Wait => {}
-                gate => return Ok(Some(gate)),
+            if let Some(gate) = gate(phase, self.payload.spec.has_tests(), &progress, claim) {
+                return Ok(Some(gate));
             }
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(None),
@@ -225,9 +236,18 @@ impl Runner {
         }
     }
 
+    /// Ends a task whose phase never begins, and says why.
+    async fn leave(self, writer: Writer, why: &str) -> Result<Ended, Fatal> {
+        self.log.say(&format!("nothing to do: {why}")).await;
+        drop(self);
+        // The log tells of nothing that was done: that it cannot be written changes nothing either.
+        writer.finish().await.ok();
+        Ok(Ended::Badly)
+    }
+
     /// Waits for the sign that another task of this allocation is over: a file, looked for often, as that costs nothing.
     async fn wait_for(&self, phase: Phase) {
-        let sign = self.around.shared(&format!("{phase}.over"));
+        let sign = self.around.sign_of(phase);
         while !tokio::fs::try_exists(&sign).await.unwrap_or(false) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -249,8 +269,10 @@ impl Runner {
             )),
         };
         // The work is dropped: its processes and its build are gone, its containers are removed here.
-        if let Err(error) = self.engine.remove_containers((CONTAINER_LABEL, self.around.job.as_str())).await {
-            self.log.say(&format!("containers may be left behind: {}", chain(&error))).await;
+        let removal = self.engine.remove_containers((CONTAINER_LABEL, self.around.job.as_str()));
+        if let Err(error) = self.engine.within(REMOVAL, removal).await {
+            let left = "containers may be left behind, for finish or a cleanup to remove";
+            self.log.say(&format!("{left}: {}", chain(&error))).await;
         }
         Err(interrupted)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use chrono::Utc;
 
 use super::build::engine_failure;
+use super::log::Log;
 use super::surroundings::Surroundings;
 use super::{Failure, Runner, Work};
 use crate::engine::Engine as _;
@@ -22,6 +23,8 @@ pub(super) struct Target {
     client: Arc<Client>,
     repository: Repository,
     tags: Vec<Reference>,
+    /// What people call it: `host[:port]/path`.
+    image: String,
 }
 
 /// What the registry has under a tag after it took ours.
@@ -55,7 +58,7 @@ impl Target {
             spec.image_name.as_str().parse().map_err(|error: registry::NameError| internal(&error))?;
         let tags = spec.image_tags.iter().map(|tag| tag.as_str().parse());
         let tags = tags.collect::<Result<_, registry::NameError>>().map_err(|error| internal(&error))?;
-        Ok(Self { client: Arc::new(client), repository, tags })
+        Ok(Self { client: Arc::new(client), repository, tags, image: spec.image() })
     }
 
     /// Puts a manifest under every tag and reads each of them back.
@@ -97,12 +100,14 @@ impl Target {
     }
 
     /// Brings every tag to a digest that the registry already has.
-    pub(super) async fn repair(&self, mut outcome: Outcome, digest: &str) -> Work {
+    pub(super) async fn repair(&self, log: &Log, mut outcome: Outcome, digest: &str) -> Work {
+        log.say(&format!("==> this job has claimed {digest} before: bringing every tag to it")).await;
         outcome.digest = Some(digest.to_owned());
         match self.claimed_manifest(digest).await {
-            Ok(manifest) => self.tag(outcome, &manifest).await,
+            Ok(manifest) => self.tag(log, outcome, &manifest).await,
             Err(failure) => {
                 outcome.published = vec![Published::Unknown; self.tags.len()];
+                self.say_tags(log, &outcome).await;
                 Work::FailedAfterClaim(outcome, failure)
             }
         }
@@ -117,12 +122,24 @@ impl Target {
         manifest.ok_or_else(gone)
     }
 
-    async fn tag(&self, mut outcome: Outcome, manifest: &Manifest) -> Work {
+    async fn tag(&self, log: &Log, mut outcome: Outcome, manifest: &Manifest) -> Work {
         let (published, failure) = self.put_tags(manifest).await;
         outcome.published = published;
+        self.say_tags(log, &outcome).await;
         match failure {
             None => Work::Done(outcome),
             Some(failure) => Work::FailedAfterClaim(outcome, failure),
+        }
+    }
+
+    async fn say_tags(&self, log: &Log, outcome: &Outcome) {
+        for (tag, published) in self.tags.iter().zip(&outcome.published) {
+            let published = match published {
+                Published::Yes => "published",
+                Published::No => "is not this digest",
+                Published::Unknown => "cannot be read back",
+            };
+            log.say(&format!("{}:{tag} {published}", self.image)).await;
         }
     }
 }
@@ -135,41 +152,38 @@ impl Runner {
         };
         let (target, manifest) = pushed;
         let digest = manifest.digest().to_string();
-        let claim = Claim::claimed(&self.around.allocation, &digest, Utc::now());
-        let decision = match self.around.ledger.decide(&self.around.job, &claim).await {
-            Ok(decision) => decision,
-            Err(error) => return Work::Failed(begun, Failure::of(Reason::ClaimFailed, &error)),
-        };
-        match decision.claim {
-            Claim::Revoked { verdict, .. } => return Work::Stopped(begun, verdict.message),
-            Claim::Claimed { digest, .. } if !decision.ours => return target.repair(begun, &digest).await,
-            Claim::Claimed { .. } => {}
+        let ours = Claim::claimed(&self.around.allocation, &digest, Utc::now());
+        match self.claim(&ours).await {
+            Ok(standing) if standing == ours => {}
+            // An earlier run of this task claimed.
+            Ok(Claim::Claimed { digest, .. }) => return target.repair(&self.log, begun, &digest).await,
+            Ok(Claim::Revoked { verdict, .. }) => return Work::Stopped(begun, verdict.message),
+            Err(failure) => return Work::Failed(begun, failure),
         }
         // From here on nothing stops this job but its own end: signals are not listened to.
         self.log.say(&format!("==> claimed {digest}; tagging")).await;
-        let work = target.tag(Outcome { digest: Some(digest), ..begun }, &manifest).await;
-        self.say_tags(&work).await;
-        work
+        target.tag(&self.log, Outcome { digest: Some(digest), ..begun }, &manifest).await
     }
 
-    pub(super) async fn repair(&self, begun: Outcome, digest: &str) -> Work {
-        self.log.say(&format!("==> this job has claimed {digest} before: bringing every tag to it")).await;
-        match Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish)).await {
-            Ok(target) => target.repair(begun, digest).await,
-            Err(failure) => Work::FailedAfterClaim(begun, failure),
+    /// Claims the right to publish; the claim that stands then.
+    async fn claim(&self, ours: &Claim) -> Result<Claim, Failure> {
+        let (job, ledger) = (&self.around.job, &self.around.ledger);
+        let error = match ledger.decide(job, ours).await {
+            Ok(decision) => return Ok(decision.claim),
+            Err(error) => error,
+        };
+        // It may have been written, and only the answer lost.
+        match ledger.claim(job).await {
+            Ok(Some((_, standing))) => Ok(standing),
+            // Should it be written all the same, whoever tells of this failure finds it.
+            Ok(None) | Err(_) => Err(Failure::of(Reason::ClaimFailed, &error)),
         }
     }
 
-    async fn say_tags(&self, work: &Work) {
-        let (Work::Done(outcome) | Work::FailedAfterClaim(outcome, _)) = work else { return };
-        let spec = &self.payload.spec;
-        for (tag, published) in spec.image_tags.iter().zip(&outcome.published) {
-            let published = match published {
-                Published::Yes => "published",
-                Published::No => "is not this digest",
-                Published::Unknown => "cannot be read back",
-            };
-            self.log.say(&format!("{}:{tag} {published}", spec.image())).await;
+    pub(super) async fn repair(&self, begun: Outcome, digest: &str) -> Work {
+        match Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish)).await {
+            Ok(target) => target.repair(&self.log, begun, digest).await,
+            Err(failure) => Work::FailedAfterClaim(begun, failure),
         }
     }
 

@@ -38,6 +38,7 @@ pub(super) struct Surroundings {
     pub(super) git_environment: Vec<(String, String)>,
     namespace: String,
     alloc_dir: PathBuf,
+    secrets_dir: PathBuf,
     nomad: Client,
 }
 
@@ -64,7 +65,7 @@ impl Surroundings {
         }
         let allocation = reader.required("NOMAD_ALLOC_ID");
         let namespace = reader.text("NOMAD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
-        let (alloc_dir, secrets) = (reader.path("NOMAD_ALLOC_DIR"), reader.path("NOMAD_SECRETS_DIR"));
+        let (alloc_dir, secrets_dir) = (reader.path("NOMAD_ALLOC_DIR"), reader.path("NOMAD_SECRETS_DIR"));
         let engine_socket = engine_socket(&mut reader);
         let stack = reader.text("NOMAD_BUILD_STACK");
         let git_environment = git::PASSED.iter();
@@ -77,7 +78,7 @@ impl Surroundings {
         let mut labels = BTreeMap::from([(CONTAINER_LABEL.to_owned(), job.to_string())]);
         // A development stack that is taken down takes its containers with it.
         labels.extend(stack.map(|stack| (STACK_LABEL.to_owned(), stack)));
-        let nomad = connect(&secrets)?;
+        let nomad = connect(&secrets_dir)?;
         let ledger = Ledger::new(nomad.clone(), &namespace, PATIENCE);
         Ok(Self {
             job,
@@ -88,6 +89,7 @@ impl Surroundings {
             git_environment,
             namespace,
             alloc_dir,
+            secrets_dir,
             nomad,
         })
     }
@@ -95,6 +97,16 @@ impl Surroundings {
     /// A folder or file in the directory that the job's tasks share and user code never sees.
     pub(super) fn shared(&self, name: &str) -> PathBuf {
         self.alloc_dir.join(name)
+    }
+
+    /// The file that says that a phase is over.
+    pub(super) fn sign_of(&self, phase: Phase) -> PathBuf {
+        self.shared(&format!("{phase}.over"))
+    }
+
+    /// A folder in the directory that only this task reads. It is small, and in memory where Nomad may mount it.
+    pub(super) fn secret(&self, name: &str) -> PathBuf {
+        self.secrets_dir.join(name)
     }
 
     /// Where the checkout is.
@@ -164,8 +176,7 @@ impl Credentials {
 
     /// For the registry.
     pub(super) fn registry(&self) -> Option<registry::Credentials> {
-        self.registry_login()
-            .map(|(username, password)| registry::Credentials::Password { username, password })
+        self.registry_login().map(|(username, password)| registry::Credentials { username, password })
     }
 
     /// For the registry, as user and password.

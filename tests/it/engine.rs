@@ -39,7 +39,7 @@ impl Said {
 
 impl Bench {
     fn new() -> Self {
-        let engine = DockerEngine::connect("/var/run/docker.sock").unwrap();
+        let engine = DockerEngine::new("/var/run/docker.sock");
         Self { engine, id: uuid::Uuid::new_v4().simple().to_string() }
     }
 

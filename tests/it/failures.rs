@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::registry::server::Server;
 use crate::support::{
-    At, Front, Repository, containers_of, crash, engine_is_rid_of, eventually, image_of, processes_with,
-    tags_of, unique_seconds, world,
+    Api, At, Front, Repository, Service, containers_of, crash, engine_is_rid_of, eventually, image_of,
+    processes_with, tags_of, unique_seconds, world,
 };
 
 /// Runs a job that must fail, and sees to all that a failure promises; returns its ID and status.
@@ -151,6 +151,46 @@ async fn a_build_beyond_its_timeout_is_stopped_in_the_engine_too() {
     let status = world().api().wait_for_end(&id).await;
     failed(&id, &job, "build", "timeout", &status).await;
     eventually("the build is stopped", async || processes_with(&seconds).is_empty().then_some(())).await;
+}
+
+/// Submits a job by a service whose nodes have their engine at `socket`; its ID, its last status and its build's log.
+async fn build_with_engine_at(socket: &std::path::Path, job: &Value) -> (String, Value, String) {
+    let variables = [("NOMAD_BUILD_ENGINE_SOCKET", socket.to_str().unwrap())];
+    let service = Service::start(&world().nomad, &world().registry, &variables);
+    let api = Api::new(&service.url);
+    let (id, status) = api.run(job).await;
+    let log = eventually("the whole log", async || {
+        let log = api.logs(&id).await["build"].as_str().unwrap().to_owned();
+        log.contains("build failed").then_some(log)
+    })
+    .await;
+    (id, status, log)
+}
+
+#[tokio::test]
+async fn a_node_without_an_engine_fails_the_job_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("none.sock");
+    let repository = world().repository("");
+    let job = world().job(&repository);
+    let (id, status, log) = build_with_engine_at(&socket, &job).await;
+    failed(&id, &job, "build", "engine_unavailable", &status).await;
+    assert!(log.contains("build failed (engine_unavailable)"), "{log}");
+    assert!(log.contains(socket.to_str().unwrap()), "{log}");
+}
+
+#[tokio::test]
+async fn a_phase_ends_by_its_timeout_though_the_engine_never_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("silent.sock");
+    // Connections are made, and nobody reads them.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let repository = world().repository("");
+    let mut job = world().job(&repository);
+    job["timeouts"] = json!({"build": "PT2S"});
+    let (id, status, log) = build_with_engine_at(&socket, &job).await;
+    failed(&id, &job, "build", "timeout", &status).await;
+    assert!(log.contains("containers may be left behind"), "{log}");
 }
 
 #[tokio::test]

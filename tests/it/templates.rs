@@ -49,7 +49,7 @@ async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) 
     };
     let (output, mut said_by_engine) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move { while said_by_engine.recv().await.is_some() {} });
-    DockerEngine::connect("/var/run/docker.sock").unwrap().build(request, output).await.unwrap();
+    DockerEngine::new("/var/run/docker.sock").build(request, output).await.unwrap();
     said(Command::new("docker").args(["push", "--quiet", tag]));
     said(Command::new("docker").args(["rmi", "--force", tag]));
 }

@@ -28,7 +28,7 @@ impl DockerEngine {
 
     async fn create(&self, request: &RunRequest) -> Result<String, EngineError> {
         const DOING: &str = "creating a container";
-        let (docker, body) = (self.docker.clone(), body(request));
+        let (docker, body) = (self.docker()?, body(request));
         let creation = async move { docker.create_container(None::<CreateContainerOptions>, body).await };
         // Cut off in the middle, nobody would know whether it exists.
         match self.creations.spawn(creation).await {
@@ -40,10 +40,11 @@ impl DockerEngine {
     /// Starts a container and passes on what it says until it ends.
     async fn run_created(&self, id: &str, output: &Sender<Output>) -> Result<Exit, EngineError> {
         let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).build();
+        let docker = self.docker()?;
         // Attached before it starts: nothing it says is missed.
-        let attached = self.docker.attach_container(id, Some(options)).await;
+        let attached = docker.attach_container(id, Some(options)).await;
         let mut said = attached.map_err(|error| self.failed("attaching to a container", error))?.output;
-        let started = self.docker.start_container(id, None::<StartContainerOptions>).await;
+        let started = docker.start_container(id, None::<StartContainerOptions>).await;
         started.map_err(|error| self.failed("starting a container", error))?;
         while let Some(chunk) = said.next().await {
             let chunk = chunk.map_err(|error| self.failed("reading a container's output", error))?;
@@ -55,7 +56,7 @@ impl DockerEngine {
             // Whoever listened may be gone; the container still runs to its end.
             output.send(Output { stream, bytes: message.to_vec() }).await.ok();
         }
-        match self.docker.wait_container(id, None::<WaitContainerOptions>).next().await {
+        match docker.wait_container(id, None::<WaitContainerOptions>).next().await {
             // The client library tells every other exit code than 0 as an error.
             None | Some(Ok(_) | Err(DockerError::DockerContainerWaitError { .. })) => {}
             Some(Err(error)) => return Err(self.failed("waiting for a container", error)),
@@ -65,7 +66,7 @@ impl DockerEngine {
 
     async fn exit(&self, id: &str) -> Result<Exit, EngineError> {
         const DOING: &str = "asking how a container ended";
-        let inspected = self.docker.inspect_container(id, None::<InspectContainerOptions>).await;
+        let inspected = self.docker()?.inspect_container(id, None::<InspectContainerOptions>).await;
         let state = inspected.map_err(|error| self.failed(DOING, error))?.state.unwrap_or_default();
         let unknown = || EngineError::Refused { doing: DOING.to_owned(), message: "no exit code".to_owned() };
         let code = state.exit_code.ok_or_else(unknown)?;
@@ -74,7 +75,7 @@ impl DockerEngine {
 
     pub(super) async fn remove_container(&self, id: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        match self.docker.remove_container(id, Some(options)).await {
+        match self.docker()?.remove_container(id, Some(options)).await {
             // Gone already, or on its way.
             Err(DockerError::DockerResponseServerError { status_code: 404 | 409, .. }) | Ok(()) => Ok(()),
             Err(error) => Err(self.failed("removing a container", error)),

@@ -20,13 +20,25 @@ struct Server {
     root: PathBuf,
     /// The header that a caller must send; none lets everybody in.
     authorization: Option<String>,
+    /// Sees each request before it is answered.
+    watch: Box<dyn Fn(&Uri) + Send + Sync>,
 }
 
 /// Serves a repository as long as the test runs; returns its address.
 pub(crate) async fn serve(repository: &Repository, login: Option<(&str, &str)>) -> String {
+    serve_watched(repository, login, |_| ()).await
+}
+
+/// The same, showing each request before it is answered.
+pub(crate) async fn serve_watched(
+    repository: &Repository,
+    login: Option<(&str, &str)>,
+    watch: impl Fn(&Uri) + Send + Sync + 'static,
+) -> String {
     let authorization = login
         .map(|(user, password)| format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))));
-    let server = Arc::new(Server { root: repository.path().parent().unwrap().to_owned(), authorization });
+    let root = repository.path().parent().unwrap().to_owned();
+    let server = Arc::new(Server { root, authorization, watch: Box::new(watch) });
     let router = axum::Router::new().fallback(answer).with_state(server);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -41,6 +53,7 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    (server.watch)(&uri);
     let given = headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
     if server.authorization.is_some() && server.authorization != given {
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"git\"")]).into_response();

@@ -1,0 +1,161 @@
+//! git's home: its configuration and, for the time of a checkout, the credentials.
+
+use std::path::{Path, PathBuf};
+
+use secrecy::ExposeSecret;
+use tokio::io::AsyncWriteExt as _;
+
+use super::{Credentials, GitError, Source};
+
+/// A folder that is removed when it is dropped, with the credentials in it.
+pub(super) struct Home(PathBuf);
+
+impl Home {
+    pub(super) async fn make(folder: &Path, source: &Source<'_>) -> Result<Self, GitError> {
+        let home = Self(folder.to_owned());
+        tokio::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .await
+            .map_err(|error| GitError::File(folder.to_owned(), error))?;
+        home.write("gitconfig", &configuration(source)).await?;
+        if let Some(credentials) = source.credentials
+            && let Some(line) = credential_line(source.url, credentials)
+        {
+            // Where git's store looks by itself: a path in its option would pass a shell.
+            home.write(".git-credentials", &line).await?;
+        }
+        Ok(home)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    async fn write(&self, name: &str, text: &str) -> Result<(), GitError> {
+        let path = self.0.join(name);
+        let mut options = tokio::fs::OpenOptions::new();
+        let written = async {
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).await?;
+            file.write_all(text.as_bytes()).await?;
+            file.flush().await
+        };
+        written.await.map_err(|error| GitError::File(path.clone(), error))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // What stays is readable by this user only, and goes with the folder that it is in.
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn configuration(source: &Source<'_>) -> String {
+    let mut config = String::from(
+        "[protocol]\n\tallow = never\n[core]\n\thooksPath = /dev/null\n[advice]\n\tdetachedHead = false\n\
+         [init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n",
+    );
+    for transport in source.transports {
+        config.push_str(&format!("[protocol \"{transport}\"]\n\tallow = always\n"));
+    }
+    if source.transports.contains(&"file") {
+        // A repository on this machine may belong to somebody else; the operator allowed this transport.
+        config.push_str("[safe]\n\tdirectory = *\n");
+    }
+    if source.credentials.is_some() {
+        config.push_str("[credential]\n\thelper = store\n");
+    }
+    // Git LFS heeds no `protocol.allow`: what a repository's `.lfsconfig` says must not send it elsewhere.
+    config.push_str(&format!("[lfs]\n\turl = {}\n", quoted(&large_files_url(source.url))));
+    config
+}
+
+/// Where Git LFS looks for a repository's objects by its own rule (its documentation of the server discovery).
+fn large_files_url(url: &str) -> String {
+    if !url.starts_with("https://") && !url.starts_with("http://") {
+        return url.to_owned();
+    }
+    let url = url.trim_end_matches('/');
+    format!("{}.git/info/lfs", url.strip_suffix(".git").unwrap_or(url))
+}
+
+/// A value as git's configuration files write it.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+}
+
+/// A line for git's credential store; none where the address is not of HTTP.
+fn credential_line(url: &str, credentials: &Credentials) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split('/').next()?;
+    let password = credentials.password.expose_secret();
+    let line = format!("{scheme}://{}:{}@{host}\n", percent(&credentials.username), percent(password));
+    matches!(scheme, "http" | "https").then_some(line)
+}
+
+fn percent(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn credentials_are_escaped_for_gits_store() {
+        let credentials = Credentials { username: "u@x".to_owned(), password: "p:/%\n".into() };
+        let line = credential_line("https://example.com:8443/a.git", &credentials);
+        assert_eq!(line.as_deref(), Some("https://u%40x:p%3A%2F%25%0A@example.com:8443\n"));
+        assert_eq!(credential_line("ssh://git@example.com/a", &credentials), None);
+    }
+
+    #[tokio::test]
+    async fn credentials_are_for_this_user_only_and_go_with_the_checkout() {
+        let credentials = Credentials { username: "u".to_owned(), password: "p".into() };
+        let source = Source {
+            url: "https://example.com/a.git",
+            reference: None,
+            transports: &["https"],
+            credentials: Some(&credentials),
+            environment: &[],
+        };
+        let folder = tempfile::tempdir().unwrap().path().join("git");
+        let home = Home::make(&folder, &source).await.unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&folder), mode(&folder.join(".git-credentials"))), (0o700, 0o600));
+        drop(home);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn large_files_come_from_the_repositorys_own_server() {
+        for (url, want) in [
+            ("https://example.com/a.git", "https://example.com/a.git/info/lfs"),
+            ("https://example.com/a", "https://example.com/a.git/info/lfs"),
+            ("http://example.com/a/", "http://example.com/a.git/info/lfs"),
+            ("git@example.com:a.git", "git@example.com:a.git"),
+            ("ssh://git@example.com/a.git", "ssh://git@example.com/a.git"),
+            ("file:///srv/a", "file:///srv/a"),
+        ] {
+            assert_eq!(large_files_url(url), want);
+        }
+    }
+
+    #[test]
+    fn a_value_in_gits_configuration_is_read_back_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        let value = "https://h/a\"b\\c;d#e\n[core]\n\teditor = x";
+        std::fs::write(&path, format!("[lfs]\n\turl = {}\n", quoted(value))).unwrap();
+        let git = std::process::Command::new("git")
+            .args(["config", "--null", "--list", "--file"])
+            .arg(&path)
+            .output();
+        assert_eq!(String::from_utf8(git.unwrap().stdout).unwrap(), format!("lfs.url\n{value}\0"));
+    }
+}

@@ -1,0 +1,145 @@
+//! One run of the git program, with all the programs that it starts.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::{Child, Command};
+
+use super::{GitError, Output};
+
+/// The most that a command may say that is kept: a list of refs is needed whole, and may be long.
+const MOST_SAID: u64 = 64 << 20;
+
+/// How much of what git complains is kept.
+const KEPT: usize = 1 << 16;
+
+/// Where and how git runs.
+pub(super) struct Git<'a, O> {
+    pub(super) home: &'a Path,
+    pub(super) environment: &'a [(String, String)],
+    pub(super) output: &'a O,
+}
+
+/// git and what it started: a process group of its own, which ends with it.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // No number once git was waited for: it may be somebody else's then.
+        if let Some(leader) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+            // That there is none left is as good.
+            killpg(Pid::from_raw(leader), Signal::SIGKILL).ok();
+        }
+    }
+}
+
+impl<O: Output + Sync> Git<'_, O> {
+    /// Runs a command; what it said on standard output. Its progress is passed on.
+    pub(super) async fn run(
+        &self,
+        command: &str,
+        arguments: &[&OsStr],
+        inside: &Path,
+    ) -> Result<String, GitError> {
+        let mut git = Command::new("git");
+        git.arg(command).args(arguments).current_dir(inside);
+        git.env_clear().envs(self.environment.iter().cloned()).envs(environment(self.home));
+        git.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut group = Group(git.spawn().map_err(GitError::Missing)?);
+        let (stdout, stderr) = (group.0.stdout.take(), group.0.stderr.take());
+        let (said, complained) =
+            tokio::try_join!(whole(stdout, command, MOST_SAID), pass_on(stderr, self.output))?;
+        // Only now, as what it started lives until the pipes are closed.
+        let status = group.0.wait().await.map_err(GitError::Pipe)?;
+        if status.success() {
+            return Ok(said);
+        }
+        Err(failure(command, status.code(), &complained))
+    }
+}
+
+/// Our own part of git's environment.
+fn environment(home: &Path) -> [(&'static str, OsString); 7] {
+    [
+        ("HOME", home.into()),
+        ("GIT_CONFIG_NOSYSTEM", "1".into()),
+        ("GIT_CONFIG_GLOBAL", home.join("gitconfig").into()),
+        ("GIT_TERMINAL_PROMPT", "0".into()),
+        ("GIT_ASKPASS", "/bin/false".into()),
+        ("GIT_SSH_COMMAND", "ssh -oBatchMode=yes".into()),
+        ("LC_ALL", "C".into()),
+    ]
+}
+
+/// Reads a pipe to its end.
+async fn whole(pipe: Option<impl AsyncRead + Unpin>, command: &str, most: u64) -> Result<String, GitError> {
+    let Some(pipe) = pipe else { return Ok(String::new()) };
+    let mut said = Vec::new();
+    let count = pipe.take(most + 1).read_to_end(&mut said).await.map_err(GitError::Pipe)?;
+    if u64::try_from(count).is_ok_and(|count| count > most) {
+        return Err(GitError::TooMuch { command: command.to_owned(), most });
+    }
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Reads a pipe to its end, passing on what it says; keeps the last of it.
+async fn pass_on(pipe: Option<impl AsyncRead + Unpin>, output: &impl Output) -> Result<String, GitError> {
+    let Some(mut pipe) = pipe else { return Ok(String::new()) };
+    let mut kept = Vec::new();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let count = pipe.read(&mut buffer).await.map_err(GitError::Pipe)?;
+        if count == 0 {
+            return Ok(String::from_utf8_lossy(&kept).into_owned());
+        }
+        let bytes = &buffer[..count];
+        kept.extend_from_slice(bytes);
+        output.bytes(bytes.to_vec()).await;
+        let surplus = kept.len().saturating_sub(KEPT);
+        kept.drain(..surplus);
+    }
+}
+
+fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
+    let lines: Vec<_> = complained.lines().filter(|line| !line.trim().is_empty()).collect();
+    let from = lines.len().saturating_sub(3);
+    let message = lines[from..].join("; ");
+    let refused = [
+        "Authentication failed",
+        "could not read Username",
+        "could not read Password",
+        "Permission denied",
+        "HTTP 403",
+    ];
+    if refused.iter().any(|text| complained.contains(text)) {
+        return GitError::Unauthorized(format!("name its credentials in git_credentials_path ({message})"));
+    }
+    GitError::Failed { command: command.to_owned(), code, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_told_from_other_failures() {
+        let refused = failure("fetch", Some(128), "fatal: Authentication failed for 'http://h/'\n");
+        assert!(matches!(refused, GitError::Unauthorized(_)));
+        let other = failure("fetch", Some(128), "a\nb\nc\nfatal: d\n");
+        assert_eq!(other.to_string(), "git fetch failed with exit code 128: b; c; fatal: d");
+    }
+
+    #[tokio::test]
+    async fn what_git_says_is_kept_up_to_a_bound_and_refused_beyond_it() {
+        assert_eq!(whole(Some(&b"refs"[..]), "ls-remote", 4).await.unwrap(), "refs");
+        let error = whole(Some(tokio::io::repeat(b'x')), "ls-remote", 3 << 20).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "git ls-remote said more than 3 MiB: the repository has more refs than can be listed"
+        );
+    }
+}

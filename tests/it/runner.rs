@@ -1,0 +1,228 @@
+//! One task as Nomad starts it, over the real Nomad, engine and registry, with a front of Nomad that loses answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::Request;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use chrono::Utc;
+use nomad_build::job::{JobId, Outcome, Payload, Phase, Policy, Published, Reason, Scheme, Spec, State};
+use nomad_build::ledger::Ledger;
+use nomad_build::nomad::Client;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::sources::http;
+use crate::stack::environment;
+use crate::support::{Repository, agent, docker, image_of, world};
+
+/// What Nomad gives a task, and what is left of the job: the tasks share it, as those of one allocation do.
+struct Allocation {
+    job: JobId,
+    ledger: Ledger,
+    folder: TempDir,
+    /// How many of the next answers about claims are lost, from the first attempt to claim on.
+    lost: Arc<AtomicUsize>,
+}
+
+impl Allocation {
+    fn new(submission: &Value) -> Self {
+        let world = world();
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["alloc", "secrets"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let policy = Policy { schemes: vec![Scheme::Https, Scheme::Http, Scheme::File], ..Policy::default() };
+        let payload = Payload {
+            job: JobId::from_uuid(uuid::Uuid::now_v7()),
+            spec: Spec::from_json(submission.clone(), &policy).unwrap(),
+            policy,
+            insecure_registries: vec![world.registry.clone()],
+        };
+        std::fs::write(folder.path().join("alloc/payload"), payload.encode().unwrap()).unwrap();
+        std::fs::write(folder.path().join("secrets/nomad_token"), "").unwrap();
+        let lost = Arc::new(AtomicUsize::new(0));
+        let socket = tokio::net::UnixListener::bind(folder.path().join("secrets/api.sock")).unwrap();
+        let router = losing(&world.nomad, Arc::clone(&lost));
+        tokio::spawn(async move { axum::serve(socket, router).await });
+        let ledger = Ledger::new(nomad(), "default", std::time::Duration::from_secs(10));
+        Self { job: payload.job, ledger, folder, lost }
+    }
+
+    /// An allocation whose build is done: its image is the base.
+    async fn built(submission: &Value) -> Self {
+        let allocation = Self::new(submission);
+        docker(&["pull", "--quiet", &world().base]);
+        let image = docker(&["inspect", "--format", "{{.Id}}", &world().base]);
+        let built = Outcome { image_id: Some(image), ..Outcome::begun("a", Utc::now()) };
+        let built = built.succeeded(Utc::now());
+        allocation.ledger.record(&allocation.job, Phase::Build, &built).await.unwrap();
+        allocation
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a task to its end; whether it ended well, and its log.
+    async fn run(&self, task: &str, engine: &str) -> (bool, String) {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_nomad-build"))
+            .args(["phase", task])
+            .env_clear()
+            .env("PATH", environment("PATH").unwrap())
+            .env("NOMAD_JOB_ID", self.job.as_str())
+            .env("NOMAD_ALLOC_ID", "a")
+            .env("NOMAD_ALLOC_DIR", self.path("alloc"))
+            .env("NOMAD_SECRETS_DIR", self.path("secrets"))
+            .env("NOMAD_BUILD_ENGINE_SOCKET", engine)
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), said.into_owned())
+    }
+
+    async fn outcome(&self, phase: Phase) -> Outcome {
+        let (_, progress) = self.ledger.progress(&self.job).await.unwrap();
+        progress.of(phase).unwrap().clone()
+    }
+
+    /// Sees to it that everything is published, and that a log said so.
+    async fn is_published(&self, submission: &Value, log: &str) {
+        let outcome = self.outcome(Phase::Publish).await;
+        assert_eq!(outcome.state, State::Succeeded, "{outcome:?}");
+        assert_eq!(outcome.published, [Published::Yes]);
+        let image = image_of(submission);
+        assert_eq!(world().served(image, "one").await, outcome.digest);
+        assert!(log.contains(&format!("{image}:one published")), "{log}");
+        self.ledger.remove(&self.job).await.unwrap();
+    }
+}
+
+const ENGINE: &str = "/var/run/docker.sock";
+
+/// A front of Nomad that does everything it is asked, and says of some claims only that something went wrong.
+fn losing(nomad: &str, lost: Arc<AtomicUsize>) -> Router {
+    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    let nomad: Arc<str> = nomad.into();
+    let claiming = Arc::new(AtomicBool::new(false));
+    Router::new().fallback(move |request: Request| {
+        let (http, nomad) = (http.clone(), Arc::clone(&nomad));
+        let is_claim = request.uri().path().contains("/nomad-build/claims/");
+        if is_claim && request.method() == Method::PUT {
+            claiming.store(true, Ordering::SeqCst);
+        }
+        let concerned = is_claim && claiming.load(Ordering::SeqCst);
+        let loses = concerned
+            && lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        async move {
+            let answer = pass_on(&http, &nomad, request).await;
+            if loses { (StatusCode::INTERNAL_SERVER_ERROR, "lost").into_response() } else { answer }
+        }
+    })
+}
+
+async fn pass_on(http: &reqwest::Client, nomad: &str, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, 1 << 20).await.unwrap();
+    let answer = http.request(head.method, format!("{nomad}{}", head.uri)).body(body).send().await.unwrap();
+    (answer.status(), answer.bytes().await.unwrap()).into_response()
+}
+
+/// Nomad itself, without the front.
+fn nomad() -> Client {
+    agent::client(world().nomad.strip_prefix("http://").unwrap().parse().unwrap())
+}
+
+/// A submission that no test's service sees.
+fn submission() -> Value {
+    world().job(&Repository::new())
+}
+
+#[tokio::test]
+async fn a_publish_whose_claim_was_written_and_its_answer_lost_goes_on() {
+    let submission = submission();
+    let allocation = Allocation::built(&submission).await;
+    allocation.lost.store(1, Ordering::SeqCst);
+    let (well, log) = allocation.run("publish", ENGINE).await;
+    assert!(well, "{log}");
+    allocation.is_published(&submission, &log).await;
+}
+
+#[tokio::test]
+async fn a_publish_that_cannot_know_whether_it_claimed_leaves_what_it_claimed_to_be_repaired() {
+    for (lost, repairing) in [(2, "finish"), (2, "publish"), (usize::MAX, "finish")] {
+        let submission = submission();
+        let allocation = Allocation::built(&submission).await;
+        allocation.lost.store(lost, Ordering::SeqCst);
+        let (well, log) = allocation.run("publish", ENGINE).await;
+        assert!(!well, "{log}");
+        // Else nobody would go on with it.
+        assert!(!allocation.outcome(Phase::Publish).await.is_over());
+        assert_eq!(world().tags(&submission).await, [] as [&str; 0]);
+        allocation.lost.store(0, Ordering::SeqCst);
+        let (well, log) = allocation.run(repairing, ENGINE).await;
+        assert!(well, "{log}");
+        allocation.is_published(&submission, &log).await;
+    }
+}
+
+#[tokio::test]
+async fn finish_removes_the_checkout_though_there_is_no_engine() {
+    let allocation = Allocation::new(&submission());
+    std::fs::create_dir_all(allocation.path("alloc/checkout/.git")).unwrap();
+    let engine = allocation.path("none.sock");
+    let (well, log) = allocation.run("finish", engine.to_str().unwrap()).await;
+    assert!(!well, "what it may have left in the engine is told: {log}");
+    assert!(!allocation.path("alloc/checkout").exists());
+}
+
+#[tokio::test]
+async fn gits_credentials_are_where_only_the_task_reads_and_gone_after_the_checkout() {
+    let repository = world().repository("");
+    let mut submission = submission();
+    let folder = Arc::new(std::sync::OnceLock::<PathBuf>::new());
+    let (seen, places) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&folder));
+    let seen_by_server = Arc::clone(&seen);
+    submission["repo_url"] = json!(
+        http::serve_watched(&repository, Some(("me", "secret-word")), move |_| {
+            let folder = places.get().unwrap();
+            let holds = |name: &str| files_with(&folder.join(name), "secret-word");
+            assert_eq!(holds("alloc"), 0);
+            seen_by_server.fetch_max(holds("secrets"), Ordering::SeqCst);
+        })
+        .await
+    );
+    let allocation = Allocation::new(&submission);
+    folder.set(allocation.folder.path().to_owned()).unwrap();
+    let path = format!("nomad/jobs/{}/job/build", allocation.job);
+    let items = [("git_username", "me"), ("git_password", "secret-word")];
+    let items = items.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    nomad().put_variable("default", &path, &items, 0).await.unwrap();
+    let engine = allocation.path("none.sock");
+    let (_, log) = allocation.run("build", engine.to_str().unwrap()).await;
+    let outcome = allocation.outcome(Phase::Build).await;
+    // So it was checked out.
+    assert_eq!(outcome.reason, Some(Reason::EngineUnavailable), "{log}");
+    assert_eq!(seen.load(Ordering::SeqCst), 1, "{log}");
+    assert_eq!(files_with(allocation.folder.path(), "secret-word"), 0);
+    nomad().delete_variable("default", &path).await.unwrap();
+    allocation.ledger.remove(&allocation.job).await.unwrap();
+}
+
+/// How many files below a folder hold a text.
+fn files_with(folder: &std::path::Path, text: &str) -> usize {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let count = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files_with(&entry.path(), text),
+        Ok(kind) if kind.is_file() => usize::from(
+            String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap_or_default()).contains(text),
+        ),
+        _ => 0,
+    };
+    entries.map(count).sum()
+}
