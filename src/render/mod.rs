@@ -24,7 +24,17 @@ const ARTIFACT: &str = "/runner/${attr.kernel.name}/${attr.cpu.arch}/nomad-build
 const CHECKSUMS: &str = "/runner/${attr.kernel.name}/${attr.cpu.arch}/sha256sums";
 
 /// The name of the one task group.
-pub const GROUP: &str = "job";
+const GROUP: &str = "job";
+
+/// The tasks that get copies of credentials: the build may begin with a base image from the job's registry, and finish may
+/// have to end a publish.
+pub const TASKS_WITH_CREDENTIALS: [Task; 3] =
+    [Task::Phase(Phase::Build), Task::Phase(Phase::Publish), Task::Finish];
+
+/// The Nomad Variable that Nomad lets one task of a job read, and no other.
+pub fn task_variable(job: &JobId, task: Task) -> String {
+    format!("nomad/jobs/{job}/{GROUP}/{}", task.as_str())
+}
 
 /// The job templates that come with the program, by name.
 pub const TEMPLATES: [(&str, &str); 2] = [

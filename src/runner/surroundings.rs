@@ -12,7 +12,7 @@ use crate::job::{JobId, Phase, Task};
 use crate::ledger::Ledger;
 use crate::nomad::{self, Client};
 use crate::registry;
-use crate::render::GROUP;
+use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
 /// How long the runner keeps trying while Nomad gives passing errors: a new leader is found in less.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -121,20 +121,16 @@ impl Surroundings {
 
     /// The credentials that were given to one task of the job.
     pub(super) async fn credentials(&self, task: Task) -> Result<Credentials, nomad::Error> {
-        let variable = self.nomad.variable(&self.namespace, &self.credentials_path(task)).await?;
+        let variable = self.nomad.variable(&self.namespace, &task_variable(&self.job, task)).await?;
         Ok(Credentials(variable.map(|variable| variable.items).unwrap_or_default()))
     }
 
     /// Removes the credentials of every task of the job.
     pub(super) async fn remove_credentials(&self) -> Result<(), nomad::Error> {
-        for task in [Task::Phase(Phase::Build), Task::Phase(Phase::Publish), Task::Finish] {
-            self.nomad.delete_variable(&self.namespace, &self.credentials_path(task)).await?;
+        for task in TASKS_WITH_CREDENTIALS {
+            self.nomad.delete_variable(&self.namespace, &task_variable(&self.job, task)).await?;
         }
         Ok(())
-    }
-
-    fn credentials_path(&self, task: Task) -> String {
-        format!("nomad/jobs/{}/{GROUP}/{}", self.job, task.as_str())
     }
 }
 

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use super::{PATIENCE, Service};
 use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
-use crate::render::GROUP;
+use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
 /// The Variables to write for a job: path and items.
 pub(super) type Copies = Vec<(String, BTreeMap<String, String>)>;
@@ -23,11 +23,6 @@ pub(super) enum Unreadable {
 }
 
 const BUILD: Task = Task::Phase(Phase::Build);
-const PUBLISH: Task = Task::Phase(Phase::Publish);
-
-fn task_path(job: &JobId, task: Task) -> String {
-    format!("nomad/jobs/{job}/{GROUP}/{}", task.as_str())
-}
 
 impl Service {
     /// Reads what a specification names, with the caller's token.
@@ -43,8 +38,7 @@ impl Service {
                 "registry_credentials_path",
                 "registry",
                 spec.registry_credentials_path.as_ref(),
-                // The build may begin with a base image from the same registry; finish may have to end a publish.
-                &[BUILD, PUBLISH, Task::Finish],
+                &TASKS_WITH_CREDENTIALS,
             ),
         ];
         let nomad = self.nomad.with_token(caller);
@@ -56,7 +50,7 @@ impl Service {
                 Err(message) => errors.push(FieldError { field: field.to_owned(), message }),
                 Ok(items) => {
                     for &task in tasks {
-                        let copy = copies.entry(task_path(job, task)).or_default();
+                        let copy = copies.entry(task_variable(job, task)).or_default();
                         copy.extend(
                             items.iter().map(|(key, value)| (format!("{prefix}_{key}"), value.clone())),
                         );
@@ -103,8 +97,8 @@ impl Service {
 
     /// Removes every copy a job may have.
     pub(super) async fn remove_credentials(&self, job: &JobId) -> Result<(), Error> {
-        for task in [BUILD, PUBLISH, Task::Finish] {
-            self.nomad.delete_variable(&self.config.namespace, &task_path(job, task)).await?;
+        for task in TASKS_WITH_CREDENTIALS {
+            self.nomad.delete_variable(&self.config.namespace, &task_variable(job, task)).await?;
         }
         Ok(())
     }
