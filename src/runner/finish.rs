@@ -7,48 +7,17 @@
 //! Sweep: the same removal from outside, for a job whose own tasks could not do it.
 
 use std::path::Path;
-use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable as _};
 use chrono::Utc;
 
 use super::log::{self, Log};
 use super::publish::Target;
-use super::surroundings::{CONTAINER_LABEL, IMAGE_LABEL, Surroundings, engine_socket};
-use super::{Ended, Fatal, end};
-use crate::engine::{DockerEngine, Engine, EngineError};
+use super::surroundings::{Surroundings, engine_socket};
+use super::{Ended, Fatal, end, removal};
+use crate::engine::DockerEngine;
 use crate::environment::{Reader, Source};
 use crate::job::{Claim, JobId, Outcome, Payload, Phase, Task};
 use crate::telemetry::chain;
-
-/// The most that the removal may take. An engine may be slow to kill containers; one that hangs never answers.
-const REMOVAL: Duration = Duration::from_mins(1);
-
-/// Whether a name is one that the runner gives images in an engine: its work tag, or what it pushed to a relay, whose
-/// repository begins with a secret of 64 digits. What somebody pulled from a registry of this machine is not.
-fn is_ours(name: &str) -> bool {
-    let is_secret = |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_hexdigit());
-    let relayed = name.strip_prefix("127.0.0.1:").and_then(|rest| rest.split('/').nth(1));
-    name.starts_with("nomad-build/") || relayed.is_some_and(is_secret)
-}
-
-/// Removes what carries a job's labels.
-///
-/// A stopped phase, finish and a sweep may do so at once; what one of them is removing, the engine refuses the others.
-async fn remove(engine: &DockerEngine, job: &JobId, most: Duration) -> Result<(usize, usize), EngineError> {
-    let backoff = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        .without_max_times()
-        .with_total_delay(Some(Duration::from_secs(5)));
-    let refused = |error: &EngineError| matches!(error, EngineError::Refused { .. });
-    let removed = (|| remove_once(engine, job)).retry(backoff).when(refused);
-    engine.within(most, removed).await
-}
-
-async fn remove_once(engine: &impl Engine, job: &JobId) -> Result<(usize, usize), EngineError> {
-    let containers = engine.remove_containers((CONTAINER_LABEL, job.as_str())).await?;
-    Ok((containers, engine.remove_images((IMAGE_LABEL, job.as_str()), is_ours).await?))
-}
 
 /// The task after all others.
 pub(super) async fn finish(around: Surroundings, payload: Option<Payload>) -> Result<Ended, Fatal> {
@@ -68,7 +37,8 @@ pub(super) async fn finish(around: Surroundings, payload: Option<Payload>) -> Re
         log.say(&format!("{left}: {}", chain(&error))).await;
     }
     // Last, as it may take long.
-    let removed = remove(&DockerEngine::new(&around.engine_socket), &around.job, REMOVAL).await;
+    let removed =
+        removal::everything(&DockerEngine::new(&around.engine_socket), &around.job, removal::MOST).await;
     drop(log);
     // A log that nobody takes any more changes nothing of what was done.
     writer.finish().await.ok();
@@ -110,36 +80,6 @@ pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
     let Some(job) = reader.finish(job).map_err(super::Lost::from)? else {
         return Err(Fatal::Task("sweep without a job".to_owned()));
     };
-    remove(&DockerEngine::new(&socket), &job, REMOVAL).await?;
+    removal::everything(&DockerEngine::new(&socket), &job, removal::MOST).await?;
     Ok(Ended::Well)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_removal_ends_though_the_engine_never_answers() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("engine.sock");
-        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let job = JobId::from_uuid(uuid::Uuid::from_u128(1));
-        let engine = DockerEngine::new(socket.to_str().unwrap());
-        let removed = remove(&engine, &job, Duration::from_millis(100)).await;
-        assert!(matches!(removed, Err(EngineError::Unreachable { .. })), "{removed:?}");
-        drop(listener);
-    }
-
-    #[test]
-    fn only_names_that_the_runner_gave_are_removed() {
-        let secret = "90c32fddf419433eb2d613fd711dc5ae53dd7705006d418aa13429e3ef8813dd";
-        assert!(is_ours("nomad-build/nb-01900000-0000-7000-8000-000000000001:work"));
-        assert!(is_ours(&format!("127.0.0.1:42909/{secret}/image:push")));
-        assert!(is_ours(&format!("127.0.0.1:42909/{secret}/image@sha256:00")));
-        for name in
-            ["127.0.0.1:5000/acme/hello:v1", "acme/nomad-build/x:1", "localhost:5000/a:b", "127.0.0.1:5000"]
-        {
-            assert!(!is_ours(name), "{name}");
-        }
-    }
 }

@@ -8,6 +8,7 @@ mod finish;
 mod gate;
 mod log;
 mod publish;
+mod removal;
 mod surroundings;
 mod test;
 
@@ -28,7 +29,7 @@ use log::{Log, Writer};
 pub(crate) use surroundings::Lost;
 use surroundings::{CONTAINER_LABEL, Surroundings};
 
-/// How long a phase that is stopped waits for its containers to be gone: well below the time that Nomad gives a task.
+/// How long a phase waits for what it made in the engine to be gone: well below the time that Nomad gives a stopped task.
 const REMOVAL: Duration = Duration::from_secs(10);
 
 /// How a task ended.

@@ -10,13 +10,14 @@ use chrono::Utc;
 use super::build::engine_failure;
 use super::log::Log;
 use super::surroundings::Surroundings;
-use super::{Failure, Runner, Work};
+use super::{Failure, Runner, Work, removal};
 use crate::engine::Engine as _;
 use crate::job::{Claim, Outcome, Payload, Phase, Published, Reason, Task};
 use crate::registry::{
     self, CapturedManifest, Client, Digest, Endpoint, Manifest, PlainHttp, Reference, Relay,
 };
 use crate::registry::{RelayError, Repository};
+use crate::telemetry::chain;
 
 /// The repository in the registry that a job publishes to.
 pub(super) struct Target {
@@ -162,7 +163,18 @@ impl Runner {
         }
         // From here on nothing stops this job but its own end: signals are not listened to.
         self.log.say(&format!("==> claimed {digest}; tagging")).await;
-        target.tag(&self.log, Outcome { digest: Some(digest), ..begun }, &manifest).await
+        let tagged = target.tag(&self.log, Outcome { digest: Some(digest), ..begun }, &manifest);
+        let (work, ()) = tokio::join!(tagged, self.forget_image());
+        work
+    }
+
+    /// The registry has the image, and a run after this one needs no other. Who hears of a success and pulls the image on
+    /// this node must not meet its removal: an engine that does both at once says that there is no such image.
+    async fn forget_image(&self) {
+        if let Err(error) = removal::images(&self.engine, &self.around.job, super::REMOVAL).await {
+            let left = "names of the image may be left in the engine, for finish or a cleanup to remove";
+            self.log.say(&format!("{left}: {}", chain(&error))).await;
+        }
     }
 
     /// Claims the right to publish; the claim that stands then.

@@ -43,6 +43,15 @@ async fn two_jobs_that_race_for_one_tag_each_publish_what_they_built() {
     }
 }
 
+#[tokio::test]
+async fn whoever_hears_of_a_success_does_not_meet_the_removal_of_the_image() {
+    let (world, api) = (world(), world().api());
+    let (id, status) = api.run(&world.job(&saying(world, &unique_seconds()))).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    let label = format!("label=nomad-build.job={id}");
+    assert_eq!(docker(&["images", "--quiet", "--filter", &label]), "");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_tag_another_one_takes_at_once_has_succeeded_and_says_whose_the_tag_is() {
     let (world, api) = (world(), world().api());
