@@ -224,7 +224,7 @@ impl Engine for DockerEngine {
     }
 
     async fn remove_containers(&self, label: (&str, &str)) -> Result<usize, EngineError> {
-        // If one hangs, what is there can be removed all the same.
+        // One that hangs does not keep from removing what is there, where the caller waits for longer.
         tokio::time::timeout(CREATION, self.creations.wait()).await.ok();
         let filters = HashMap::from([("label", vec![format!("{}={}", label.0, label.1)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();

@@ -124,7 +124,8 @@ mod tests {
             credentials: Some(&credentials),
             environment: &[],
         };
-        let folder = tempfile::tempdir().unwrap().path().join("git");
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("git");
         let home = Home::make(&folder, &source).await.unwrap();
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&folder), mode(&folder.join(".git-credentials"))), (0o700, 0o600));

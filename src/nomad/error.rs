@@ -57,6 +57,7 @@ impl Error {
 
     pub(super) fn answered(doing: &str, status: u16, body: &str) -> Self {
         let kind = match status {
+            404 if body.contains("No path to node") => Kind::Refused { status, message: body.to_owned() },
             404 => Kind::NotFound,
             403 => Kind::Forbidden,
             409 => Kind::Conflict,
@@ -67,10 +68,20 @@ impl Error {
         Self { doing: doing.to_owned(), kind, source: None }
     }
 
+    /// Whether Nomad said no, so that nothing was changed.
+    pub fn is_refusal(&self) -> bool {
+        match &self.kind {
+            Kind::NotFound | Kind::Forbidden | Kind::Conflict => true,
+            Kind::Refused { status, .. } => (400..500).contains(status) && !self.is_passing(),
+            Kind::Unreachable | Kind::Malformed => false,
+        }
+    }
+
     /// Whether trying again may help: no answer, no leader, or too many requests.
     pub fn is_passing(&self) -> bool {
         match &self.kind {
-            Kind::Unreachable => true,
+            // Nomad answers 404 for a file on a node that it has lost sight of.
+            Kind::Unreachable | Kind::Refused { status: 404, .. } => true,
             Kind::Refused { status, message } => {
                 matches!(status, 429 | 502..=504)
                     || (*status == 500
@@ -80,5 +91,33 @@ impl Error {
             }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_tried_again_and_what_was_surely_refused() {
+        for (status, body, passing, refusal) in [
+            (500, "No cluster leader", true, false),
+            (500, "rpc error: EOF", true, false),
+            (429, "", true, false),
+            (503, "", true, false),
+            // A node that is out of sight may come back, and its files with it.
+            (404, "No path to node", true, false),
+            (404, "job not found", false, true),
+            (403, "Permission denied", false, true),
+            (400, "bad request", false, true),
+            // Nobody says that nothing was written.
+            (500, "rpc error: lead thread didn't get connection", false, false),
+            (500, "Enforcing job modify index 0: job already exists", false, true),
+        ] {
+            let error = Error::answered("asking", status, body);
+            assert_eq!((error.is_passing(), error.is_refusal()), (passing, refusal), "{status} {body}");
+        }
+        let silent = Error::unreachable("asking", "no answer");
+        assert!(silent.is_passing() && !silent.is_refusal());
     }
 }

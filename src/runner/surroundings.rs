@@ -10,7 +10,7 @@ use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
 use crate::job::{JobId, Phase, Task};
 use crate::ledger::Ledger;
-use crate::nomad::{self, Client};
+use crate::nomad::{self, Client, patiently};
 use crate::registry;
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
@@ -121,16 +121,20 @@ impl Surroundings {
 
     /// The credentials that were given to one task of the job.
     pub(super) async fn credentials(&self, task: Task) -> Result<Credentials, nomad::Error> {
-        let variable = self.nomad.variable(&self.namespace, &task_variable(&self.job, task)).await?;
+        let path = task_variable(&self.job, task);
+        let variable = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path)).await?;
         Ok(Credentials(variable.map(|variable| variable.items).unwrap_or_default()))
     }
 
-    /// Removes the credentials of every task of the job.
+    /// Removes the credentials of every task of the job, as many as can be.
     pub(super) async fn remove_credentials(&self) -> Result<(), nomad::Error> {
+        let mut removed = Ok(());
         for task in TASKS_WITH_CREDENTIALS {
-            self.nomad.delete_variable(&self.namespace, &task_variable(&self.job, task)).await?;
+            let path = task_variable(&self.job, task);
+            let one = patiently(PATIENCE, || self.nomad.delete_variable(&self.namespace, &path)).await;
+            removed = removed.and(one);
         }
-        Ok(())
+        removed
     }
 }
 

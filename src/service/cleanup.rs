@@ -75,7 +75,7 @@ impl Service {
     /// Waits until every task of the job has ended, so that none of them leaves anything behind the removal.
     async fn ended_allocations(&self, id: &JobId) -> Result<Vec<Allocation>, CleanupError> {
         let deadline = tokio::time::Instant::now() + WAIT;
-        let mut index = 1;
+        let mut index = 0;
         loop {
             let listed = self.nomad.job_allocations_after(&self.config.namespace, id.as_str(), index, WAIT);
             let listed = match tokio::time::timeout_at(deadline, listed).await {
@@ -143,7 +143,7 @@ impl Service {
 
     /// Waits for the end of a sweep; whether it succeeded.
     async fn wait_for_sweep(&self, sweep: &str, since: u64, nodes: usize) -> Result<bool, Error> {
-        let mut index = 1;
+        let mut index = 0;
         loop {
             let listed = self.nomad.job_allocations_after(&self.config.namespace, sweep, index, WAIT).await?;
             if let Some(ended) = swept(since, nodes, &listed.value) {

@@ -3,7 +3,9 @@
 //! Invariant: the service's token reads no credential, and none of them passes through a job, a log or an error.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use backon::{ExponentialBuilder, Retryable as _};
 use secrecy::SecretString;
 
 use super::{PATIENCE, Service};
@@ -108,8 +110,18 @@ pub(super) async fn remove_copies(nomad: &Client, namespace: &str, copies: &Copi
     for (path, _) in copies {
         let removed = patiently(PATIENCE, || nomad.delete_variable(namespace, path)).await;
         if let Err(error) = removed {
-            tracing::warn!(variable = path, %error, "a copy of credentials stays behind");
+            tracing::warn!(variable = path, %error, "a copy of credentials stays behind for now");
+            tokio::spawn(remove_later(nomad.clone(), namespace.to_owned(), path.clone()));
         }
+    }
+}
+
+/// Tries for as long as this service lives: no job is there whose cleanup would remove it.
+async fn remove_later(nomad: Client, namespace: String, path: String) {
+    let backoff = ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times();
+    let remove = || nomad.delete_variable(&namespace, &path);
+    if let Err(error) = remove.retry(backoff).when(Error::is_passing).await {
+        tracing::error!(variable = path, %error, "a copy of credentials stays behind");
     }
 }
 

@@ -14,7 +14,9 @@ pub enum KillError {
     #[error(transparent)]
     Find(#[from] FindError),
     /// Its right to publish could not be revoked.
-    #[error("job {0} was not killed: its right to publish could not be revoked; kill it again")]
+    #[error(
+        "job {0} may not be killed: that its right to publish is revoked was not confirmed; kill it again"
+    )]
     Undecided(JobId, #[source] LedgerError),
     /// It is killed, but Nomad still runs it.
     #[error(
@@ -62,11 +64,9 @@ impl Service {
         self.store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
         if killed == Killed::Yes {
             self.stop(id).await.map_err(|error| KillError::Running(id.clone(), error))?;
-            // Where no task ever ran, none removes what the job was given.
-            if record.nomad.allocation.is_none() {
-                let removed = self.remove_credentials(id).await;
-                removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
-            }
+            // Where no task ever ran, none removes what the job was given; and nothing is left to do with it.
+            let removed = self.remove_credentials(id).await;
+            removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
         }
         Ok(killed)
     }

@@ -68,7 +68,10 @@ impl Service {
             stopped: false,
             gone: false,
         };
-        self.store.see(&id, |known| known.see_job(facts));
+        // Of a job whose index could not be read, the watcher tells: a list that was begun before would miss it.
+        if index > 0 {
+            self.store.see(&id, |known| known.see_job(facts));
+        }
         tracing::info!(job = %id, owner = %payload.spec.owner, image = payload.spec.image(), "job submitted");
         Ok(id)
     }
@@ -77,7 +80,13 @@ impl Service {
     async fn register(&self, id: &JobId, job: &Value, copies: Copies) -> Result<u64, SubmitError> {
         let namespace = &self.config.namespace;
         self.write_credentials(&copies).await?;
-        match patiently(PATIENCE, || self.nomad.register(namespace, id.as_str(), job)).await {
+        let mut attempts = 0;
+        let registered = patiently(PATIENCE, || {
+            attempts += 1;
+            self.nomad.register(namespace, id.as_str(), job)
+        });
+        let registered = registered.await;
+        match registered {
             Ok(registration) => Ok(registration.job_modify_index),
             // The ID is fresh: who else has registered it than an attempt whose answer was lost?
             Err(Error { kind: Kind::Conflict, .. }) => {
@@ -85,13 +94,12 @@ impl Service {
                 // It is there. Where it cannot be read now, the watcher brings the index.
                 Ok(found.map_or(0, |job| job.modify_index))
             }
-            Err(error) if error.is_passing() || error.kind == Kind::Malformed => {
-                self.withdraw(id, copies, error).await
-            }
-            Err(error) => {
+            // Refused at once, and for good: no attempt can have registered it.
+            Err(error) if attempts == 1 && error.is_refusal() => {
                 self.remove_copies(&copies).await;
                 Err(error.into())
             }
+            Err(error) => self.withdraw(id, copies, error).await,
         }
     }
 

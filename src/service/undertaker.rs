@@ -67,7 +67,10 @@ impl Undertaker<'_> {
     async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<(), Undone> {
         let Service { ledger, store, .. } = self.service;
         // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
-        if verdict.reason == Reason::Stopped && self.service.sweep_of(id).await?.is_some() {
+        if verdict.reason == Reason::Stopped
+            && self.service.sweep_of(id).await?.is_some()
+            && ledger.claim(id).await?.is_none()
+        {
             store.remove(id);
             return Ok(());
         }
@@ -76,6 +79,10 @@ impl Undertaker<'_> {
             self.service.remove_credentials(id).await?;
         }
         let decision = ledger.decide(id, &Claim::revoked(verdict)).await?;
+        // Its finish may never run. A claimed job's still needs them.
+        if matches!(decision.claim, Claim::Revoked { .. }) {
+            self.service.remove_credentials(id).await?;
+        }
         store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
         Ok(())
     }

@@ -8,7 +8,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{Api, Service, eventually, world};
-use counter::Counter;
+use counter::{Counter, Fault};
 
 fn http() -> reqwest::Client {
     reqwest::Client::builder().tls_certs_only([]).build().unwrap()
@@ -248,11 +248,11 @@ async fn proxied() -> (Counter, Service) {
     (counter, service)
 }
 
-#[tokio::test]
-async fn a_job_whose_registration_nobody_confirms_is_refused_by_name_and_withdrawn() {
+/// Submits through a fault, and sees the job refused by its name and withdrawn.
+async fn is_withdrawn(fault: Fault) {
     let world = world();
     let (counter, service) = proxied().await;
-    counter.lose_registrations();
+    counter.lose_registrations(fault);
     let repository = world.repository("RUN sleep 300");
     let body = world.job(&repository);
     let (status, error) = enveloped(http().post(format!("{}/jobs", service.url)).json(&body)).await;
@@ -266,12 +266,23 @@ async fn a_job_whose_registration_nobody_confirms_is_refused_by_name_and_withdra
 }
 
 #[tokio::test]
-async fn a_job_that_published_before_its_registration_was_confirmed_is_accepted() {
+async fn a_job_whose_registration_nobody_confirms_is_refused_by_name_and_withdrawn() {
+    is_withdrawn(Fault::Lost).await;
+}
+
+#[tokio::test]
+async fn a_job_that_nomad_refuses_after_an_answer_was_lost_is_withdrawn() {
+    is_withdrawn(Fault::LostThenForbidden).await;
+}
+
+#[tokio::test]
+async fn a_job_that_claimed_before_its_registration_was_confirmed_is_accepted() {
     let world = world();
     let (counter, service) = proxied().await;
-    counter.lose_registrations();
-    let (_, status) = Api::new(&service.url).run(&world.job(&world.repository("RUN true"))).await;
-    assert_eq!(status["status"], "SUCCEEDED", "{status}");
+    counter.lose_registrations(Fault::LostBehindTheClaim);
+    let repository = world.repository("RUN true");
+    let id = Api::new(&service.url).submit(&world.job(&repository)).await;
+    assert!(world.nomad(&format!("/v1/job/{id}")).await.is_some());
 }
 
 #[tokio::test]

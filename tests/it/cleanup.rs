@@ -75,7 +75,7 @@ async fn a_live_job_is_not_cleaned_up() {
     assert_eq!((status, &body["error"]["code"]), (409, &json!("job_live")), "{body}");
     // Nothing of it was touched.
     assert_eq!(containers_of(&id).len(), 1);
-    assert_eq!(api.status(&id).await["status"], "TESTING");
+    api.wait_until(&id, "testing", |status| status["status"] == "TESTING").await;
     api.post(&format!("/jobs/{id}/kill")).await;
     is_cleaned_up(&id).await;
     engine_is_rid_of(&id).await;
