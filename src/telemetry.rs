@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::Utc;
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     TextEncoder,
@@ -42,31 +43,35 @@ pub struct Telemetry {
     pub log_bytes: IntCounter,
 }
 
+fn registered<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: Result<M, prometheus::Error>,
+) -> Result<M, prometheus::Error> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn options(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(buckets.to_vec())
+}
+
 impl Telemetry {
     /// Registers every metric.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let metric = HistogramVec::new(options, labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok::<_, prometheus::Error>(metric)
-        };
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok::<_, prometheus::Error>(metric)
-        };
-        let gauge = |name: &str, help: &str| {
-            let metric = IntGauge::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok::<_, prometheus::Error>(metric)
-        };
-        let log_bytes =
-            IntCounter::new("nomad_build_log_bytes_total", "Bytes of task logs read from Nomad.")?;
-        registry.register(Box::new(log_bytes.clone()))?;
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let histogram = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            registered(&registry, HistogramVec::new(options(name, help, buckets), labels))
+        };
+        let wait =
+            |name: &str, help: &str| registered(&registry, Histogram::with_opts(options(name, help, &WAITS)));
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            registered(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let total = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
         Ok(Self {
             phase_seconds: histogram(
                 "nomad_build_phase_duration_seconds",
@@ -76,20 +81,14 @@ impl Telemetry {
             )?,
             jobs: counter("nomad_build_jobs_total", "Jobs that ended, by final status.", &["status"])?,
             concurrent: gauge("nomad_build_concurrent_jobs", "Jobs that have not ended.")?,
-            queue_wait: histogram(
+            queue_wait: wait(
                 "nomad_build_queue_wait_seconds",
                 "From the acceptance of a job to the start of its build.",
-                &WAITS,
-                &[],
-            )?
-            .with_label_values::<&str>(&[]),
-            watch_lag: histogram(
+            )?,
+            watch_lag: wait(
                 "nomad_build_watch_lag_seconds",
                 "From the end of a phase on its node to this replica's knowledge of it.",
-                &WAITS,
-                &[],
-            )?
-            .with_label_values::<&str>(&[]),
+            )?,
             watch_breaks: counter(
                 "nomad_build_watch_reconnects_total",
                 "How often watching Nomad broke and began anew.",
@@ -113,9 +112,9 @@ impl Telemetry {
             )?,
             log_followers: gauge("nomad_build_log_followers", "Task logs that are being followed.")?,
             log_readers: gauge("nomad_build_log_readers", "Readers of logs.")?,
-            log_bytes,
-            reports: AtomicBool::new(false),
-            live: std::sync::atomic::AtomicI64::new(0),
+            log_bytes: total("nomad_build_log_bytes_total", "Bytes of task logs read from Nomad.")?,
+            reports: AtomicBool::default(),
+            live: std::sync::atomic::AtomicI64::default(),
             registry,
         })
     }
