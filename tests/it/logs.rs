@@ -10,11 +10,13 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use nomad_build::job::{Phase, Status};
+use nomad_build::nomad::Kind;
 use nomad_build::service::logs::{Cursor, EndReason, Hub, InvalidCursor, Message, Request, Settings};
 
 use self::job::{Job, Seen, all, phase_only, text};
 use crate::support::agent::{client, wait_for};
 use crate::support::proxy::Proxy;
+use crate::support::{Instead, nomad_front};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_readers_from_before_placement_to_the_end_share_one_connection_a_task_and_miss_nothing() {
@@ -330,20 +332,28 @@ async fn a_log_that_nomad_has_collected_is_said_to_be_expired() {
     let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
     wait_for("collection", Duration::from_secs(30), async || {
         job.agent.collect().await;
-        job.nomad.allocation("default", &allocation).await.is_err().then_some(())
+        let found = job.nomad.allocation("default", &allocation).await;
+        found.is_err_and(|error| error.kind == Kind::NotFound).then_some(())
     })
     .await;
-    let seen = all(job.read(&hub, Request::default())).await;
-    assert!(
-        matches!(&seen.gaps[..], [(Phase::Build, text)] if text.starts_with("the whole log")),
-        "{:?}",
-        seen.gaps
-    );
-    assert_eq!(seen.end, Some((Status::Killed, Some(EndReason::Expired))));
-    let record = job.record.borrow().clone();
-    let logs = hub.text(&record, None, None, 1 << 20).await.unwrap();
-    assert_eq!(logs.missing.keys().collect::<Vec<_>>(), [&Phase::Build]);
-    assert_eq!(logs.build, format!("[{}]\n", logs.missing[&Phase::Build]));
+    // A node that is about to remove an allocation gives an empty log.
+    let nomad = format!("http://{}", job.agent.address());
+    let front =
+        nomad_front(&nomad, |_, path| path.starts_with("/v1/client/fs/logs/").then_some(Instead::Nothing));
+    let front = client(front.await.strip_prefix("http://").unwrap().parse().unwrap());
+    for hub in [hub, Hub::new(front, Settings::default())] {
+        let seen = all(job.read(&hub, Request::default())).await;
+        assert!(
+            matches!(&seen.gaps[..], [(Phase::Build, text)] if text.starts_with("the whole log")),
+            "{:?}",
+            seen.gaps
+        );
+        assert_eq!(seen.end, Some((Status::Killed, Some(EndReason::Expired))));
+        let record = job.record.borrow().clone();
+        let logs = hub.text(&record, None, None, 1 << 20).await.unwrap();
+        assert_eq!(logs.missing.keys().collect::<Vec<_>>(), [&Phase::Build], "{logs:?}");
+        assert_eq!(logs.build, format!("[{}]\n", logs.missing[&Phase::Build]));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

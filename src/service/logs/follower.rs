@@ -278,6 +278,11 @@ impl Follower {
                 break;
             }
         }
+        // While a node removes an allocation it gives an empty log, before it says that there is none.
+        let is_empty = self.mark.position == Position::default();
+        if is_empty && self.has_run() && matches!(self.task().await?, Task::Gone) {
+            return Ok(expired());
+        }
         Ok(Ending::Done)
     }
 

@@ -17,6 +17,8 @@ use crate::nomad::{Error, Kind};
 const TRIES: u32 = 40;
 const FAILURES: u32 = 3;
 
+const EXPIRED: &str = "expired: Nomad no longer has this log";
+
 /// How long lines are on their way from the runner to Nomad's file.
 const LAG: Duration = Duration::from_millis(250);
 
@@ -126,7 +128,7 @@ async fn collect(
             Ok(()) => tokio::time::sleep(LAG).await,
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::Refused { status: 400, .. }) => {
                 let gone = began && is_gone(target).await?;
-                return Ok(gone.then(|| "expired: Nomad no longer has this log".to_owned()));
+                return Ok(gone.then(|| EXPIRED.to_owned()));
             }
             Err(error) if is_last || failures == FAILURES || error.kind == Kind::Forbidden => {
                 return Err(error);
@@ -138,6 +140,10 @@ async fn collect(
         }
     }
     let known = mark.position.seq;
+    // While a node removes an allocation it gives an empty log, before it says that there is none.
+    if known == 0 && began && record.status.is_final() && is_collected(target).await? {
+        return Ok(Some(EXPIRED.to_owned()));
+    }
     if let Some(lines) = lines.filter(|&lines| lines > known) {
         if is_fresh(record) {
             return Ok(Some(format!("lines {} to {lines} have not arrived yet: ask again", known + 1)));
@@ -185,6 +191,15 @@ async fn pass(
 /// Whether lines may still be on their way.
 fn is_fresh(record: &Record) -> bool {
     record.timestamps.job_end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10)
+}
+
+/// Whether Nomad no longer has the allocation.
+async fn is_collected(target: &Target) -> Result<bool, Error> {
+    match target.nomad.allocation(&target.namespace, &target.allocation).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind == Kind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a log that is not there was there.

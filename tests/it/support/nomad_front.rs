@@ -14,6 +14,8 @@ pub(crate) enum Instead {
     Silence,
     /// Nomad refuses it for good.
     Refusal,
+    /// Nomad gives nothing, as a log of which nothing is there.
+    Nothing,
 }
 
 /// Starts a front of the Nomad at a URL, which ends with the test; returns its URL.
@@ -29,6 +31,7 @@ pub(crate) async fn nomad_front(nomad: &str, instead: fn(&Method, &str) -> Optio
                 Some(Instead::Silence) => Response::new(Body::from_stream(futures_util::stream::pending::<
                     Result<Vec<u8>, std::io::Error>,
                 >())),
+                Some(Instead::Nothing) => StatusCode::OK.into_response(),
                 Some(Instead::Refusal) => (StatusCode::INTERNAL_SERVER_ERROR, "refused").into_response(),
                 None => pass_on(&http, &nomad, request).await,
             }
