@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request};
-use super::error::Error;
+use super::error::{Error, Kind};
 use super::types::{Allocation, Evaluation, Indexed, Job, JobStub};
 
 /// How many objects a page of a list has.
@@ -46,9 +46,12 @@ impl Client {
         Ok(self.call(register(namespace, id, job)?).await?.value)
     }
 
-    /// Stops a job; purged ones are forgotten by Nomad at once.
+    /// Stops a job; purged ones are forgotten by Nomad at once. It is no error if there is none.
     pub async fn stop(&self, namespace: &str, id: &str, purge: bool) -> Result<(), Error> {
-        self.call::<Value>(stop(namespace, id, purge)).await.map(drop)
+        match self.call::<Value>(stop(namespace, id, purge)).await.map(drop) {
+            Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
+            done => done,
+        }
     }
 
     /// One job.

@@ -58,7 +58,7 @@ impl Service {
             Err(error) => return Err(error.into()),
         }
         let namespace = &self.config.namespace;
-        ignore_missing(self.nomad.stop(namespace, id.as_str(), false).await).map_err(failed)?;
+        self.nomad.stop(namespace, id.as_str(), false).await.map_err(failed)?;
         // First: no task of an ended job needs them, and a node that is gone must not keep them.
         self.remove_credentials(id).await.map_err(failed)?;
         let allocations = self.ended_allocations(id).await?;
@@ -66,7 +66,7 @@ impl Service {
         // Only behind the sweep. A node that was lost may come back with the job's tasks, and it is the claim that keeps
         // these from publishing: it stays until each node has answered.
         self.ledger.remove(id).await.map_err(|error| CleanupError::Ledger(id.clone(), error))?;
-        ignore_missing(self.nomad.stop(namespace, id.as_str(), true).await).map_err(failed)?;
+        self.nomad.stop(namespace, id.as_str(), true).await.map_err(failed)?;
         self.store.remove(id);
         tracing::info!(job = %id, "job cleaned up");
         Ok(())
@@ -122,7 +122,7 @@ impl Service {
         let pinned: Vec<_> = nodes.keys().copied().collect();
         let job = render::render_sweep(id, &sweep, namespace, &pinned, &self.config.render)?;
         // One that failed, or was never placed, is replaced.
-        ignore_missing(self.nomad.stop(namespace, &sweep, true).await).map_err(failed)?;
+        self.nomad.stop(namespace, &sweep, true).await.map_err(failed)?;
         let since = match self.nomad.register(namespace, &sweep, &job).await {
             Ok(registration) => registration.job_modify_index,
             // Another caller cleans up too; either's sweep will do.
@@ -165,13 +165,6 @@ fn swept(since: u64, nodes: usize, allocations: &[Allocation]) -> Option<bool> {
         return Some(false);
     }
     (ours.iter().filter(|status| **status == "complete").count() >= nodes).then_some(true)
-}
-
-fn ignore_missing(done: Result<(), Error>) -> Result<(), Error> {
-    match done {
-        Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
-        done => done,
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use chrono::Utc;
 use super::{FindError, PATIENCE, Service};
 use crate::job::{Claim, JobId, Reason, Status, Verdict};
 use crate::ledger::LedgerError;
-use crate::nomad::{Error, Kind, patiently};
+use crate::nomad::{Error, patiently};
 
 /// Why a job was not killed, or not wholly.
 #[derive(Debug, thiserror::Error)]
@@ -72,10 +72,6 @@ impl Service {
     }
 
     async fn stop(&self, id: &JobId) -> Result<(), Error> {
-        let stop = || self.nomad.stop(&self.config.namespace, id.as_str(), false);
-        match patiently(PATIENCE, stop).await {
-            Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
-            done => done,
-        }
+        patiently(PATIENCE, || self.nomad.stop(&self.config.namespace, id.as_str(), false)).await
     }
 }

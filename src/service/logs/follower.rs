@@ -331,13 +331,8 @@ impl Follower {
     }
 
     async fn task(&self) -> Result<Task, Error> {
-        let Target { nomad, namespace, allocation, phase } = &self.target;
-        let found = match nomad.allocation(namespace, allocation).await {
-            Ok(found) => found,
-            Err(error) if error.kind == Kind::NotFound => return Ok(Task::Gone),
-            Err(error) => return Err(error),
-        };
-        Ok(match found.task_states.get(phase.as_str()) {
+        let Some(found) = self.target.allocation().await? else { return Ok(Task::Gone) };
+        Ok(match found.task_states.get(self.target.phase.as_str()) {
             Some(task) if task.started_at.is_none() => Task::Waits,
             Some(task) if task.state == "dead" => Task::Dead,
             Some(_) => Task::Live,

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::Inner;
 use super::cursor::Position;
 use super::tap::{Hint, Mark, Tap, Target};
-use crate::nomad::{Error, Kind};
+use crate::nomad::{Allocation, Error, Kind};
 
 /// The most lines a tail has; positions are held of as many.
 pub(super) const MOST: u64 = 10_000;
@@ -74,15 +74,12 @@ pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<F
 
 /// Whether a task was started more than once in its allocation: by a node that rebooted, or by hand.
 async fn ran_again(target: &Target) -> Result<bool, Error> {
-    match target.nomad.allocation(&target.namespace, &target.allocation).await {
-        Ok(found) => Ok(found
-            .task_states
-            .get(target.phase.as_str())
-            .is_some_and(|task| task.events.iter().filter(|event| event.kind == "Started").count() > 1)),
-        // A log that is gone is for its reader to tell.
-        Err(error) if error.kind == Kind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+    let starts = |found: Allocation| {
+        let task = found.task_states.get(target.phase.as_str())?;
+        Some(task.events.iter().filter(|event| event.kind == "Started").count())
+    };
+    // A log that is gone is for its reader to tell.
+    Ok(target.allocation().await?.and_then(starts).is_some_and(|starts| starts > 1))
 }
 
 fn count(marks: &VecDeque<Mark>) -> u64 {

@@ -12,7 +12,7 @@ use super::Counters;
 use super::cursor::Position;
 use super::decoder::{Decoder, Entry};
 use crate::job::Phase;
-use crate::nomad::{Client, Error, FrameStream, Origin};
+use crate::nomad::{Allocation, Client, Error, FrameStream, Kind, Origin};
 
 /// How long a place in a log may take to show its first line before it is held to be the wrong place.
 const PROOF: Duration = Duration::from_secs(3);
@@ -24,6 +24,16 @@ pub(super) struct Target {
     pub(super) namespace: String,
     pub(super) allocation: String,
     pub(super) phase: Phase,
+}
+
+impl Target {
+    /// The allocation as Nomad has it; none where Nomad has forgotten it.
+    pub(super) async fn allocation(&self) -> Result<Option<Allocation>, Error> {
+        match self.nomad.allocation(&self.namespace, &self.allocation).await {
+            Err(error) if error.kind == Kind::NotFound => Ok(None),
+            found => found.map(Some),
+        }
+    }
 }
 
 /// Where the bytes of a position may be found.

@@ -10,7 +10,7 @@ use super::decoder::Entry;
 use super::tap::{Mark, Tap, Target};
 use super::{ByPhase, Inner, retries, tail};
 use crate::job::{Phase, Record, Stream};
-use crate::nomad::{Error, Kind};
+use crate::nomad::{Allocation, Error, Kind};
 
 /// How often a log is read on in vain, for lines that its runner has written and that are still on their way: 10 s on a
 /// busy node. How often the connection may fail.
@@ -141,7 +141,7 @@ async fn collect(
     }
     let known = mark.position.seq;
     // While a node removes an allocation it gives an empty log, before it says that there is none.
-    if known == 0 && began && record.status.is_final() && is_collected(target).await? {
+    if known == 0 && began && record.status.is_final() && target.allocation().await?.is_none() {
         return Ok(Some(EXPIRED.to_owned()));
     }
     if let Some(lines) = lines.filter(|&lines| lines > known) {
@@ -193,24 +193,12 @@ fn is_fresh(record: &Record) -> bool {
     record.timestamps.job_end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10)
 }
 
-/// Whether Nomad no longer has the allocation.
-async fn is_collected(target: &Target) -> Result<bool, Error> {
-    match target.nomad.allocation(&target.namespace, &target.allocation).await {
-        Ok(_) => Ok(false),
-        Err(error) if error.kind == Kind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 /// Whether a log that is not there was there.
 async fn is_gone(target: &Target) -> Result<bool, Error> {
-    match target.nomad.allocation(&target.namespace, &target.allocation).await {
-        Ok(found) => {
-            Ok(found.task_states.get(target.phase.as_str()).is_some_and(|task| task.started_at.is_some()))
-        }
-        Err(error) if error.kind == Kind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
+    let started = |found: Allocation| {
+        found.task_states.get(target.phase.as_str()).is_some_and(|task| task.started_at.is_some())
+    };
+    Ok(target.allocation().await?.is_none_or(started))
 }
 
 /// The last lines of a text, bounded in lines and in bytes. One buffer: a line takes its bytes, however short it is.
