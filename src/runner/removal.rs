@@ -19,7 +19,7 @@ pub(super) async fn everything(
     job: &JobId,
     most: Duration,
 ) -> Result<(), EngineError> {
-    let removed = patiently(async || {
+    let removed = while_refused(async || {
         engine.remove_containers((CONTAINER_LABEL, job.as_str())).await?;
         engine.remove_images((IMAGE_LABEL, job.as_str()), is_ours).await.map(drop)
     });
@@ -29,11 +29,12 @@ pub(super) async fn everything(
 /// Removes the names of a job's images, and the images where nobody else has given them one.
 pub(super) async fn images(engine: &DockerEngine, job: &JobId, most: Duration) -> Result<(), EngineError> {
     let removed =
-        patiently(async || engine.remove_images((IMAGE_LABEL, job.as_str()), is_ours).await.map(drop));
+        while_refused(async || engine.remove_images((IMAGE_LABEL, job.as_str()), is_ours).await.map(drop));
     engine.within(most, removed).await
 }
 
-async fn patiently(remove: impl AsyncFn() -> Result<(), EngineError>) -> Result<(), EngineError> {
+/// Tries again for 5 s while the engine refuses.
+async fn while_refused(remove: impl AsyncFn() -> Result<(), EngineError>) -> Result<(), EngineError> {
     let backoff = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .without_max_times()

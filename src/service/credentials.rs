@@ -3,12 +3,10 @@
 //! Invariant: the service's token reads no credential, and none of them passes through a job, a log or an error.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable as _};
 use secrecy::SecretString;
 
-use super::{PATIENCE, Service};
+use super::{FOR_EVER, PATIENCE, Service};
 use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
@@ -92,9 +90,11 @@ impl Service {
         Ok(())
     }
 
-    /// Removes the copies, as far as Nomad answers.
+    /// Removes the copies, and goes on with that where the caller has waited long enough.
     pub(super) async fn remove_copies(&self, copies: &Copies) {
-        remove_copies(&self.nomad, &self.config.namespace, copies).await;
+        let paths = copies.iter().map(|(path, _)| path.clone()).collect();
+        let removal = remove_copies(self.nomad.clone(), self.config.namespace.clone(), paths);
+        tokio::time::timeout(PATIENCE, tokio::spawn(removal)).await.ok();
     }
 
     /// Removes every copy a job may have.
@@ -106,22 +106,12 @@ impl Service {
     }
 }
 
-pub(super) async fn remove_copies(nomad: &Client, namespace: &str, copies: &Copies) {
-    for (path, _) in copies {
-        let removed = patiently(PATIENCE, || nomad.delete_variable(namespace, path)).await;
-        if let Err(error) = removed {
-            tracing::warn!(variable = path, %error, "a copy of credentials stays behind for now");
-            tokio::spawn(remove_later(nomad.clone(), namespace.to_owned(), path.clone()));
+/// Removes copies, trying for as long as this service lives: no job is there whose cleanup would remove them.
+pub(super) async fn remove_copies(nomad: Client, namespace: String, paths: Vec<String>) {
+    for path in paths {
+        if let Err(error) = patiently(FOR_EVER, || nomad.delete_variable(&namespace, &path)).await {
+            tracing::error!(variable = path, %error, "a copy of credentials stays behind");
         }
-    }
-}
-
-/// Tries for as long as this service lives: no job is there whose cleanup would remove it.
-async fn remove_later(nomad: Client, namespace: String, path: String) {
-    let backoff = ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times();
-    let remove = || nomad.delete_variable(&namespace, &path);
-    if let Err(error) = remove.retry(backoff).when(Error::is_passing).await {
-        tracing::error!(variable = path, %error, "a copy of credentials stays behind");
     }
 }
 

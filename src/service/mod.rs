@@ -37,6 +37,9 @@ use watch::Watcher;
 /// How long a caller's request keeps trying while Nomad gives passing errors.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Longer than any service lives: the patience of what nobody else would end.
+const FOR_EVER: Duration = Duration::from_hours(10 * 365 * 24);
+
 /// The service: everything the API asks for.
 pub struct Service {
     config: Config,

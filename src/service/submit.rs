@@ -1,18 +1,15 @@
 //! Submit: check, copy credentials, register. A job that is not accepted publishes nothing, and its copies of credentials
 //! are removed, at the latest when Nomad answers again.
 
-use std::time::Duration;
-
-use backon::{ExponentialBuilder, Retryable as _};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::credentials::{Copies, Unreadable, remove_copies};
-use super::{PATIENCE, Service};
+use super::{FOR_EVER, PATIENCE, Service};
 use crate::job::{Claim, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::Ledger;
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{self, RenderError};
 use crate::telemetry::chain;
@@ -103,49 +100,31 @@ impl Service {
         }
     }
 
-    /// Revokes the right to publish of a job that may or may not be registered. One that is will find that at its gate,
-    /// and is stopped by whichever replica sees it. One that was decided already is registered, and stands.
+    /// Withdraws a job that may or may not be registered, and goes on with that where its caller has waited long enough.
     async fn withdraw(&self, id: &JobId, copies: Copies, error: Error) -> Result<u64, SubmitError> {
-        let why = "withdrawn: Nomad did not confirm its registration in time";
-        let claim = Claim::revoked(Verdict::new(Status::Killed, None, Reason::Killed, why, Utc::now()));
-        match self.ledger.decide(id, &claim).await {
-            Ok(decision) if !decision.ours => return Ok(0),
-            Ok(_) => self.remove_copies(&copies).await,
-            Err(_) => {
-                let (ledger, nomad) = (self.ledger.clone(), self.nomad.clone());
-                let later =
-                    Withdrawal { id: id.clone(), claim, copies, namespace: self.config.namespace.clone() };
-                tokio::spawn(later.go_on(ledger, nomad));
-            }
+        let paths = copies.into_iter().map(|(path, _)| path).collect();
+        let withdrawal = withdraw(self.nomad.clone(), self.config.namespace.clone(), id.clone(), paths);
+        match tokio::time::timeout(PATIENCE, tokio::spawn(withdrawal)).await {
+            // Decided already, so it is registered, and stands.
+            Ok(Ok(false)) => Ok(0),
+            _ => Err(SubmitError::Unconfirmed(id.clone(), error)),
         }
-        Err(SubmitError::Unconfirmed(id.clone(), error))
     }
 }
 
-/// A job that could not be withdrawn while its caller waited.
-struct Withdrawal {
-    id: JobId,
-    claim: Claim,
-    copies: Copies,
-    namespace: String,
-}
-
-impl Withdrawal {
-    /// Tries for as long as this service lives.
-    async fn go_on(self, ledger: Ledger, nomad: Client) {
-        let backoff =
-            ExponentialBuilder::default().with_max_delay(Duration::from_secs(30)).without_max_times();
-        let passing =
-            |error: &LedgerError| matches!(error, LedgerError::Nomad(_, error) if error.is_passing());
-        match (|| ledger.decide(&self.id, &self.claim)).retry(backoff).when(passing).await {
-            Ok(decision) if decision.ours => remove_copies(&nomad, &self.namespace, &self.copies).await,
-            // Registered, and at its end: its own tasks remove the copies.
-            Ok(_) => {}
-            Err(error) => {
-                tracing::error!(job = %self.id, error = chain(&error), "a job could not be withdrawn");
-            }
-        }
+/// Revokes a job's right to publish, and removes its copies of credentials; whether it was not decided before.
+///
+/// A job that is registered finds that at its gate, and is stopped by whichever replica sees it.
+async fn withdraw(nomad: Client, namespace: String, id: JobId, copies: Vec<String>) -> bool {
+    let why = "withdrawn: Nomad did not confirm its registration in time";
+    let claim = Claim::revoked(Verdict::new(Status::Killed, None, Reason::Killed, why, Utc::now()));
+    match Ledger::new(nomad.clone(), &namespace, FOR_EVER).decide(&id, &claim).await {
+        // Its own tasks remove the copies.
+        Ok(decision) if !decision.ours => return false,
+        Ok(_) => remove_copies(nomad, namespace, copies).await,
+        Err(error) => tracing::error!(job = %id, error = chain(&error), "a job could not be withdrawn"),
     }
+    true
 }
 
 /// The time as the job's meta has it, so that every replica shows the same.

@@ -75,12 +75,13 @@ impl Undertaker<'_> {
             return Ok(());
         }
         // Where no task ever ran, none removes what the job was given. First, as nobody comes back once it is revoked.
-        if store.record(id).is_some_and(|record| record.nomad.allocation.is_none()) {
+        let never_ran = store.record(id).is_some_and(|record| record.nomad.allocation.is_none());
+        if never_ran {
             self.service.remove_credentials(id).await?;
         }
         let decision = ledger.decide(id, &Claim::revoked(verdict)).await?;
-        // Its finish may never run. A claimed job's still needs them.
-        if matches!(decision.claim, Claim::Revoked { .. }) {
+        // Where one ran, finish may never do. A job that has claimed meanwhile still needs them.
+        if !never_ran && matches!(decision.claim, Claim::Revoked { .. }) {
             self.service.remove_credentials(id).await?;
         }
         store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
