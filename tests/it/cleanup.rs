@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::support::{
-    Api, Service, containers_of, docker, engine_is_rid_of, eventually, images_of, processes_with,
-    unique_seconds, world,
+    Api, Service, Sleeper, containers_of, docker, engine_is_rid_of, eventually, images_of, world,
 };
 
 async fn clean_up_by(api: &Api, id: &str) -> (u16, Value) {
@@ -64,13 +63,8 @@ fn leave_behind(id: &str) {
 
 #[tokio::test]
 async fn a_live_job_is_not_cleaned_up() {
-    let (world, api) = (world(), world().api());
-    let seconds = unique_seconds();
-    let repository = world.repository("");
-    let mut job = world.job(&repository);
-    job["test_commands"] = json!([format!("sleep {seconds}")]);
-    let id = api.submit(&job).await;
-    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let (sleeper, api) = (Sleeper::in_phase("test"), world().api());
+    let id = sleeper.submit(&api).await;
     let (status, body) = clean_up(&id).await;
     assert_eq!((status, &body["error"]["code"]), (409, &json!("job_live")), "{body}");
     // Nothing of it was touched.

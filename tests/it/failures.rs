@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::registry::server::Server;
 use crate::support::{
-    Api, At, Front, Repository, Service, containers_of, crash, engine_is_rid_of, eventually, image_of,
-    processes_with, tags_of, unique_seconds, world,
+    Api, At, Front, Repository, Service, Sleeper, containers_of, crash, engine_is_rid_of, eventually,
+    processes_with, unique_seconds, world,
 };
 
 /// Runs a job that must fail, and sees to all that a failure promises; returns its ID and status.
@@ -79,12 +79,12 @@ async fn a_failed_entry_point_is_never_published() {
 async fn a_push_to_a_registry_where_nothing_listens_fails_in_time() {
     let repository = world().repository("");
     let mut job = world().job(&repository);
-    // A port that was free a moment ago.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    job["registry_url"] = json!(nobody.to_string());
+    // Nobody gets port 1 by asking for a free one.
+    let nobody = "127.0.0.1:1";
+    job["registry_url"] = json!(nobody);
     job["timeouts"] = json!({"publish": "PT5M"});
     let (_, status) = fails(&job, "publish", "push_failed").await;
-    assert!(status["failure"]["message"].as_str().unwrap().contains(&nobody.to_string()), "{status:#}");
+    assert!(status["failure"]["message"].as_str().unwrap().contains(nobody), "{status:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,16 +141,13 @@ async fn what_is_missing_is_told_as_missing() {
 
 #[tokio::test]
 async fn a_build_beyond_its_timeout_is_stopped_in_the_engine_too() {
-    let seconds = unique_seconds();
-    let repository = world().repository(&format!("RUN sleep {seconds}"));
-    let mut job = world().job(&repository);
+    let mut sleeper = Sleeper::in_phase("build");
     // Long enough for the step to begin on a busy machine.
-    job["timeouts"] = json!({"build": "PT6S"});
-    let id = world().api().submit(&job).await;
-    eventually("the build runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    sleeper.job["timeouts"] = json!({"build": "PT6S"});
+    let id = sleeper.submit(&world().api()).await;
     let status = world().api().wait_for_end(&id).await;
-    failed(&id, &job, "build", "timeout", &status).await;
-    eventually("the build is stopped", async || processes_with(&seconds).is_empty().then_some(())).await;
+    failed(&id, &sleeper.job, "build", "timeout", &status).await;
+    sleeper.is_stopped().await;
 }
 
 /// Submits a job by a service whose nodes have their engine at `socket`; its ID, its last status and its build's log.
@@ -195,18 +192,14 @@ async fn a_phase_ends_by_its_timeout_though_the_engine_never_answers() {
 
 #[tokio::test]
 async fn a_test_beyond_its_timeout_is_stopped_with_its_container() {
-    let seconds = unique_seconds();
-    let repository = world().repository("");
-    let mut job = world().job(&repository);
-    job["test_commands"] = json!([format!("sleep {seconds}")]);
-    job["timeouts"] = json!({"test": "PT4S"});
-    let id = world().api().submit(&job).await;
-    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let mut sleeper = Sleeper::in_phase("test");
+    sleeper.job["timeouts"] = json!({"test": "PT4S"});
+    let id = sleeper.submit(&world().api()).await;
     let status = world().api().wait_for_end(&id).await;
     // Before anybody is told, the container is gone.
     assert_eq!(containers_of(&id), [] as [&str; 0]);
-    assert!(processes_with(&seconds).is_empty());
-    failed(&id, &job, "test", "timeout", &status).await;
+    assert!(!sleeper.sleeps());
+    failed(&id, &sleeper.job, "test", "timeout", &status).await;
     never_began(&status, "publish");
 }
 
@@ -224,18 +217,12 @@ async fn a_publish_beyond_its_timeout_tags_nothing() {
 #[tokio::test]
 async fn a_job_whose_runner_died_fails() {
     for phase in ["build", "test"] {
-        let seconds = unique_seconds();
-        let sleep = format!("sleep {seconds}");
-        let repository =
-            world().repository(&if phase == "build" { format!("RUN {sleep}") } else { String::new() });
-        let mut job = world().job(&repository);
-        job["test_commands"] = json!([sleep]);
-        let id = world().api().submit(&job).await;
-        eventually("the phase runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+        let sleeper = Sleeper::in_phase(phase);
+        let id = sleeper.submit(&world().api()).await;
         crash(&id, phase);
         let status = world().api().wait_for_end(&id).await;
-        failed(&id, &job, phase, "runner_died", &status).await;
-        eventually("the work is stopped", async || processes_with(&seconds).is_empty().then_some(())).await;
+        failed(&id, &sleeper.job, phase, "runner_died", &status).await;
+        sleeper.is_stopped().await;
     }
 }
 
@@ -243,19 +230,15 @@ async fn a_job_whose_runner_died_fails() {
 async fn a_job_that_is_stopped_or_purged_in_nomad_is_killed_and_never_published() {
     let api = world().api();
     for arguments in [&["job", "stop", "-detach"][..], &["job", "stop", "-detach", "-purge"]] {
-        let seconds = unique_seconds();
-        let repository = world().repository("");
-        let mut job = world().job(&repository);
-        job["test_commands"] = json!([format!("sleep {seconds}")]);
-        let id = api.submit(&job).await;
-        eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+        let sleeper = Sleeper::in_phase("test");
+        let id = sleeper.submit(&api).await;
         let (stopped, said) = world().nomad_program(&[arguments, &[id.as_str()]].concat());
         assert!(stopped, "{said}");
         let status = api.wait_for_end(&id).await;
         assert_eq!(status["status"], "KILLED", "{status:#}");
         assert_eq!(status["failure"]["reason"], "stopped", "{status:#}");
         engine_is_rid_of(&id).await;
-        assert_eq!(tags_of(&world().registry, image_of(&job)).await, [] as [&str; 0]);
+        assert_eq!(world().tags(&sleeper.job).await, [] as [&str; 0]);
         // A purge takes the Nomad job, not what is known of it.
         assert_eq!(api.status(&id).await["status"], "KILLED");
     }
@@ -265,14 +248,8 @@ async fn a_job_that_is_stopped_or_purged_in_nomad_is_killed_and_never_published(
 async fn a_job_whose_allocation_was_stopped_says_that_it_was_told_to_stop() {
     let api = world().api();
     for phase in ["build", "test"] {
-        let seconds = unique_seconds();
-        let sleep = format!("sleep {seconds}");
-        let repository =
-            world().repository(&if phase == "build" { format!("RUN {sleep}") } else { String::new() });
-        let mut job = world().job(&repository);
-        job["test_commands"] = json!([sleep]);
-        let id = api.submit(&job).await;
-        eventually("the phase runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+        let sleeper = Sleeper::in_phase(phase);
+        let id = sleeper.submit(&api).await;
         let placed = |status: &Value| status["nomad"]["allocation"].is_string();
         let status = api.wait_until(&id, "the allocation is known", placed).await;
         let allocation = status["nomad"]["allocation"].as_str().unwrap();
@@ -288,7 +265,7 @@ async fn a_job_whose_allocation_was_stopped_says_that_it_was_told_to_stop() {
         assert_eq!(failure["phase"], phase, "{status:#}");
         assert!(failure["message"].as_str().unwrap().contains("told the runner to stop"), "{status:#}");
         engine_is_rid_of(&id).await;
-        assert_eq!(world().tags(&job).await, [] as [&str; 0]);
+        assert_eq!(world().tags(&sleeper.job).await, [] as [&str; 0]);
     }
 }
 

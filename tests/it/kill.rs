@@ -4,14 +4,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Api, At, Front, Instead, Service, containers_of, engine_is_rid_of, eventually, nomad_front,
-    processes_with, unique_seconds, world,
+    Api, At, Front, Instead, Service, Sleeper, containers_of, engine_is_rid_of, eventually, nomad_front,
+    unique_seconds, world,
 };
-
-/// A phase that lasts until it is ended from outside.
-fn asleep(seconds: &str) -> String {
-    format!("sleep {seconds}")
-}
 
 /// Kills a job, and sees to all that a kill promises.
 async fn kill_and_see_to_it(id: &str, job: &Value) -> Value {
@@ -91,34 +86,25 @@ async fn a_job_that_no_node_can_take_says_why_in_words_and_can_be_killed() {
 
 #[tokio::test]
 async fn a_job_killed_while_it_builds_stops_building_and_is_never_published() {
-    let (world, api) = (world(), world().api());
-    let seconds = unique_seconds();
-    let repository = world.repository(&format!("RUN {}", asleep(&seconds)));
-    let job = world.job(&repository);
-    let id = api.submit(&job).await;
-    eventually("the build runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let (sleeper, api) = (Sleeper::in_phase("build"), world().api());
+    let id = sleeper.submit(&api).await;
     api.wait_until(&id, "BUILDING", |status| status["status"] == "BUILDING").await;
-    let status = kill_and_see_to_it(&id, &job).await;
+    let status = kill_and_see_to_it(&id, &sleeper.job).await;
     assert_eq!(status["failure"]["phase"], "build");
     assert!(status["phase_timestamps"]["test_start"].is_null());
-    eventually("the build is stopped", async || processes_with(&seconds).is_empty().then_some(())).await;
+    sleeper.is_stopped().await;
 }
 
 #[tokio::test]
 async fn a_job_killed_while_it_tests_stops_its_container_and_is_never_published() {
-    let (world, api) = (world(), world().api());
-    let seconds = unique_seconds();
-    let repository = world.repository("");
-    let mut job = world.job(&repository);
-    job["test_commands"] = json!([asleep(&seconds)]);
-    let id = api.submit(&job).await;
-    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let (sleeper, api) = (Sleeper::in_phase("test"), world().api());
+    let id = sleeper.submit(&api).await;
     api.wait_until(&id, "TESTING", |status| status["status"] == "TESTING").await;
     assert_eq!(containers_of(&id).len(), 1);
-    let status = kill_and_see_to_it(&id, &job).await;
+    let status = kill_and_see_to_it(&id, &sleeper.job).await;
     assert_eq!(status["failure"]["phase"], "test");
     assert!(status["phase_timestamps"]["publish_start"].is_null());
-    assert!(processes_with(&seconds).is_empty());
+    assert!(!sleeper.sleeps());
 }
 
 /// Kills a job whose publish cannot get past a request.
@@ -225,12 +211,8 @@ async fn a_kill_that_cannot_stop_the_tasks_says_what_stands_and_can_be_repeated(
     let nomad = nomad_front(&world.nomad, stops).await;
     let service = Service::start(&nomad, &world.registry, &[]);
     let api = Api::new(&service.url);
-    let seconds = unique_seconds();
-    let repository = world.repository("");
-    let mut job = world.job(&repository);
-    job["test_commands"] = json!([asleep(&seconds)]);
-    let id = api.submit(&job).await;
-    eventually("the test runs", async || (!processes_with(&seconds).is_empty()).then_some(())).await;
+    let sleeper = Sleeper::in_phase("test");
+    let id = sleeper.submit(&api).await;
     let (status, body) = api.call(Method::POST, &format!("/jobs/{id}/kill"), None).await;
     assert_eq!(status.as_u16(), 500, "{body}");
     let message = body["error"]["message"].as_str().unwrap();
@@ -238,5 +220,5 @@ async fn a_kill_that_cannot_stop_the_tasks_says_what_stands_and_can_be_repeated(
     assert!(message.contains("stopping job"), "{message}");
     assert_eq!(api.status(&id).await["status"], "KILLED");
     // By a service that reaches Nomad.
-    kill_and_see_to_it(&id, &job).await;
+    kill_and_see_to_it(&id, &sleeper.job).await;
 }

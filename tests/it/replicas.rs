@@ -1,11 +1,8 @@
 //! Several services, and services that die: a job does not notice.
 
-mod gate;
-
 use serde_json::{Value, json};
 
-use crate::support::{Api, Instead, Service, eventually, image_of, nomad_front, world};
-use gate::Gate;
+use crate::support::{Api, At, Front, Instead, Service, eventually, image_of, nomad_front, world};
 
 /// A status without what other jobs change.
 fn alone(mut status: Value) -> Value {
@@ -39,15 +36,15 @@ async fn a_job_submitted_to_one_replica_is_known_to_the_other_at_once_and_told_a
 #[tokio::test]
 async fn a_service_that_is_killed_in_every_phase_tells_the_job_as_if_nothing_had_happened() {
     let world = world();
-    let gate = Gate::start(&world.registry).await;
-    let registries = format!("{},{}", world.registry, gate.host);
+    let front = Front::holding(&world.registry, At::Manifest).await;
+    let registries = format!("{},{}", world.registry, front.host);
     let mut service = Service::start(&world.nomad, &registries, &[]);
     // Each step is new, and takes long enough for a service to die and come back in it.
     let repository = world.repository("ARG ROUND\nRUN sleep 3");
     let mut job = world.job(&repository);
     job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
     job["test_commands"] = json!(["sleep 3"]);
-    job["registry_url"] = json!(gate.host);
+    job["registry_url"] = json!(front.host);
     let id = Api::new(&service.url).submit(&job).await;
     for phase in ["BUILDING", "TESTING", "PUBLISHING"] {
         let before = Api::new(&service.url).wait_until(&id, phase, |status| status["status"] == phase).await;
@@ -59,7 +56,7 @@ async fn a_service_that_is_killed_in_every_phase_tells_the_job_as_if_nothing_had
             assert_eq!(&after["phase_timestamps"][name], time, "{name} in {phase}");
         }
     }
-    gate.open();
+    front.let_go();
     let last = Api::new(&service.url).wait_for_end(&id).await;
     assert_eq!(last["status"], "SUCCEEDED", "{last:#}");
     assert_eq!(world.served(image_of(&job), "one").await.as_deref(), last["image"]["digest"].as_str());

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
-use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse as _;
 use chrono::Utc;
 use nomad_build::job::{JobId, Outcome, Payload, Phase, Policy, Published, Reason, Scheme, Spec, State};
 use nomad_build::ledger::Ledger;
@@ -18,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::sources::http;
 use crate::stack::environment;
-use crate::support::{Repository, agent, docker, image_of, world};
+use crate::support::{Repository, Upstream, agent, docker, image_of, world};
 
 /// What Nomad gives a task, and what is left of the job: the tasks share it, as those of one allocation do.
 struct Allocation {
@@ -107,11 +106,10 @@ const ENGINE: &str = "/var/run/docker.sock";
 
 /// A front of Nomad that does everything it is asked, and says of some claims only that something went wrong.
 fn losing(nomad: &str, lost: Arc<AtomicUsize>) -> Router {
-    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-    let nomad: Arc<str> = nomad.into();
+    let nomad = Upstream::new(nomad);
     let claiming = Arc::new(AtomicBool::new(false));
     Router::new().fallback(move |request: Request| {
-        let (http, nomad) = (http.clone(), Arc::clone(&nomad));
+        let nomad = nomad.clone();
         let is_claim = request.uri().path().contains("/nomad-build/claims/");
         if is_claim && request.method() == Method::PUT {
             claiming.store(true, Ordering::SeqCst);
@@ -120,17 +118,10 @@ fn losing(nomad: &str, lost: Arc<AtomicUsize>) -> Router {
         let loses = concerned
             && lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         async move {
-            let answer = pass_on(&http, &nomad, request).await;
+            let answer = nomad.pass(request).await;
             if loses { (StatusCode::INTERNAL_SERVER_ERROR, "lost").into_response() } else { answer }
         }
     })
-}
-
-async fn pass_on(http: &reqwest::Client, nomad: &str, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let body = to_bytes(body, 1 << 20).await.unwrap();
-    let answer = http.request(head.method, format!("{nomad}{}", head.uri)).body(body).send().await.unwrap();
-    (answer.status(), answer.bytes().await.unwrap()).into_response()
 }
 
 /// Nomad itself, without the front.

@@ -2,15 +2,16 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::body::Body;
+use axum::body::to_bytes;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use nomad_build::job::Claim;
 
+use crate::support::{Upstream, serve};
+
 struct Counting {
-    nomad: String,
-    http: reqwest::Client,
+    nomad: Upstream,
     seen: Mutex<Vec<String>>,
     fault: Mutex<Option<Fault>>,
 }
@@ -34,17 +35,13 @@ pub(super) struct Counter {
 
 impl Counter {
     pub(super) async fn start(nomad: &str) -> Self {
-        let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
         let counting = Arc::new(Counting {
-            nomad: nomad.to_owned(),
-            http,
+            nomad: Upstream::new(nomad),
             seen: Mutex::default(),
             fault: Mutex::default(),
         });
         let router = axum::Router::new().fallback(pass).with_state(Arc::clone(&counting));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let url = format!("http://{}", serve(router).await);
         Self { url, counting }
     }
 
@@ -65,43 +62,33 @@ impl Counter {
 }
 
 async fn pass(State(counting): State<Arc<Counting>>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    counting.seen.lock().unwrap().push(format!("{} {}", head.method, head.uri));
-    let registers = head.method == "POST" && head.uri.path() == "/v1/jobs";
+    counting.seen.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
+    let registers = request.method() == Method::POST && request.uri().path() == "/v1/jobs";
     let fault = counting.fault.lock().unwrap().filter(|_| registers);
-    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-    if let Some(Fault::LostBehindTheClaim) = fault {
-        claim(&counting, &body).await;
+    let Some(fault) = fault else { return counting.nomad.pass(request).await };
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, 1 << 20).await.unwrap();
+    if let Fault::LostBehindTheClaim = fault {
+        claim(&counting.nomad, &body).await;
     }
-    let asked = counting.http.request(head.method, format!("{}{}", counting.nomad, head.uri));
-    let mut answer = asked.headers(without_host(head.headers)).body(body).send().await.unwrap();
-    if let Some(fault) = fault {
-        let before = counting.seen.lock().unwrap().iter().filter(|seen| *seen == "POST /v1/jobs").count();
-        return match fault {
-            Fault::LostThenForbidden if before > 1 => (StatusCode::FORBIDDEN, "Permission denied"),
-            _ => (StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader"),
-        }
-        .into_response();
+    counting.nomad.pass(Request::from_parts(head, body.into())).await;
+    let attempts = counting.seen.lock().unwrap().iter().filter(|seen| *seen == "POST /v1/jobs").count();
+    match fault {
+        Fault::LostThenForbidden if attempts > 1 => (StatusCode::FORBIDDEN, "Permission denied"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "No cluster leader"),
     }
-    let mut response = Response::builder().status(answer.status());
-    std::mem::swap(response.headers_mut().unwrap(), answer.headers_mut());
-    response.body(Body::from_stream(answer.bytes_stream())).unwrap()
+    .into_response()
 }
 
 /// Writes the claim of the job that is being registered, as its publish task would.
-async fn claim(counting: &Counting, registration: &[u8]) {
+async fn claim(nomad: &Upstream, registration: &[u8]) {
     let body: serde_json::Value = serde_json::from_slice(registration).unwrap();
     let id = body["Job"]["ID"].as_str().unwrap();
     let digest = format!("sha256:{}", "0".repeat(64));
     let items = Claim::claimed("allocation", &digest, chrono::Utc::now()).to_items().unwrap();
     let path = format!("nomad-build/claims/{id}");
-    let url = format!("{}/v1/var/{path}?cas=0", counting.nomad);
+    let url = format!("{}/v1/var/{path}?cas=0", nomad.url);
     let variable = serde_json::json!({"Path": path, "Items": items});
     // Refused where an attempt before this one wrote it.
-    counting.http.put(url).json(&variable).send().await.unwrap();
-}
-
-fn without_host(mut headers: axum::http::HeaderMap) -> axum::http::HeaderMap {
-    headers.remove("host");
-    headers
+    nomad.http.put(url).json(&variable).send().await.unwrap();
 }

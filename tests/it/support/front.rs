@@ -1,14 +1,12 @@
 //! A registry front: passes everything on to the real registry, but for the requests that a test holds or refuses.
 
-use std::sync::Arc;
-
 use axum::Router;
-use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
-use axum::response::{IntoResponse, Response};
-use tokio::net::TcpListener;
+use axum::response::IntoResponse as _;
 use tokio::sync::watch;
+
+use super::upstream::{Upstream, serve};
 
 /// Which requests do not get through.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +15,8 @@ pub(crate) enum At {
     Everything,
     /// The begin of an upload.
     Upload,
+    /// A manifest put, under whatever name.
+    Manifest,
     /// A manifest put under its digest: the last request before the claim.
     Digest,
     /// A manifest put under a tag: the first request after the claim.
@@ -32,6 +32,7 @@ impl At {
         match self {
             Self::Everything => true,
             Self::Upload => method == Method::POST && path.contains("/blobs/uploads"),
+            Self::Manifest => method == Method::PUT && manifest.is_some(),
             Self::Digest => method == Method::PUT && manifest.is_some() && !by_tag,
             Self::Tag => method == Method::PUT && by_tag,
             Self::ReadBack => method == Method::HEAD && by_tag,
@@ -59,13 +60,13 @@ impl Front {
     pub(crate) async fn holding(registry: &str, at: At) -> Self {
         let (open, opened) = watch::channel(false);
         let (counter, held) = watch::channel(0);
-        let host = serve(registry, at, Deed::Hold { open: opened, held: counter }).await;
+        let host = front(registry, at, Deed::Hold { open: opened, held: counter }).await;
         Self { host, open, held }
     }
 
     /// Refuses the requests `at`, as a registry that may only be read from does.
     pub(crate) async fn refusing(registry: &str, at: At, status: StatusCode) -> String {
-        serve(registry, at, Deed::Refuse(status)).await
+        front(registry, at, Deed::Refuse(status)).await
     }
 
     /// Waits until a request is held.
@@ -81,13 +82,10 @@ impl Front {
     }
 }
 
-async fn serve(registry: &str, at: At, deed: Deed) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-    let registry: Arc<str> = registry.into();
+async fn front(registry: &str, at: At, deed: Deed) -> String {
+    let registry = Upstream::new(&format!("http://{registry}"));
     let router = Router::new().fallback(move |request: Request| {
-        let (http, registry, deed) = (http.clone(), Arc::clone(&registry), deed.clone());
+        let (registry, deed) = (registry.clone(), deed.clone());
         async move {
             if at.is(request.method(), request.uri().path()) {
                 match deed {
@@ -98,25 +96,8 @@ async fn serve(registry: &str, at: At, deed: Deed) -> String {
                     Deed::Refuse(status) => return status.into_response(),
                 }
             }
-            pass_on(&http, &registry, request).await
+            registry.pass(request).await
         }
     });
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    host
-}
-
-/// With the front's own `Host`, so that the registry sends whoever uploads back to the front.
-async fn pass_on(http: &reqwest::Client, registry: &str, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let url = format!("http://{registry}{}", head.uri);
-    let Ok(body) = to_bytes(body, 256 << 20).await else { return StatusCode::BAD_REQUEST.into_response() };
-    let mut headers = head.headers;
-    headers.remove("transfer-encoding");
-    let answer = http.request(head.method, url).headers(headers).body(body).send().await;
-    let Ok(answer) = answer else { return StatusCode::BAD_GATEWAY.into_response() };
-    let (status, headers) = (answer.status(), answer.headers().clone());
-    let mut response = Response::new(Body::from_stream(answer.bytes_stream()));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    serve(router).await.to_string()
 }

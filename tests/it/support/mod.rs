@@ -10,6 +10,8 @@ pub(crate) mod proxy;
 mod registry;
 mod repository;
 mod service;
+mod sleeper;
+mod upstream;
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -26,6 +28,8 @@ pub(crate) use nomad_front::{Instead, nomad_front};
 pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;
 pub(crate) use service::Service;
+pub(crate) use sleeper::Sleeper;
+pub(crate) use upstream::{Upstream, serve};
 
 use crate::stack::Stack;
 
