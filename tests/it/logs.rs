@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use nomad_build::job::{Phase, Status};
-use nomad_build::nomad::Kind;
+use nomad_build::nomad::{Error, Kind, Origin};
 use nomad_build::service::logs::{Cursor, EndReason, Hub, InvalidCursor, Message, Request, Settings};
 
 use self::job::{Job, Seen, all, phase_only, text};
@@ -327,13 +327,24 @@ async fn a_log_that_nomad_has_collected_is_said_to_be_expired() {
     let hub = job.hub();
     job.lines(Phase::Build, 10).await;
     job.end(Phase::Build);
+    let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
+    // Servers that have not heard of a task's start collect its allocation while the node only begins with it.
+    wait_for("the servers' knowledge of the task", Duration::from_secs(30), async || {
+        let found = job.nomad.allocation("default", &allocation).await.unwrap();
+        found.task_states.get("build").is_some_and(|task| task.state == "dead").then_some(())
+    })
+    .await;
     job.nomad.stop("default", job.id.as_str(), true).await.unwrap();
     job.finish(Status::Killed);
-    let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
+    let unknown = |error: Error| error.kind == Kind::NotFound;
     wait_for("collection", Duration::from_secs(30), async || {
         job.agent.collect().await;
-        let found = job.nomad.allocation("default", &allocation).await;
-        found.is_err_and(|error| error.kind == Kind::NotFound).then_some(())
+        job.nomad.allocation("default", &allocation).await.is_err_and(unknown).then_some(())
+    })
+    .await;
+    wait_for("the node's own removal", Duration::from_secs(30), async || {
+        let log = job.nomad.task_log("default", &allocation, "build", Origin::Start(0), false).await;
+        log.err().is_some_and(unknown).then_some(())
     })
     .await;
     // A node that is about to remove an allocation gives an empty log.

@@ -48,7 +48,7 @@ async fn relayed(client: &Arc<Client>, image: &Image) -> Result<CapturedManifest
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_pushed_through_a_relay_is_under_no_tag_until_it_is_put_there() {
-    let (server, image) = (Server::start(None).await, Image::build(3).await);
+    let (server, image) = (Server::start(None).await, Image::load(3).await);
     let client = client(&server);
     let captured = relayed(&client, &image).await.unwrap();
     assert!(captured.is_image(image.id()), "{captured:?} is not {}", image.id());
@@ -78,7 +78,7 @@ async fn an_image_pushed_through_a_relay_is_under_no_tag_until_it_is_put_there()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_with_a_password_is_pushed_to_by_an_engine_that_has_none() {
-    let (server, image) = (Server::start(Some(USER)).await, Image::build(2).await);
+    let (server, image) = (Server::start(Some(USER)).await, Image::load(2).await);
     let client = client_with(server.host(), Some(password(USER.1)));
     let captured = relayed(&client, &image).await.unwrap();
     captured.put_by_digest(&client, &repository()).await.unwrap();
@@ -89,7 +89,7 @@ async fn a_registry_with_a_password_is_pushed_to_by_an_engine_that_has_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_told_as_such() {
-    let (server, image) = (Server::start(Some(USER)).await, Image::build(1).await);
+    let (server, image) = (Server::start(Some(USER)).await, Image::load(1).await);
     for credentials in [Some(password("wrong-secret")), None] {
         let client = client_with(server.host(), credentials);
         let error = relayed(&client, &image).await.unwrap_err();
@@ -118,7 +118,7 @@ async fn a_registry_that_dies_in_the_middle_of_a_push_is_unreachable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_done_again_uploads_nothing_again() {
-    let (server, image) = (Server::start(None).await, Image::build(3).await);
+    let (server, image) = (Server::start(None).await, Image::load(3).await);
     let relay = Relay::start(client(&server), repository()).await.unwrap();
     image.push(&relay.reference()).await.unwrap();
     let uploads = server.count("POST").await;
@@ -172,7 +172,7 @@ async fn jobs_that_push_to_one_repository_at_once_each_publish_their_own_image()
     let server = Server::start(None).await;
     let client = client(&server);
     for _ in 0..5 {
-        let (one, two) = tokio::join!(Image::build(1), Image::build(1));
+        let (one, two) = tokio::join!(Image::load(1), Image::load(1));
         let (first, second) = tokio::join!(relayed(&client, &one), relayed(&client, &two));
         assert!(first.unwrap().is_image(one.id()));
         assert!(second.unwrap().is_image(two.id()));
