@@ -455,10 +455,16 @@ async fn a_tail_of_a_task_that_ran_again_keeps_no_line_from_another_reader() {
     let mut job = Job::building(10, 10).await;
     let hub = job.hub();
     job.lines(Phase::Build, 100).await;
-    let written = async |job: &Job, lines: u64| {
+    let mut said = String::new();
+    let mut written = async |job: &Job, lines: u64| {
         let record = job.record.borrow().clone();
-        let logs = hub.text(&record, None, None, 1 << 20).await.ok()?;
-        (logs.build.lines().count() as u64 == lines).then_some(())
+        let logs = hub.text(&record, None, None, 1 << 20).await.map(|logs| logs.build.lines().count() as u64);
+        let now = format!("{logs:?}");
+        if said != now {
+            eprintln!("{now} of {lines} lines");
+            said = now;
+        }
+        (logs.ok()? == lines).then_some(())
     };
     wait_for("the first run", Duration::from_secs(30), async || written(&job, 100).await).await;
     job.run_again(Phase::Build).await;
