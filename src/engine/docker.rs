@@ -97,8 +97,14 @@ impl DockerEngine {
         output: &Sender<Output>,
     ) -> Result<String, EngineError> {
         let mut messages = std::pin::pin!(messages);
-        let (mut progress, mut image) = (Progress::default(), None);
+        let (mut progress, mut image, mut torn) = (Progress::default(), None, None);
         while let Some(message) = messages.next().await {
+            if let Err(error) = &message
+                && is_torn_end(error)
+            {
+                torn = message.err();
+                break;
+            }
             let info = message.map_err(|error| match self.failed("building", error) {
                 EngineError::Refused { message, .. } => build_failed(&progress, message),
                 other => other,
@@ -116,10 +122,14 @@ impl DockerEngine {
                 None => {}
             }
         }
-        image.ok_or_else(|| EngineError::Refused {
-            doing: "building".to_owned(),
-            message: "no image: is BuildKit switched off in the engine?".to_owned(),
-        })
+        let without_image = || match torn {
+            Some(error) => self.unreachable(error),
+            None => EngineError::Refused {
+                doing: "building".to_owned(),
+                message: "no image: is BuildKit switched off in the engine?".to_owned(),
+            },
+        };
+        image.ok_or_else(without_image)
     }
 
     async fn push_tagged(&self, reference: &str, output: &Sender<Output>) -> Result<(), EngineError> {
@@ -130,7 +140,11 @@ impl DockerEngine {
         let mut pushed = docker.push_image(repository, Some(options), Some(DockerCredentials::default()));
         let mut last = None;
         while let Some(info) = pushed.next().await {
-            let info = info.map_err(|error| self.failed(DOING, error))?;
+            let info = match info {
+                // Whether the push is whole, the registry's side knows.
+                Err(error) if is_torn_end(&error) => break,
+                info => info.map_err(|error| self.failed(DOING, error))?,
+            };
             if let Some(message) = info.error_detail.and_then(|detail| detail.message) {
                 return Err(EngineError::Refused { doing: DOING.to_owned(), message });
             }
@@ -145,6 +159,13 @@ impl DockerEngine {
         }
         Ok(())
     }
+}
+
+/// Whether an answer ended with the carriage return of its last line, which the client takes for half a message where it
+/// arrives behind the message (bollard 0.21, its pull request 733). An answer that is cut looks the same, so what it should
+/// have said has to be there.
+fn is_torn_end(error: &DockerError) -> bool {
+    matches!(error, DockerError::IOError { err } if err.to_string() == "bytes remaining on stream")
 }
 
 fn split(reference: &str) -> (&str, &str) {

@@ -14,7 +14,7 @@ use nomad_build::engine::{
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::support::{eventually, world};
+use crate::support::{Torn, eventually, world};
 
 const LABEL: &str = "nomad-build-test.id";
 
@@ -39,8 +39,11 @@ impl Said {
 
 impl Bench {
     fn new() -> Self {
-        let engine = DockerEngine::new("/var/run/docker.sock");
-        Self { engine, id: uuid::Uuid::new_v4().simple().to_string() }
+        Self::at("/var/run/docker.sock")
+    }
+
+    fn at(socket: &str) -> Self {
+        Self { engine: DockerEngine::new(socket), id: uuid::Uuid::new_v4().simple().to_string() }
     }
 
     fn labels(&self) -> BTreeMap<String, String> {

@@ -12,6 +12,18 @@ async fn build_arguments_that_are_too_long_are_told_as_such() {
     assert!(matches!(error, EngineError::TooLong), "{error:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_whose_lines_and_their_ends_arrive_apart_is_whole() {
+    let torn = Torn::before("/var/run/docker.sock");
+    let bench = Bench::at(torn.socket.to_str().unwrap());
+    let image = bench.image("RUN echo built").await;
+    let reference = format!("{}/it/torn-{}:one", world().registry, bench.id);
+    let (output, mut said) = mpsc::channel(16);
+    let listening = tokio::spawn(async move { while said.recv().await.is_some() {} });
+    bench.engine.push(&image, &reference, output).await.unwrap();
+    listening.await.unwrap();
+}
+
 #[tokio::test]
 async fn build_arguments_and_labels_are_data_up_to_the_length_that_a_submission_may_have() {
     let bench = Bench::new();

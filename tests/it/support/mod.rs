@@ -11,6 +11,7 @@ mod registry;
 mod repository;
 mod service;
 mod sleeper;
+mod torn;
 mod upstream;
 
 use std::process::Command;
@@ -29,6 +30,7 @@ pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;
 pub(crate) use service::Service;
 pub(crate) use sleeper::Sleeper;
+pub(crate) use torn::Torn;
 pub(crate) use upstream::{Upstream, serve};
 
 use crate::stack::Stack;
