@@ -186,6 +186,8 @@ fn agent_config(dir: &DataDir, ports: AgentPorts, docker_host: Option<&str>) -> 
         "log_level": "WARN",
         "disable_update_check": true,
         // There is no Consul in this stack, and one that is on the machine is somebody else's.
+        // Everybody of this machine has one address: the service, its callers, the tests.
+        "limits": { "http_max_conns_per_client": 2000 },
         "consul": { "auto_advertise": false, "server_auto_join": false, "client_auto_join": false },
         "server": { "enabled": true, "bootstrap_expect": 1 },
         "client": {

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::stack::{Stack, processes_of, wait_for};
+use crate::support::world;
 
 const DOWN: Duration = Duration::from_mins(1);
 
@@ -135,4 +136,15 @@ fn supervisor_of(data_dir: &Path) -> Pid {
     let entries = Path::new("/proc").read_dir().unwrap().flatten();
     let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Pid::from_raw(pids.find(supervises).unwrap())
+}
+
+#[tokio::test]
+async fn nomad_takes_more_connections_of_this_machine_than_it_takes_of_one_client_by_default() {
+    let http = || reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let clients: Vec<_> = (0..150).map(|_| http()).collect();
+    let asked = clients.iter().map(|client| client.get(format!("{}/v1/status/leader", world().nomad)).send());
+    let answers = futures_util::future::join_all(asked).await;
+    // Each client keeps its connection.
+    let refused = answers.iter().filter(|answer| !answer.as_ref().unwrap().status().is_success());
+    assert_eq!(refused.count(), 0);
 }
