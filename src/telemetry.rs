@@ -33,6 +33,7 @@ pub struct Telemetry {
     watch_lag: Histogram,
     watch_breaks: IntCounterVec,
     watch_lists: IntCounterVec,
+    watch_corrections: IntCounterVec,
     http_requests: IntCounterVec,
     http_seconds: HistogramVec,
     /// Upstreams of task logs that are open.
@@ -97,6 +98,11 @@ impl Telemetry {
             watch_lists: counter(
                 "nomad_build_watch_lists_total",
                 "How often everything was listed.",
+                &["part"],
+            )?,
+            watch_corrections: counter(
+                "nomad_build_watch_corrections_total",
+                "Facts that a list brought and the stream before it had not.",
                 &["part"],
             )?,
             http_requests: counter(
@@ -194,6 +200,11 @@ impl Telemetry {
     pub fn listed(&self, part: &str) {
         self.watch_lists.with_label_values(&[part]).inc();
         tracing::debug!(part, "listed");
+    }
+
+    /// A list brought facts that were lost on their way.
+    pub fn corrected(&self, part: &str, facts: u64) {
+        self.watch_corrections.with_label_values(&[part]).inc_by(facts);
     }
 
     /// A request was answered. The route is the pattern, never the path.

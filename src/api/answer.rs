@@ -62,6 +62,8 @@ pub enum Code {
     JobNotFound,
     /// The job has not ended.
     JobLive,
+    /// An idempotency key came with another body before.
+    IdempotencyKeyReused,
     /// Nomad does not answer, or not as it should.
     NomadUnavailable,
     /// Not ready to serve.
@@ -82,6 +84,7 @@ impl Code {
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::JobNotFound => (StatusCode::NOT_FOUND, "job_not_found"),
             Self::JobLive => (StatusCode::CONFLICT, "job_live"),
+            Self::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::NomadUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "nomad_unavailable"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -143,7 +146,11 @@ impl From<SubmitError> for Problem {
         match error {
             SubmitError::Invalid(invalid) => invalid.into(),
             SubmitError::Nomad(ref cause) => Self::of_nomad(cause, &error),
-            SubmitError::Unconfirmed(..) => Self::caused(Code::NomadUnavailable, error.to_string(), &error),
+            SubmitError::Unconfirmed(..) | SubmitError::Unanswered(..) | SubmitError::Ledger(_) => {
+                Self::caused(Code::NomadUnavailable, error.to_string(), &error)
+            }
+            SubmitError::KeyTaken => Self::new(Code::IdempotencyKeyReused, &error.to_string()),
+            SubmitError::Token => Self::parameter("X-Nomad-Token", "is no token that Nomad knows"),
             SubmitError::Render(_) => {
                 let message =
                     "the operator's job template cannot be used; the service's log says why".to_owned();

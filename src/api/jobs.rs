@@ -6,15 +6,19 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::HeaderMap;
+use axum::http::header::AGE;
 use axum::http::request::Parts;
+use axum::response::IntoResponse;
 use chrono::{DateTime, SecondsFormat, Utc};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::App;
-use super::answer::{Code, Data, Problem};
-use crate::job::{Failure, Git, Image, JobId, Location, Phase, Record, Status, Timestamps};
+use super::answer::{Code, Data, Problem, rfc3339};
+use crate::job::{
+    Failure, Git, IdempotencyKey, Image, InvalidKey, JobId, Location, Phase, Record, Status, Timestamps,
+};
 use crate::service::Killed;
 
 /// A job ID from a path. What is none cannot be the ID of a job: 404, not 400.
@@ -39,6 +43,18 @@ fn caller_token(headers: &HeaderMap) -> Option<SecretString> {
         |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
     let bearer = || text("authorization").and_then(|value| value.strip_prefix("Bearer "));
     text("x-nomad-token").or_else(bearer).map(SecretString::from)
+}
+
+/// The key that makes sending a submission again harmless.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
+    const NAME: &str = "Idempotency-Key";
+    let mut values = headers.get_all(NAME).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Problem::parameter(NAME, "was sent twice"));
+    }
+    let key = value.to_str().map_err(|_| InvalidKey).and_then(str::parse);
+    key.map(Some).map_err(|error| Problem::parameter(NAME, &error.to_string()))
 }
 
 /// Runs what must not stop half-way when its caller goes away.
@@ -74,8 +90,9 @@ pub(super) async fn submit(
         app.service.validate(body)?;
         return Ok(Data(Submitted { job_id: None, valid: Some(true) }));
     }
-    let caller = caller_token(&headers);
-    let job_id = to_its_end(async move { app.service.submit(body, caller).await }).await??;
+    let (key, caller) = (idempotency_key(&headers)?, caller_token(&headers));
+    let submitted = async move { app.service.submit(body, key.as_ref(), caller).await };
+    let job_id = to_its_end(submitted).await??;
     Ok(Data(Submitted { job_id: Some(job_id), valid: None }))
 }
 
@@ -91,6 +108,8 @@ pub(super) struct StatusBody {
     failure: Option<Failure>,
     placement: Option<String>,
     nomad: Location,
+    #[serde(serialize_with = "rfc3339")]
+    as_of: DateTime<Utc>,
 }
 
 #[derive(Serialize)]
@@ -131,7 +150,7 @@ impl From<&Timestamps> for PhaseTimestamps {
 }
 
 impl StatusBody {
-    fn new(record: &Record, live: i64) -> Self {
+    fn new(record: &Record, live: i64, as_of: DateTime<Utc>) -> Self {
         let times = &record.timestamps;
         Self {
             job_id: record.id.clone(),
@@ -149,14 +168,18 @@ impl StatusBody {
             failure: record.failure.clone(),
             placement: record.placement.clone(),
             nomad: record.nomad.clone(),
+            as_of,
         }
     }
 }
 
 /// `GET /jobs/{id}/status`
-pub(super) async fn status(State(app): State<App>, Id(id): Id) -> Result<Data<StatusBody>, Problem> {
+pub(super) async fn status(State(app): State<App>, Id(id): Id) -> Result<impl IntoResponse, Problem> {
+    // Before the record is read, which may be newer than this says, and never older.
+    let as_of = app.service.as_of();
     let record = app.service.record(&id).await?;
-    Ok(Data(StatusBody::new(&record, app.service.live())))
+    let age = (Utc::now() - as_of).num_seconds().max(0).to_string();
+    Ok(([(AGE, age)], Data(StatusBody::new(&record, app.service.live(), as_of))))
 }
 
 #[derive(Serialize)]

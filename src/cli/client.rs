@@ -20,6 +20,9 @@ const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// The header that carries the caller's own Nomad token.
 pub(super) static TOKEN_HEADER: HeaderName = HeaderName::from_static("x-nomad-token");
 
+/// The header that makes sending a submission again harmless.
+static KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// The service, as seen from here.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -86,7 +89,29 @@ impl Client {
         url: Url,
         body: Option<&serde_json::Value>,
     ) -> Result<Box<RawValue>, Error> {
-        let answer = self.http.execute(self.request(method, url, body)).await;
+        self.send(doing, self.request(method, url, body)).await
+    }
+
+    /// Submits a build, under a key where there is one.
+    pub(super) async fn submit(
+        &self,
+        doing: &str,
+        body: &serde_json::Value,
+        key: Option<&str>,
+    ) -> Result<Box<RawValue>, Error> {
+        let mut request = self.request(Method::POST, self.url(&["jobs"], &[]), Some(body));
+        if let Some(key) = key {
+            let key = HeaderValue::from_str(key).map_err(|source| {
+                Error::new(Exit::Usage, "reading --idempotency-key, which cannot stand in a header")
+                    .caused_by(source)
+            })?;
+            request.headers_mut().insert(KEY_HEADER.clone(), key);
+        }
+        self.send(doing, request).await
+    }
+
+    async fn send(&self, doing: &str, request: Request) -> Result<Box<RawValue>, Error> {
+        let answer = self.http.execute(request).await;
         let answer = answer.map_err(|source| unreachable(doing, source))?;
         let status = answer.status();
         let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);

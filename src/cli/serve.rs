@@ -58,7 +58,7 @@ async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
     let address = listener.local_addr().map_or_else(|_| listen.to_string(), |address| address.to_string());
     tracing::info!(address, version = env!("CARGO_PKG_VERSION"), "serving");
     let background = Arc::clone(&service);
-    let watch = tokio::spawn(async move { background.run().await });
+    let watch = tokio::spawn(async move { Box::pin(background.run()).await });
     work.spawn(api::serve(listener, service, stop.clone().cancelled_owned()));
     wait_for_stop(while_stdin_open).await.map_err(|source| starting().caused_by(source))?;
     tracing::info!("stopping: answers that were begun are finished");

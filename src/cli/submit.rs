@@ -1,6 +1,5 @@
 //! `submit`: one POST, and the job's log where it is wanted.
 
-use reqwest::Method;
 use serde_json::json;
 
 use super::client::{Client, read};
@@ -20,6 +19,9 @@ pub(super) struct Args {
     /// Let the log's control characters through to a terminal
     #[arg(long, requires = "follow")]
     raw: bool,
+    /// Sent again with the same key, the submission is the same job: the build's ID in the CI system, for example
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     #[command(flatten)]
     submission: Submission,
 }
@@ -29,7 +31,7 @@ pub(super) async fn run(args: Args, globals: &Globals, output: &mut Output) -> R
     let client = Client::new(globals)?;
     let body = args.submission.body()?;
     let doing = format!("submitting the build to {}", client.base());
-    let data = client.call(&doing, Method::POST, client.url(&["jobs"], &[]), Some(&body)).await?;
+    let data = client.submit(&doing, &body, args.idempotency_key.as_deref()).await?;
     let job = read::<Submitted>("the submission", &data)?.job_id;
     if !args.follow {
         match output.format() {

@@ -144,14 +144,31 @@ impl Facts {
         replace(&mut self.placement, index, placement)
     }
 
-    /// Takes in what the phases say.
-    pub fn see_progress(&mut self, index: u64, progress: Progress) -> bool {
-        replace(&mut self.progress, index, progress)
+    /// Takes in what the phases say. What they said once stands, whatever a restored Nomad shows.
+    pub fn see_progress(&mut self, index: u64, mut progress: Progress) -> bool {
+        let (known, standing) = &mut self.progress;
+        if *known < index {
+            progress.keep(standing);
+            self.progress = (index, progress);
+            return true;
+        }
+        standing.keep(&progress)
     }
 
     /// Takes in the fence.
     pub fn see_claim(&mut self, index: u64, claim: Claim) -> bool {
         replace(&mut self.claim, index, Some(claim))
+    }
+
+    /// Nomad is in an older state than what was heard of it: what it says from now on counts, whatever its index. What the
+    /// job decided and its phases told stands.
+    pub fn begin_anew(&mut self) {
+        if let Some(job) = &mut self.job {
+            job.index = 0;
+        }
+        self.allocations.clear();
+        self.placement = (0, None);
+        self.progress.0 = 0;
     }
 
     /// The allocation that counts: the one created last.

@@ -15,6 +15,28 @@ const PREFIX: &str = "nb-";
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);
 
+/// What makes an ID of a key: any UUID would do, as long as it never changes.
+const OF_KEYS: Uuid = Uuid::from_u128(0x6b0e_9f6c_53a1_4f0e_9d0b_7a52_c1d8_34ee);
+
+/// What a caller calls a submission, so that sending it again makes no second job: `Idempotency-Key`, 1 to 255 visible
+/// ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey(String);
+
+/// A text that is no key.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("must be 1 to 255 visible ASCII characters, without spaces")]
+pub struct InvalidKey;
+
+impl FromStr for IdempotencyKey {
+    type Err = InvalidKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        let fits = (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits { Ok(Self(text.to_owned())) } else { Err(InvalidKey) }
+    }
+}
+
 /// A text that is not a job ID.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a job ID: a job ID is \"nb-\" and a lower-case UUID")]
@@ -27,6 +49,13 @@ impl JobId {
     /// The job ID of a UUID.
     pub fn from_uuid(uuid: Uuid) -> Self {
         Self(format!("{PREFIX}{}", uuid.hyphenated()))
+    }
+
+    /// The job ID of a key: the same on every replica, and another one for each caller and namespace.
+    pub fn of_key(namespace: &str, accessor: &str, key: &IdempotencyKey) -> Self {
+        // None of them holds a line's end, so no two triples give one name.
+        let name = [namespace, accessor, &key.0].join("\n");
+        Self::from_uuid(Uuid::new_v5(&OF_KEYS, name.as_bytes()))
     }
 
     /// The ID as text.
@@ -74,6 +103,28 @@ mod tests {
     fn an_id_reads_back_as_it_was_written() {
         let id = JobId::from_uuid(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001));
         assert_eq!(id.to_string().parse(), Ok(id));
+    }
+
+    #[test]
+    fn a_key_names_one_job_for_each_caller_and_namespace() {
+        let id = |namespace: &str, accessor: &str, key: &str| {
+            JobId::of_key(namespace, accessor, &key.parse().unwrap())
+        };
+        // It must never change: a retry may meet a newer version.
+        assert_eq!(id("ci", "", "a").to_string(), "nb-28900495-0bfd-50db-bc3b-c039a851cba0");
+        let ids = [id("ci", "", "a"), id("ci", "", "b"), id("ci", "b", "a"), id("cib", "", "a")];
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert!(ids.iter().all(|id| id.to_string().parse().as_ref() == Ok(id)));
+    }
+
+    #[test]
+    fn a_key_is_short_and_visible() {
+        for key in ["", " ", "a b", "é", "a\n", &"k".repeat(256)] {
+            assert_eq!(key.parse::<IdempotencyKey>(), Err(InvalidKey), "{key:?}");
+        }
+        for key in ["a", "\"8e03978e\"", &"k".repeat(255)] {
+            assert!(key.parse::<IdempotencyKey>().is_ok(), "{key:?}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod submission;
 pub use claim::{Claim, Verdict};
 pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
 pub use fields::{FieldError, Invalid};
-pub use id::{InvalidId, JobId};
+pub use id::{IdempotencyKey, InvalidId, InvalidKey, JobId};
 pub use labels::Labels;
 pub use line::{Line, Stream, Tag as LineTag};
 pub(crate) use line::{escape, part_length};

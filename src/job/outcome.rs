@@ -191,6 +191,20 @@ impl Progress {
         true
     }
 
+    /// Takes over what an earlier state knew and this one does not: phases, and that they were over. Returns whether there
+    /// was any.
+    pub(super) fn keep(&mut self, earlier: &Self) -> bool {
+        let mut kept = false;
+        for (&phase, known) in &earlier.outcomes {
+            let newer = self.of(phase);
+            if newer.is_none_or(|newer| known.is_over() && !newer.is_over()) {
+                self.outcomes.insert(phase, known.clone());
+                kept = true;
+            }
+        }
+        kept
+    }
+
     /// The last phase that has begun.
     pub fn latest(&self) -> Option<(Phase, &Outcome)> {
         self.outcomes.iter().next_back().map(|(phase, outcome)| (*phase, outcome))

@@ -35,6 +35,9 @@ pub enum Kind {
         /// Nomad's text.
         message: String,
     },
+    /// An older state than before: of a server that is cut off, or of a restored snapshot.
+    #[error("Nomad showed an older state than before")]
+    Older,
     /// An answer that is not what Nomad's documentation says.
     #[error("Nomad's answer could not be understood")]
     Malformed,
@@ -68,31 +71,63 @@ impl Error {
         Self { doing: doing.to_owned(), kind, source: None }
     }
 
+    /// An answer that shows an older state than an earlier one did.
+    pub fn older(doing: &str, index: u64, earlier: u64) -> Self {
+        let why = format!("its index is {index}, and was {earlier} before");
+        Self { doing: doing.to_owned(), kind: Kind::Older, source: Some(why.into()) }
+    }
+
     /// Whether Nomad said no, so that nothing was changed.
     pub fn is_refusal(&self) -> bool {
         match &self.kind {
             Kind::NotFound | Kind::Forbidden | Kind::Conflict => true,
             Kind::Refused { status, .. } => (400..500).contains(status) && !self.is_passing(),
-            Kind::Unreachable | Kind::Malformed => false,
+            Kind::Unreachable | Kind::Malformed | Kind::Older => false,
         }
     }
 
-    /// Whether trying again may help: no answer, no leader, or too many requests.
+    /// Whether trying again may help: no answer, half an answer, no leader, or too many requests.
     pub fn is_passing(&self) -> bool {
         match &self.kind {
             // Nomad answers 404 for a file on a node that it has lost sight of.
-            Kind::Unreachable | Kind::Refused { status: 404, .. } => true,
+            Kind::Unreachable | Kind::Malformed | Kind::Refused { status: 404, .. } => true,
             Kind::Refused { status, message } => {
                 matches!(status, 429 | 502..=504)
-                    || (*status == 500
-                        && ["No cluster leader", "leadership lost", "rpc error: EOF", "connection refused"]
-                            .iter()
-                            .any(|text| message.contains(text)))
+                    || (*status == 500 && PASSING.iter().any(|text| message.contains(text)))
             }
             _ => false,
         }
     }
 }
+
+/// What Nomad says with status 500 while its servers agree on a leader, or cannot reach each other.
+///
+/// Source: Nomad 1.11, `nomad/structs/errors.go` and `helper/pool`; raft 1.7, `api.go`; yamux 0.1, `const.go`; Go's `net`.
+const PASSING: &[&str] = &[
+    "No cluster leader",
+    "Not ready to serve consistent reads",
+    "No path to region",
+    "leadership lost",
+    "leadership transfer in progress",
+    "node is not the leader",
+    "raft is already shutdown",
+    "timed out enqueuing operation",
+    "snapshot restored while committing log",
+    "failed to get conn",
+    "lead thread didn't get connection",
+    "rpc error: EOF",
+    "unexpected EOF",
+    "session shutdown",
+    "stream closed",
+    "keepalive timeout",
+    "connection write timeout",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "i/o timeout",
+    "i/o deadline reached",
+    "no route to host",
+];
 
 #[cfg(test)]
 mod tests {
@@ -110,14 +145,17 @@ mod tests {
             (404, "job not found", false, true),
             (403, "Permission denied", false, true),
             (400, "bad request", false, true),
-            // Nobody says that nothing was written.
-            (500, "rpc error: lead thread didn't get connection", false, false),
+            // Nobody says whether anything was written.
+            (500, "rpc error: lead thread didn't get connection", true, false),
+            (500, "rpc error: node is not the leader", true, false),
+            (500, "1 error occurred: invalid job", false, false),
             (500, "Enforcing job modify index 0: job already exists", false, true),
         ] {
             let error = Error::answered("asking", status, body);
             assert_eq!((error.is_passing(), error.is_refusal()), (passing, refusal), "{status} {body}");
         }
-        let silent = Error::unreachable("asking", "no answer");
-        assert!(silent.is_passing() && !silent.is_refusal());
+        for lost in [Error::unreachable("asking", "no answer"), Error::malformed("asking", "half of one")] {
+            assert!(lost.is_passing() && !lost.is_refusal());
+        }
     }
 }

@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use reqwest::Response;
 use serde::Deserialize;
 
@@ -14,7 +16,7 @@ use super::error::Error;
 use super::types::{Allocation, Evaluation, Job};
 
 /// Nomad's heartbeat comes every 30 s; a stream silent for longer is a connection that died unseen.
-const SILENCE: Duration = Duration::from_secs(75);
+const SILENCE: Duration = Duration::from_secs(45);
 
 /// The longest line taken: a job with its specification is far below.
 const LINE: usize = 16 << 20;
@@ -72,15 +74,17 @@ struct Payload {
     evaluation: Option<Box<Evaluation>>,
 }
 
-/// An open event stream.
+/// An event stream, open or on its way to be. An error ends it.
 pub struct EventStream {
-    response: Response,
+    opening: BoxFuture<'static, Result<Response, Error>>,
+    response: Option<Response>,
     buffer: BytesMut,
 }
 
 impl Client {
-    /// Opens the stream of jobs, allocations and evaluations from an index on.
-    pub async fn events(&self, namespace: &str, index: u64) -> Result<EventStream, Error> {
+    /// Opens the stream of jobs, allocations and evaluations from an index on, as far as Nomad still has it; 0 is the
+    /// oldest that it has.
+    pub fn events(&self, namespace: &str, index: u64) -> EventStream {
         let doing = format!("opening the event stream of namespace {namespace:?}");
         let request = Request::get(&["event", "stream"], doing)
             .query("namespace", namespace)
@@ -88,11 +92,26 @@ impl Client {
             .query("topic", "Job")
             .query("topic", "Allocation")
             .query("topic", "Evaluation");
-        Ok(EventStream { response: self.open(request, SILENCE).await?, buffer: BytesMut::new() })
+        let client = self.clone();
+        let opening = async move { client.open(request, SILENCE).await };
+        EventStream { opening: opening.boxed(), response: None, buffer: BytesMut::new() }
     }
 }
 
 impl EventStream {
+    /// Waits until Nomad has begun the stream; versions before 1.11 do so with the first event.
+    pub async fn opened(&mut self) -> Result<(), Error> {
+        self.response().await.map(drop)
+    }
+
+    async fn response(&mut self) -> Result<&mut Response, Error> {
+        match self.response {
+            Some(ref mut response) => Ok(response),
+            // Goes on where an earlier wait was given up.
+            None => Ok(self.response.insert((&mut self.opening).await?)),
+        }
+    }
+
     /// The next line. An error at the stream's end, and when it is silent for too long.
     pub async fn next(&mut self) -> Result<Heard, Error> {
         const DOING: &str = "reading the event stream";
@@ -105,7 +124,8 @@ impl EventStream {
             if self.buffer.len() > LINE {
                 return Err(Error::malformed(DOING, "a line of it does not end"));
             }
-            let chunk = tokio::time::timeout(SILENCE, self.response.chunk());
+            let response = self.response().await?;
+            let chunk = tokio::time::timeout(SILENCE, response.chunk());
             match chunk.await.map_err(|error| Error::unreachable(DOING, error))? {
                 Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
                 Ok(None) => return Err(Error::unreachable(DOING, "it ended")),

@@ -2,6 +2,7 @@
 //!
 //! Invariant: knows nothing of builds. What it returns is what Nomad said.
 
+mod acl;
 mod client;
 mod error;
 mod events;

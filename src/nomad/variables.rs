@@ -51,6 +51,11 @@ fn path(variable: &str) -> Vec<&str> {
     std::iter::once("var").chain(variable.split('/')).collect()
 }
 
+fn list(namespace: &str, prefix: &str) -> Request {
+    let doing = format!("listing the Variables {prefix}* of namespace {namespace:?}");
+    Request::get(&["vars"], doing).query("namespace", namespace).query("prefix", prefix)
+}
+
 fn put(
     namespace: &str,
     variable: &str,
@@ -101,7 +106,16 @@ impl Client {
         }
     }
 
-    /// The Variables below a prefix, waiting until they differ from those of an index; 0 does not wait.
+    /// The Variables below a prefix.
+    pub async fn variables(
+        &self,
+        namespace: &str,
+        prefix: &str,
+    ) -> Result<Indexed<Vec<VariableStub>>, Error> {
+        self.call(list(namespace, prefix)).await
+    }
+
+    /// The same, waiting until they differ from those of an index; 0 does not wait.
     pub async fn variables_after(
         &self,
         namespace: &str,
@@ -109,12 +123,10 @@ impl Client {
         index: u64,
         wait: Duration,
     ) -> Result<Indexed<Vec<VariableStub>>, Error> {
-        let doing = format!("listing the Variables {prefix}* of namespace {namespace:?}");
-        let request = Request::get(&["vars"], doing).query("namespace", namespace).query("prefix", prefix);
         if index == 0 {
-            return self.call(request).await;
+            return self.variables(namespace, prefix).await;
         }
-        self.wait(request, index, wait).await
+        self.wait(list(namespace, prefix), index, wait).await
     }
 
     /// Takes the lock on a Variable for `ttl`; none where another one holds it.

@@ -3,10 +3,12 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, TimeDelta, Utc};
+
 use crate::nomad::Error;
 
-/// Nomad pushes at least every minute, be it a heartbeat or a blocking query's end.
-const STALE: Duration = Duration::from_secs(100);
+/// Nomad pushes at least every half minute, be it a heartbeat or a blocking query's end.
+const STALE: Duration = Duration::from_mins(1);
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,23 @@ impl Freshness {
         state.broken[part as usize] = Some(error.to_string());
     }
 
+    /// Whether everything was listed once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.heard().is_some()
+    }
+
+    /// When what is known was last known to be all there is; none before the first time.
+    pub(super) fn as_of(&self) -> Option<DateTime<Utc>> {
+        let age = TimeDelta::from_std(self.heard()?.elapsed()).unwrap_or(TimeDelta::MAX);
+        Utc::now().checked_sub_signed(age)
+    }
+
+    fn heard(&self) -> Option<Instant> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [jobs, ledger] = state.heard;
+        Some(jobs?.min(ledger?))
+    }
+
     /// Why the store cannot be believed; none where it can.
     pub(super) fn doubt(&self) -> Option<String> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,7 +65,7 @@ impl Freshness {
         match state.heard {
             [None, _] | [_, None] => Some("the first list of jobs is not complete yet".to_owned()),
             [Some(jobs), Some(ledger)] if jobs.min(ledger).elapsed() > STALE => {
-                Some("nothing was heard of Nomad for over 100 seconds".to_owned())
+                Some("nothing was heard of Nomad for over a minute".to_owned())
             }
             _ => None,
         }

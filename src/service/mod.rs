@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::sync::watch::Receiver;
 
 use crate::config::Config;
@@ -80,6 +81,7 @@ impl Service {
         let watcher = Watcher {
             nomad: self.nomad.clone(),
             namespace: self.config.namespace.clone(),
+            ledger: self.ledger.clone(),
             store: Arc::clone(&self.store),
             freshness: Arc::clone(&self.freshness),
             telemetry: Arc::clone(&self.telemetry),
@@ -133,9 +135,16 @@ impl Service {
         self.nomad.leader().await.err().map(|error| error.to_string())
     }
 
+    /// When what is shown was last known to be all there is: seconds ago, and longer where Nomad does not answer.
+    pub fn as_of(&self) -> DateTime<Utc> {
+        // Before everything was listed, each read asks Nomad.
+        self.freshness.as_of().unwrap_or_else(Utc::now)
+    }
+
     /// A job's record. One that is known costs no call to Nomad.
     pub async fn record(&self, id: &JobId) -> Result<Arc<Record>, FindError> {
-        if let Some(record) = self.store.record(id) {
+        // Half of what is to be known would tell a job that has ended as one that waits.
+        if let Some(record) = self.store.record(id).filter(|_| self.freshness.is_complete()) {
             return Ok(record);
         }
         self.look_up(id).await?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
 
-use crate::job::{Due, Facts, JobId, Record};
+use crate::job::{Claim, Due, Facts, JobId, Outcome, Record};
 use crate::telemetry::{JobEnded, Telemetry};
 
 /// How long a job that was forgotten stays so: a list of jobs that was read before is applied long before.
@@ -70,19 +70,35 @@ impl Store {
         self.read().known.keys().cloned().collect()
     }
 
-    /// Takes in facts of a job, unless it was forgotten. `see` says whether they were news.
-    pub(super) fn see(&self, id: &JobId, see: impl FnOnce(&mut Facts) -> bool) {
+    /// Takes in facts of a job, unless it was forgotten. `see` says whether they were news; so does this.
+    pub(super) fn see(&self, id: &JobId, see: impl FnOnce(&mut Facts) -> bool) -> bool {
         let mut jobs = self.write();
         if jobs.forgotten.contains_key(id) {
-            return;
+            return false;
         }
         let entry = jobs
             .known
             .entry(id.clone())
             .or_insert_with(|| Entry { facts: Facts::new(id.clone()), record: None });
-        if see(&mut entry.facts) {
+        let news = see(&mut entry.facts);
+        if news {
             self.fold(entry);
         }
+        news
+    }
+
+    /// Nomad is in an older state than what is known: see [`Facts::begin_anew`]. Records stay until it is listed.
+    pub(super) fn begin_anew(&self) {
+        self.write().known.values_mut().for_each(|entry| entry.facts.begin_anew());
+    }
+
+    /// What was decided of the jobs that are known, and how they were published.
+    pub(super) fn decided(&self) -> Vec<(JobId, Claim, Option<Outcome>)> {
+        let decided = |(id, entry): (&JobId, &Entry)| {
+            let claim = entry.facts.claim.1.clone()?;
+            Some((id.clone(), claim, entry.facts.published().cloned()))
+        };
+        self.read().known.iter().filter_map(decided).collect()
     }
 
     fn fold(&self, entry: &mut Entry) {
@@ -141,7 +157,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::job::{Claim, JobFacts, Labels, Reason, Status, Verdict};
+    use crate::job::{JobFacts, Labels, Reason, Status, Verdict};
 
     fn id(number: u128) -> JobId {
         JobId::from_uuid(Uuid::from_u128(number))

@@ -1,18 +1,25 @@
 //! Submit: check, copy credentials, register. A job that is not accepted publishes nothing, and its copies of credentials
 //! are removed, at the latest when Nomad answers again.
 
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::credentials::{Copies, Unreadable, remove_copies};
-use super::{FOR_EVER, PATIENCE, Service};
-use crate::job::{Claim, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
-use crate::ledger::Ledger;
-use crate::nomad::{Client, Error, Kind, patiently};
+use super::{FOR_EVER, PATIENCE, Service, translate};
+use crate::job::{Claim, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
+use crate::ledger::{Ledger, LedgerError, Reservation};
+use crate::nomad::{Client, Error, Job, Kind, patiently};
 use crate::render::{self, RenderError};
 use crate::telemetry::chain;
+
+/// How often an attempt looks for the job of an earlier one with the same key: for about 3 s.
+const FIRST_ATTEMPT: usize = 7;
 
 /// Why a submission was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +38,37 @@ pub enum SubmitError {
         "Nomad did not confirm job {0} in time: it is being withdrawn; submit again, or see whether it exists"
     )]
     Unconfirmed(JobId, #[source] Error),
+    /// The same, of a submission with a key: its caller finds out by sending it again.
+    #[error("Nomad did not confirm job {0} in time: submit again with the same Idempotency-Key")]
+    Unanswered(JobId, #[source] Error),
+    /// The key was used for something else.
+    #[error("another submission was made with this Idempotency-Key: use a new key for each build")]
+    KeyTaken,
+    /// The caller's token is none.
+    #[error("Nomad does not know the caller's token")]
+    Token,
+    /// The key's reservation could not be read or written.
+    #[error("the submission's key could not be looked up")]
+    Ledger(#[from] LedgerError),
+}
+
+/// What becomes of a job of which Nomad does not say whether it is registered.
+#[derive(Clone, Copy)]
+enum Doubt {
+    /// Its caller is told that it is refused, so it must not run.
+    Withdraw,
+    /// Its caller sends it again.
+    Retry,
+}
+
+/// How a job came to be in Nomad.
+enum Registered {
+    /// By this attempt, at this index.
+    Now(u64),
+    /// By another one.
+    Before(Box<Job>),
+    /// By another one, and it cannot be read now.
+    Somehow,
 }
 
 impl Service {
@@ -39,11 +77,75 @@ impl Service {
         Spec::from_json(body, &self.config.policy)
     }
 
-    /// Accepts a submission: once this returns, the job is in Nomad.
-    pub async fn submit(&self, body: Value, caller: Option<SecretString>) -> Result<JobId, SubmitError> {
+    /// Accepts a submission: once this returns, the job is in Nomad. With a key it is the job that the key's first
+    /// submission made, on whatever replica.
+    pub async fn submit(
+        &self,
+        body: Value,
+        key: Option<&IdempotencyKey>,
+        caller: Option<SecretString>,
+    ) -> Result<JobId, SubmitError> {
+        let fingerprint = fingerprint(&body);
         let spec = self.validate(body)?;
-        let id = JobId::from_uuid(Uuid::now_v7());
-        let now = Utc::now();
+        let now = to_milliseconds(Utc::now());
+        let Some(key) = key else {
+            return self.accept(JobId::from_uuid(Uuid::now_v7()), spec, now, caller, Doubt::Withdraw).await;
+        };
+        let id = JobId::of_key(&self.config.namespace, &self.accessor(caller.clone()).await?, key);
+        match self.ledger.reserve(&id, &fingerprint, now).await? {
+            Reservation::Taken => Err(SubmitError::KeyTaken),
+            Reservation::First => self.accept(id, spec, now, caller, Doubt::Retry).await,
+            Reservation::Again(_) if self.was_accepted_soon(&id).await? => Ok(id),
+            // The attempt that reserved it broke off. Nomad does not keep two registrations apart that come at the same
+            // moment, so all of them are alike, down to their time.
+            Reservation::Again(first) => self.accept(id, spec, first, caller, Doubt::Retry).await,
+        }
+    }
+
+    /// Whether a job was registered, or is within a few seconds: the first attempt may go on beside this one.
+    async fn was_accepted_soon(&self, id: &JobId) -> Result<bool, SubmitError> {
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(20))
+            .with_max_times(FIRST_ATTEMPT)
+            .with_jitter()
+            .build();
+        loop {
+            match (self.was_accepted(id).await?, delays.next()) {
+                (true, _) => return Ok(true),
+                (false, None) => return Ok(false),
+                (false, Some(delay)) => tokio::time::sleep(delay).await,
+            }
+        }
+    }
+
+    async fn accessor(&self, caller: Option<SecretString>) -> Result<String, SubmitError> {
+        let nomad = self.nomad.with_token(caller);
+        patiently(PATIENCE, || nomad.accessor()).await.map_err(|error| match error.kind {
+            Kind::Forbidden => SubmitError::Token,
+            _ => error.into(),
+        })
+    }
+
+    /// Whether a job was registered, be it long ago: its claim outlives it.
+    async fn was_accepted(&self, id: &JobId) -> Result<bool, SubmitError> {
+        if self.store.record(id).is_some() {
+            return Ok(true);
+        }
+        match patiently(PATIENCE, || self.nomad.job(&self.config.namespace, id.as_str())).await {
+            Ok(_) => Ok(true),
+            Err(Error { kind: Kind::NotFound, .. }) => Ok(self.ledger.claim(id).await?.is_some()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn accept(
+        &self,
+        id: JobId,
+        spec: Spec,
+        now: DateTime<Utc>,
+        caller: Option<SecretString>,
+        doubt: Doubt,
+    ) -> Result<JobId, SubmitError> {
         let payload = Payload {
             job: id.clone(),
             spec,
@@ -56,17 +158,21 @@ impl Service {
                 Unreadable::Fields(fields) => SubmitError::Invalid(Invalid(fields)),
                 Unreadable::Nomad(error) => SubmitError::Nomad(error),
             })?;
-        let index = self.register(&id, &job, copies).await?;
-        let facts = JobFacts {
+        let registered = self.register(&id, &job, copies, doubt).await?;
+        let facts = |index| JobFacts {
             index,
             namespace: self.config.namespace.clone(),
             labels: payload.spec.labels_for_lists(),
-            submitted_at: to_milliseconds(now),
+            submitted_at: now,
             stopped: false,
             gone: false,
         };
-        // Of a job whose index could not be read, the watcher tells: a list that was begun before would miss it.
-        if index > 0 {
+        let facts = match registered {
+            Registered::Now(index) => Some(facts(index)),
+            Registered::Before(job) => translate::job(&job).map(|(_, facts)| facts),
+            Registered::Somehow => None,
+        };
+        if let Some(facts) = facts {
             self.store.see(&id, |known| known.see_job(facts));
         }
         tracing::info!(job = %id, owner = %payload.spec.owner, image = payload.spec.image(), "job submitted");
@@ -74,7 +180,13 @@ impl Service {
     }
 
     /// Registers create-only, so that an attempt after a lost answer makes no second job.
-    async fn register(&self, id: &JobId, job: &Value, copies: Copies) -> Result<u64, SubmitError> {
+    async fn register(
+        &self,
+        id: &JobId,
+        job: &Value,
+        copies: Copies,
+        doubt: Doubt,
+    ) -> Result<Registered, SubmitError> {
         let namespace = &self.config.namespace;
         self.write_credentials(&copies).await?;
         let mut attempts = 0;
@@ -83,30 +195,31 @@ impl Service {
             self.nomad.register(namespace, id.as_str(), job)
         });
         let registered = registered.await;
-        match registered {
-            Ok(registration) => Ok(registration.job_modify_index),
-            // The ID is fresh: who else has registered it than an attempt whose answer was lost?
-            Err(Error { kind: Kind::Conflict, .. }) => {
+        match (registered, doubt) {
+            (Ok(registration), _) => Ok(Registered::Now(registration.job_modify_index)),
+            // Only who submits the same has this ID: an attempt whose answer was lost, or one with the same key.
+            (Err(Error { kind: Kind::Conflict, .. }), _) => {
                 let found = patiently(PATIENCE, || self.nomad.job(namespace, id.as_str())).await;
-                // It is there. Where it cannot be read now, the watcher brings the index.
-                Ok(found.map_or(0, |job| job.modify_index))
+                // It is there. Where it cannot be read now, the watcher brings it.
+                Ok(found.map_or(Registered::Somehow, |job| Registered::Before(Box::new(job))))
             }
             // Refused at once, and for good: no attempt can have registered it.
-            Err(error) if attempts == 1 && error.is_refusal() => {
+            (Err(error), _) if attempts == 1 && error.is_refusal() => {
                 self.remove_copies(&copies).await;
                 Err(error.into())
             }
-            Err(error) => self.withdraw(id, copies, error).await,
+            (Err(error), Doubt::Withdraw) => self.withdraw(id, copies, error).await,
+            (Err(error), Doubt::Retry) => Err(SubmitError::Unanswered(id.clone(), error)),
         }
     }
 
     /// Withdraws a job that may or may not be registered, and goes on with that where its caller has waited long enough.
-    async fn withdraw(&self, id: &JobId, copies: Copies, error: Error) -> Result<u64, SubmitError> {
+    async fn withdraw(&self, id: &JobId, copies: Copies, error: Error) -> Result<Registered, SubmitError> {
         let paths = copies.into_iter().map(|(path, _)| path).collect();
         let withdrawal = withdraw(self.nomad.clone(), self.config.namespace.clone(), id.clone(), paths);
         match tokio::time::timeout(PATIENCE, tokio::spawn(withdrawal)).await {
             // Decided already, so it is registered, and stands.
-            Ok(Ok(false)) => Ok(0),
+            Ok(Ok(false)) => Ok(Registered::Somehow),
             _ => Err(SubmitError::Unconfirmed(id.clone(), error)),
         }
     }
@@ -125,6 +238,11 @@ async fn withdraw(nomad: Client, namespace: String, id: JobId, copies: Vec<Strin
         Err(error) => tracing::error!(job = %id, error = chain(&error), "a job could not be withdrawn"),
     }
     true
+}
+
+/// The body's SHA-256: of its JSON with sorted keys and without spaces, so that how it was written does not count.
+fn fingerprint(body: &Value) -> String {
+    Sha256::digest(body.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The time as the job's meta has it, so that every replica shows the same.

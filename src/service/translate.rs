@@ -1,24 +1,28 @@
 //! From Nomad's words to a job's facts. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels};
 use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure};
 
 pub(super) fn job(job: &Job) -> Option<(JobId, JobFacts)> {
-    let (labels, submitted_at) = Labels::from_meta(&job.meta)?;
-    let facts = JobFacts {
-        index: job.modify_index,
-        namespace: job.namespace.clone(),
-        labels,
-        submitted_at,
-        stopped: job.stop,
-        gone: false,
-    };
-    Some((job.id.parse().ok()?, facts))
+    facts(&job.id, &job.namespace, job.stop, &job.meta, job.modify_index)
 }
 
-pub(super) fn stub(stub: JobStub) -> Option<(JobId, JobFacts)> {
-    let JobStub { id, namespace, stop, meta, modify_index } = stub;
-    job(&Job { id, namespace, stop, meta, modify_index, ..Job::default() })
+pub(super) fn stub(stub: &JobStub) -> Option<(JobId, JobFacts)> {
+    facts(&stub.id, &stub.namespace, stub.stop, &stub.meta, stub.modify_index)
+}
+
+fn facts(
+    id: &str,
+    namespace: &str,
+    stopped: bool,
+    meta: &BTreeMap<String, String>,
+    index: u64,
+) -> Option<(JobId, JobFacts)> {
+    let (labels, submitted_at) = Labels::from_meta(meta)?;
+    let namespace = namespace.to_owned();
+    Some((id.parse().ok()?, JobFacts { index, namespace, labels, submitted_at, stopped, gone: false }))
 }
 
 pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFacts)> {
@@ -110,8 +114,6 @@ fn in_words(failure: &PlacementFailure) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::nomad::TaskState;
 

@@ -177,12 +177,12 @@ pub(crate) fn client(address: std::net::SocketAddr) -> Client {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests have no configuration but the environment")]
-fn binary() -> PathBuf {
+pub(super) fn binary() -> PathBuf {
     let cached = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/nomad-build/bin/nomad");
     std::env::var_os("NOMAD_BUILD_NOMAD").map_or_else(cached, PathBuf::from)
 }
 
-fn free_ports() -> [u16; 3] {
+pub(super) fn free_ports() -> [u16; 3] {
     let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }

@@ -2,11 +2,14 @@
 
 pub(crate) mod agent;
 mod api;
+mod cluster;
 mod engine;
+mod faults;
 mod front;
 mod nomad;
 mod nomad_front;
 pub(crate) mod proxy;
+mod random;
 mod registry;
 mod repository;
 mod service;
@@ -20,12 +23,15 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 pub(crate) use api::Api;
+pub(crate) use cluster::Cluster;
 pub(crate) use engine::{
     containers_of, crash, docker, engine_is_rid_of, images_of, processes_with, unique_seconds,
 };
+pub(crate) use faults::{Fault, Faults};
 pub(crate) use front::{At, Front};
 pub(crate) use nomad::Nomad;
 pub(crate) use nomad_front::{Instead, nomad_front};
+pub(crate) use random::Random;
 pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;
 pub(crate) use service::Service;
@@ -123,6 +129,11 @@ impl World {
     pub(crate) async fn served(&self, image: &str, tag: &str) -> Option<String> {
         registry::digest_of(&self.registry, image, tag).await
     }
+}
+
+/// How often a test does something: a number that a long run sets.
+pub(crate) fn scale(variable: &str, default: usize) -> usize {
+    crate::stack::environment(variable).map_or(default, |text| text.parse().unwrap())
 }
 
 /// The image name of a submission.

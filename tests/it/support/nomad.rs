@@ -10,7 +10,7 @@ pub(crate) struct Nomad {
 }
 
 impl Nomad {
-    pub(super) fn new(url: &str) -> Self {
+    pub(crate) fn new(url: &str) -> Self {
         Self { url: url.to_owned(), http: reqwest::Client::builder().tls_certs_only([]).build().unwrap() }
     }
 

@@ -1,8 +1,11 @@
 //! A Nomad's front: passes everything on, but for the requests that a test answers otherwise.
 
+use std::sync::Arc;
+
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, to_bytes};
 use axum::extract::Request;
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -17,23 +20,41 @@ pub(crate) enum Instead {
     Refusal,
     /// Nomad gives nothing, as a log of which nothing is there.
     Nothing,
+    /// Nomad has none of what is listed.
+    EmptyList,
+    /// Nomad gets the registration with a count of 0, so that nothing is run.
+    Unplaced,
 }
 
 /// Starts a front of the Nomad at a URL, which ends with the test; returns its URL.
-pub(crate) async fn nomad_front(nomad: &str, instead: fn(&Method, &str) -> Option<Instead>) -> String {
-    let nomad = Upstream::new(nomad);
+pub(crate) async fn nomad_front(
+    nomad: &str,
+    instead: impl Fn(&Method, &str) -> Option<Instead> + Send + Sync + 'static,
+) -> String {
+    let (nomad, instead) = (Upstream::new(nomad), Arc::new(instead));
     let router = Router::new().fallback(move |request: Request| {
-        let nomad = nomad.clone();
+        let (nomad, instead) = (nomad.clone(), Arc::clone(&instead));
         async move {
             match instead(request.method(), request.uri().path()) {
                 Some(Instead::Silence) => Response::new(Body::from_stream(futures_util::stream::pending::<
                     Result<Vec<u8>, std::io::Error>,
                 >())),
                 Some(Instead::Nothing) => StatusCode::OK.into_response(),
+                Some(Instead::EmptyList) => "[]".into_response(),
                 Some(Instead::Refusal) => (StatusCode::INTERNAL_SERVER_ERROR, "refused").into_response(),
+                Some(Instead::Unplaced) => nomad.pass(unplaced(request).await).await,
                 None => nomad.pass(request).await,
             }
         }
     });
     format!("http://{}", serve(router).await)
+}
+
+async fn unplaced(request: Request) -> Request {
+    let (mut head, body) = request.into_parts();
+    let body = to_bytes(body, 1 << 20).await.unwrap();
+    let mut body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    body["Job"]["TaskGroups"][0]["Count"] = serde_json::json!(0);
+    head.headers.remove(CONTENT_LENGTH);
+    Request::from_parts(head, body.to_string().into())
 }

@@ -1,0 +1,204 @@
+//! Jobs, allocations and evaluations.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{Highest, Pause, READS, State, Watcher};
+use crate::job::{Facts, JobId};
+use crate::ledger::{self, Entry};
+use crate::nomad::{Allocation, Error, Event, EventStream, Heard, Indexed, JobStub};
+use crate::service::freshness::Part;
+use crate::service::translate;
+
+/// How long the stream is believed before everything is listed again: it loses events without a word.
+const RELIST: Duration = Duration::from_secs(30);
+
+/// How long the first list waits for the stream to begin.
+const OPENED: Duration = Duration::from_secs(2);
+
+/// Where lists take long they are made more rarely: at most a twentieth of the time goes into them.
+const SHARE: u32 = 20;
+
+/// Everything, as it was listed.
+struct Lists {
+    jobs: Indexed<Vec<JobStub>>,
+    allocations: Indexed<Vec<Allocation>>,
+    took: Duration,
+}
+
+impl Watcher {
+    pub(super) async fn follow_jobs(&self) {
+        let mut pause = Pause::new();
+        let mut highest = Highest::default();
+        loop {
+            let began = Instant::now();
+            let Err(error) = self.list_and_listen(&mut highest).await;
+            self.freshness.broken(Part::Jobs, &error);
+            self.telemetry.watch_broken("jobs", &error);
+            pause.after(began).await;
+        }
+    }
+
+    /// Listens, and lists from time to time, until something breaks.
+    async fn list_and_listen(&self, highest: &mut Highest) -> Result<std::convert::Infallible, Error> {
+        // Before the list, and from the oldest event that Nomad still has: what happens meanwhile is heard twice rather
+        // than missed. A stream that does not begin holds no list up.
+        let mut events = self.nomad.events(&self.namespace, 0);
+        if let Ok(opened) = tokio::time::timeout(OPENED, events.opened()).await {
+            opened?;
+        }
+        let mut listed = self.list().await?;
+        self.take_lists(&listed, highest).await?;
+        self.ask_why_they_wait().await;
+        loop {
+            let quiet = tokio::time::sleep(RELIST.max(listed.took * SHARE));
+            self.listen_during(&mut events, listed.jobs.index, highest, quiet).await?;
+            let list = self.list();
+            listed = self.listen_during(&mut events, listed.jobs.index, highest, list).await??;
+            let corrected = self.take_lists(&listed, highest).await?;
+            self.telemetry.corrected("jobs", corrected);
+        }
+    }
+
+    async fn list(&self) -> Result<Lists, Error> {
+        let began = Instant::now();
+        let jobs = self.nomad.jobs(&self.namespace, JobId::PREFIX);
+        let (jobs, allocations) = tokio::try_join!(jobs, self.nomad.allocations(&self.namespace))?;
+        Ok(Lists { jobs, allocations, took: began.elapsed() })
+    }
+
+    /// Takes lists in; how many facts of them were news.
+    async fn take_lists(&self, lists: &Lists, highest: &mut Highest) -> Result<u64, Error> {
+        let Lists { jobs, allocations, .. } = lists;
+        match highest.listed(jobs.index, Instant::now()) {
+            State::Newer => {}
+            State::Doubtful => return Err(Error::older("listing the jobs", jobs.index, highest.index)),
+            State::Restored => {
+                tracing::warn!(
+                    index = jobs.index,
+                    "Nomad is in an older state than before, as after a restore"
+                );
+                self.store.begin_anew();
+            }
+        }
+        let mut news = 0;
+        let mut listed: HashSet<JobId> = HashSet::new();
+        for (id, facts) in jobs.value.iter().filter_map(translate::stub) {
+            news += u64::from(self.store.see(&id, |known| known.see_job(facts)));
+            listed.insert(id);
+        }
+        for (id, facts) in allocations.value.iter().filter_map(translate::allocation) {
+            if listed.contains(&id) {
+                news += u64::from(self.store.see(&id, |known| known.see_allocation(facts)));
+            }
+        }
+        let absent: Vec<_> = self.store.ids().into_iter().filter(|id| !listed.contains(id)).collect();
+        for id in &absent {
+            // Absent, if the list is at least as new as what is known; a later registration is not undone.
+            news += u64::from(self.store.see(id, |known| known.see_gone(jobs.index)));
+        }
+        self.forget(absent).await?;
+        self.freshness.current(Part::Jobs);
+        self.telemetry.listed("jobs");
+        Ok(news)
+    }
+
+    /// Forgets which of the jobs that Nomad no longer has were cleaned up, here or by another replica: those that ended
+    /// and of which the ledger has nothing.
+    async fn forget(&self, mut absent: Vec<JobId>) -> Result<(), Error> {
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let left = self.nomad.variables(&self.namespace, ledger::PREFIX).await?.value;
+        let left: HashSet<_> = left.iter().filter_map(|stub| ledger::parse_path(&stub.path)).collect();
+        let has = |id: &JobId, entry| left.contains(&(id.clone(), entry));
+        absent.retain(|id| !has(id, Entry::Claim) && !has(id, Entry::Progress));
+        self.store.remove_ended(&absent);
+        Ok(())
+    }
+
+    /// Listens until `other` is done.
+    async fn listen_during<T>(
+        &self,
+        events: &mut EventStream,
+        listed: u64,
+        highest: &mut Highest,
+        other: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        tokio::pin!(other);
+        loop {
+            let Heard { index, events } = tokio::select! {
+                done = &mut other => return Ok(done),
+                heard = events.next() => heard?,
+            };
+            self.freshness.current(Part::Jobs);
+            for event in events {
+                self.take(event, index, listed, highest);
+            }
+        }
+    }
+
+    /// Takes in an event, of which the list of jobs at `listed` may know more.
+    fn take(&self, event: Event, index: u64, listed: u64, highest: &mut Highest) {
+        match event {
+            // Of a job that was removed since, nobody would hear that it is gone.
+            Event::Job(_) | Event::JobGone { .. } if index <= listed => {}
+            Event::Job(job) => {
+                highest.heard(index);
+                match translate::job(&job) {
+                    // The last word on a job that was cleaned up comes after it was forgotten.
+                    Some((id, facts)) if facts.stopped => self.known(&id, |known| known.see_job(facts)),
+                    Some((id, facts)) => {
+                        self.store.see(&id, |known| known.see_job(facts));
+                    }
+                    None => {}
+                }
+            }
+            Event::JobGone { id } => {
+                highest.heard(index);
+                if let Ok(id) = id.parse() {
+                    self.known(&id, |known| known.see_gone(index));
+                }
+            }
+            Event::Allocation(allocation) => {
+                if let Some((id, facts)) = translate::allocation(&allocation) {
+                    self.known(&id, |known| known.see_allocation(facts));
+                }
+            }
+            Event::Evaluation(evaluation) => {
+                if let Ok(id) = evaluation.job_id.parse() {
+                    let placement = translate::placement(&evaluation);
+                    self.known(&id, |known| known.see_placement(evaluation.modify_index, placement));
+                }
+            }
+        }
+    }
+
+    /// Takes in facts of a job that is already known: its other traces outlive it in the stream.
+    fn known(&self, id: &JobId, see: impl FnOnce(&mut Facts) -> bool) {
+        if self.store.record(id).is_some() {
+            self.store.see(id, see);
+        }
+    }
+
+    /// Jobs without an allocation: the evaluations that say why may be older than the stream.
+    async fn ask_why_they_wait(&self) {
+        let waits = |id: &JobId| {
+            self.store.record(id).is_some_and(|r| !r.status.is_final() && r.nomad.allocation.is_none())
+        };
+        let waiting: Vec<_> = self.store.ids().into_iter().filter(waits).collect();
+        stream::iter(waiting)
+            .for_each_concurrent(READS, async |id| {
+                // A job that went meanwhile has no reason to wait.
+                let evaluations =
+                    self.nomad.job_evaluations(&self.namespace, id.as_str()).await.unwrap_or_default();
+                for evaluation in evaluations {
+                    let placement = translate::placement(&evaluation);
+                    self.store.see(&id, |known| known.see_placement(evaluation.modify_index, placement));
+                }
+            })
+            .await;
+    }
+}

@@ -1,0 +1,122 @@
+//! Nomad's leader is killed, again and again, while jobs are submitted: none is lost, and none is made twice.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, stream};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Api, Cluster, Instead, Nomad, Service, eventually, nomad_front, scale};
+
+/// Submits without a pause until it is stopped; the jobs that were acknowledged, with their numbers.
+async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<HashMap<String, usize>>) {
+    let submissions = stream::iter(0..).take_until(stop.cancelled()).for_each_concurrent(8, async |number| {
+        let body = json!({
+            "owner": owner, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
+            "image_tags": ["one"], "registry_url": "127.0.0.1:1",
+        });
+        let (status, answer) = api.call(Method::POST, "/jobs", Some(&body)).await;
+        if status.is_success() {
+            told.lock().unwrap().insert(answer["data"]["job_id"].as_str().unwrap().to_owned(), number);
+        } else {
+            assert_eq!((status.as_u16(), &answer["error"]["code"]), (503, &json!("nomad_unavailable")), "{answer}");
+        }
+    });
+    submissions.await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
+    let kills = scale("NOMAD_BUILD_TEST_LEADER_KILLS", 2);
+    let cluster = Cluster::start().await;
+    // Nothing is run: what counts is what is registered.
+    let unplaced = nomad_front(&cluster.url, |method: &Method, path: &str| {
+        (method == Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
+    })
+    .await;
+    let services = [0, 1].map(|_| Service::start(&unplaced, "127.0.0.1:1", &[]));
+    let [submits, reads] = [0, 1].map(|number: usize| Api::new(&services[number].url));
+    let (stop, told) = (CancellationToken::new(), Mutex::new(HashMap::<String, usize>::new()));
+    let mut current = Vec::new();
+    let killing = async {
+        for _ in 0..kills {
+            let count = || told.lock().unwrap().len();
+            let before = count();
+            eventually("jobs are submitted", async || (count() > before + 20).then_some(())).await;
+            let known = told.lock().unwrap().keys().next().unwrap().clone();
+            // What a replica knows by itself: nobody asks it for the others.
+            let live =
+                async || reads.status(&known).await["metrics"]["concurrent_jobs_total"].as_i64().unwrap();
+            let leader = cluster.leader(None).await;
+            cluster.kill(leader);
+            cluster.leader(Some(leader)).await;
+            let (elected, then) = (Instant::now(), live().await);
+            eventually("the other replica hears of new jobs", async || (live().await > then).then_some(()))
+                .await;
+            current.push(elected.elapsed());
+            cluster.restart(leader).await;
+        }
+        stop.cancel();
+    };
+    tokio::join!(killing, submit(&submits, "leaders", &stop, &told));
+    let listed = Nomad::new(&cluster.url).get("/v1/jobs?prefix=nb-&meta=true").await;
+    let mut made = HashMap::<String, Vec<String>>::new();
+    for job in listed.as_array().unwrap() {
+        let number = job["Meta"]["nb_ref"].as_str().unwrap().to_owned();
+        made.entry(number).or_default().push(job["ID"].as_str().unwrap().to_owned());
+    }
+    assert!(made.values().all(|ids| ids.len() == 1), "made twice: {made:?}");
+    let told = told.into_inner().unwrap();
+    for (id, number) in &told {
+        assert_eq!(made.get(&format!("refs/heads/{number}")), Some(&vec![id.clone()]), "{id} is lost");
+    }
+    current.sort();
+    let median = current.get(current.len() / 2).copied().unwrap_or(Duration::ZERO);
+    eprintln!(
+        "{kills} leaders killed, {} jobs told, {} made; current again {median:?} after a new leader (median)",
+        told.len(),
+        made.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_leader_a_service_tells_what_it_knows_and_how_old_it_is() {
+    let cluster = Cluster::start().await;
+    let unplaced = nomad_front(&cluster.url, |method: &Method, path: &str| {
+        (method == Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
+    })
+    .await;
+    let service = Service::start(&unplaced, "127.0.0.1:1", &[]);
+    let api = Api::new(&service.url);
+    let id = api
+        .submit(&json!({
+            "owner": "leaders", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["one"],
+            "registry_url": "127.0.0.1:1",
+        }))
+        .await;
+    let leader = cluster.leader(None).await;
+    let other = cluster.kill_majority(leader);
+    let killed = chrono::Utc::now();
+    let ready = async || api.call(Method::GET, "/ready", None).await.0.as_u16();
+    eventually("the service is not ready", async || (ready().await == 503).then_some(())).await;
+    let as_of = |status: &Value| {
+        chrono::DateTime::parse_from_rfc3339(status["as_of"].as_str().unwrap()).unwrap().to_utc()
+    };
+    eventually("the age of what is told", async || {
+        let age =
+            reqwest::get(format!("{}/jobs/{id}/status", api.url)).await.unwrap().headers()["age"].clone();
+        age.to_str().unwrap().parse::<u64>().unwrap().ge(&2).then_some(())
+    })
+    .await;
+    let known = api.status(&id).await;
+    assert_eq!(known["status"], "PENDING", "{known:#}");
+    assert!(as_of(&known) < killed, "{known:#}");
+    for server in [leader, other] {
+        cluster.start_again(server);
+    }
+    eventually("the service is ready", async || (ready().await == 200).then_some(())).await;
+    api.wait_until(&id, "current again", |status| as_of(status) > killed).await;
+}

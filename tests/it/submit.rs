@@ -1,0 +1,199 @@
+//! A submission is exact: sent again it is the same job, and whatever becomes of an answer, no job is made twice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::{StreamExt as _, stream};
+use reqwest::StatusCode;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+
+use crate::support::agent::Agent;
+use crate::support::{Api, Fault, Faults, Instead, Random, Service, eventually, nomad_front, scale, world};
+
+/// How late a request is that is delayed.
+const LATE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Submits with a key; status and body.
+async fn submit(url: &str, key: &str, body: &Value) -> (u16, Value) {
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let answer =
+        http.post(format!("{url}/jobs")).header("Idempotency-Key", key).json(body).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+fn id_of((status, body): &(u16, Value)) -> String {
+    assert_eq!(*status, 200, "{body}");
+    body["data"]["job_id"].as_str().unwrap().to_owned()
+}
+
+fn key() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+#[tokio::test]
+async fn a_key_and_a_body_are_one_job_on_every_replica_even_at_once_and_after_its_end() {
+    let world = world();
+    let other = Service::start(&world.nomad, &world.registry, &[]);
+    let urls = [&world.service.url, &other.url];
+    let repository = world.repository("");
+    let (body, key) = (world.job(&repository), key());
+    let at_once = (0..20).map(|index| submit(urls[index % 2], &key, &body));
+    let answers = futures_util::future::join_all(at_once).await;
+    let id = id_of(&answers[0]);
+    assert!(answers.iter().all(|answer| id_of(answer) == id), "{answers:?}");
+    assert_eq!(world.api().wait_for_end(&id).await["status"], "SUCCEEDED");
+    let versions = world.nomad(&format!("/v1/job/{id}/versions")).await.unwrap();
+    assert_eq!(versions["Versions"].as_array().unwrap().len(), 1);
+    // As Nomad collects it.
+    let (purged, said) = world.nomad_program(&["job", "stop", "-detach", "-purge", &id]);
+    assert!(purged, "{said}");
+    eventually("the job is gone", async || {
+        world.nomad(&format!("/v1/job/{id}")).await.is_none().then_some(())
+    })
+    .await;
+    let fresh = Service::start(&world.nomad, &world.registry, &[]);
+    assert_eq!(id_of(&submit(&fresh.url, &key, &body).await), id);
+    assert!(world.nomad(&format!("/v1/job/{id}")).await.is_none());
+}
+
+#[tokio::test]
+async fn a_key_that_comes_with_another_body_is_refused_and_how_it_is_written_does_not_count() {
+    let world = world();
+    let url = &world.service.url;
+    let repository = world.repository("");
+    let (mut body, key) = (world.job(&repository), key());
+    let id = id_of(&submit(url, &key, &body).await);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let again = http.post(format!("{url}/jobs")).header("Idempotency-Key", &key);
+    let pretty = serde_json::to_string_pretty(&body).unwrap();
+    let again = again.header(CONTENT_TYPE, "application/json").body(pretty).send().await.unwrap();
+    assert_eq!(again.json::<Value>().await.unwrap()["data"]["job_id"], id);
+    body["priority"] = json!(51);
+    let (status, refused) = submit(url, &key, &body).await;
+    assert_eq!((status, &refused["error"]["code"]), (422, &json!("idempotency_key_reused")), "{refused}");
+    let other = id_of(&submit(url, &format!("{key}-2"), &body).await);
+    assert_ne!(other, id);
+    for id in [id, other] {
+        world.api().wait_for_end(&id).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_is_refused_by_name() {
+    let url = &world().service.url;
+    for key in ["", "a b", &"k".repeat(256)] {
+        let (status, refused) = submit(url, key, &json!({})).await;
+        assert_eq!((status, &refused["error"]["code"]), (400, &json!("invalid_request")), "{refused}");
+        assert_eq!(refused["error"]["details"][0]["field"], "Idempotency-Key");
+    }
+    // A refused body takes no key.
+    let key = key();
+    assert_eq!(submit(url, &key, &json!({})).await.0, 400);
+    assert!(world().nomad_api().variables("nomad-build/keys/").await.iter().all(|path| !path.contains(&key)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyed_submission_that_nobody_confirmed_is_made_by_the_next_attempt() {
+    let world = world();
+    let registrations = |method: &reqwest::Method, path: &str| {
+        (method == reqwest::Method::POST && path == "/v1/jobs").then_some(())
+    };
+    let refused =
+        nomad_front(&world.nomad, move |method, path| registrations(method, path).map(|()| Instead::Refusal))
+            .await;
+    let lossy = Faults::before(&world.nomad).await;
+    let replicas = [refused, lossy.url.clone()].map(|nomad| Service::start(&nomad, &world.registry, &[]));
+    lossy.harm(|line| line.starts_with("POST /v1/jobs?").then_some(Fault::CutAfter));
+    let repository = world.repository("");
+    for (replica, made) in replicas.iter().zip([false, true]) {
+        let (body, key) = (world.job(&repository), key());
+        let (status, error) = submit(&replica.url, &key, &body).await;
+        if made {
+            // Registered by an attempt whose answer was lost; a later one finds it.
+            assert_eq!(status, 503, "{error}");
+        }
+        assert!(status >= 500, "{error}");
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains("same Idempotency-Key"), "{message}");
+        let id = id_of(&submit(&world.service.url, &key, &body).await);
+        assert!(message.contains(&id), "{message}");
+        assert_eq!(world.api().wait_for_end(&id).await["status"], "SUCCEEDED");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_submissions_whose_answers_are_cut_none_is_made_twice_and_none_is_told_that_does_not_exist() {
+    let wanted = scale("NOMAD_BUILD_TEST_CUTS", 100);
+    let agent = Agent::shared().await;
+    let nomad = format!("http://{}", agent.address());
+    let lossy = Faults::before(&nomad).await;
+    // Nothing is run: what counts is what is registered.
+    let unplaced = nomad_front(&lossy.url, |method: &reqwest::Method, path: &str| {
+        (method == reqwest::Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
+    })
+    .await;
+    let service = Service::start(&unplaced, "127.0.0.1:1", &[]);
+    let cuts = Arc::new(AtomicUsize::new(0));
+    let (counted, mut random) = (Arc::clone(&cuts), Random::of(7));
+    lossy.harm(move |line| {
+        if !line.starts_with("POST /v1/jobs?") {
+            return None;
+        }
+        let kinds =
+            [Fault::CutAfter, Fault::Truncated(20), Fault::CutBefore, Fault::Drip, Fault::Delay(LATE)];
+        let fault = (!random.once_in(3)).then(|| random.one_of(&kinds))?;
+        let cut = matches!(fault, Fault::CutAfter | Fault::Truncated(_));
+        counted.fetch_add(usize::from(cut), Ordering::Relaxed);
+        Some(fault)
+    });
+    let api = Api::new(&service.url);
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    let mut told = HashMap::new();
+    let mut submissions = stream::iter(0..)
+        .map(|number| {
+            let (api, run) = (&api, &run);
+            async move {
+                let body = json!({
+                    "owner": run, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
+                    "image_tags": ["one"], "registry_url": "127.0.0.1:1",
+                });
+                let (status, answer) = api.call(reqwest::Method::POST, "/jobs", Some(&body)).await;
+                (number, status, answer)
+            }
+        })
+        .buffer_unordered(32);
+    let mut refused = 0;
+    while let Some((number, status, answer)) = submissions.next().await {
+        if status == StatusCode::OK {
+            told.insert(answer["data"]["job_id"].as_str().unwrap().to_owned(), number);
+        } else {
+            assert_eq!(
+                (status.as_u16(), &answer["error"]["code"]),
+                (503, &json!("nomad_unavailable")),
+                "{answer}"
+            );
+            refused += 1;
+        }
+        if cuts.load(Ordering::Relaxed) >= wanted {
+            break;
+        }
+    }
+    // Those on their way are answered too; nobody counts them, but that none is there twice.
+    drop(submissions);
+    lossy.harm(|_| None);
+    let listed = crate::support::Nomad::new(&nomad).get("/v1/jobs?prefix=nb-&meta=true").await;
+    let ours = listed.as_array().unwrap().iter().filter(|job| job["Meta"]["nb_owner"] == run);
+    let (mut refs, mut ids) = (HashMap::<String, usize>::new(), HashMap::new());
+    for job in ours {
+        *refs.entry(job["Meta"]["nb_ref"].as_str().unwrap().to_owned()).or_default() += 1;
+        ids.insert(job["ID"].as_str().unwrap().to_owned(), job["Meta"]["nb_ref"].clone());
+    }
+    let twice = refs.iter().filter(|(_, count)| **count > 1).collect::<Vec<_>>();
+    assert!(twice.is_empty(), "made twice: {twice:?}");
+    for (id, number) in &told {
+        assert_eq!(ids.get(id), Some(&json!(format!("refs/heads/{number}"))), "told, and not there: {id}");
+    }
+    eprintln!("{} answers cut, {} jobs told, {refused} refused", cuts.load(Ordering::Relaxed), told.len());
+}

@@ -1,0 +1,167 @@
+//! Three Nomad servers and one client agent on this machine's loopback interface, for who wants to kill some of them.
+//!
+//! The service speaks to the client agent, as it does in production: that one finds the servers that are left.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::agent::{binary, free_ports, wait_for};
+
+const SERVERS: usize = 3;
+
+/// One server's ports: HTTP, RPC, serf.
+type Ports = [u16; 3];
+
+/// A running cluster. Dropped, it is killed.
+pub(crate) struct Cluster {
+    dir: TempDir,
+    ports: Vec<Ports>,
+    servers: Mutex<Vec<Child>>,
+    agent: Mutex<Child>,
+    /// The client agent's address.
+    pub(crate) url: String,
+}
+
+impl Cluster {
+    /// Starts one, and waits for its leader.
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("nbc-").tempdir_in("/tmp").unwrap();
+        let ports: Vec<_> = (0..SERVERS).map(|_| free_ports()).collect();
+        let serfs: Vec<_> = ports.iter().map(|[_, _, serf]| format!("127.0.0.1:{serf}")).collect();
+        for (number, ports) in ports.iter().enumerate() {
+            let role = format!(
+                "server {{\n enabled = true\n bootstrap_expect = {SERVERS}\n \
+                 server_join {{\n retry_join = {serfs:?}\n retry_interval = \"1s\"\n }}\n}}"
+            );
+            configure(dir.path(), &format!("server{number}"), *ports, &role);
+        }
+        let rpcs: Vec<_> = ports.iter().map(|[_, rpc, _]| format!("127.0.0.1:{rpc}")).collect();
+        let own = free_ports();
+        let role = format!(
+            "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{}.slice\"\n options {{\n \
+             \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }}\n}}\n\
+             plugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}",
+            dir.path().file_name().unwrap().to_str().unwrap(),
+        );
+        configure(dir.path(), "client", own, &role);
+        let servers = (0..SERVERS).map(|number| spawn(dir.path(), &format!("server{number}"))).collect();
+        let agent = Mutex::new(spawn(dir.path(), "client"));
+        let url = format!("http://127.0.0.1:{}", own[0]);
+        let cluster = Self { dir, ports, servers: Mutex::new(servers), agent, url };
+        cluster.leader(None).await;
+        wait_for("a client that finds the leader", Duration::from_mins(1), async || {
+            ask(own[0], "status/leader").await.filter(|leader| leader.len() > 2)
+        })
+        .await;
+        cluster
+    }
+
+    /// The number of the leader, once a server other than `than` is one and says so.
+    pub(crate) async fn leader(&self, than: Option<usize>) -> usize {
+        wait_for("a leader", Duration::from_mins(1), async || {
+            for (number, [http, ..]) in
+                self.ports.iter().enumerate().filter(|(number, _)| Some(*number) != than)
+            {
+                let said = ask(*http, "status/leader").await;
+                let of = |said: &String| {
+                    self.ports.iter().position(|[_, rpc, _]| said.ends_with(&format!(":{rpc}\"")))
+                };
+                if let Some(leader) = said.as_ref().and_then(of).filter(|leader| Some(*leader) != than) {
+                    // A follower may name one that is no more.
+                    if leader == number {
+                        return Some(leader);
+                    }
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    /// Ends a server at once, as a crash does.
+    pub(crate) fn kill(&self, number: usize) {
+        let server = &mut self.servers.lock().unwrap()[number];
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// Ends two servers, so that there is no leader; the number of the second one.
+    pub(crate) fn kill_majority(&self, first: usize) -> usize {
+        let second = (first + 1) % SERVERS;
+        self.kill(first);
+        self.kill(second);
+        second
+    }
+
+    /// Starts a server again that was killed.
+    pub(crate) fn start_again(&self, number: usize) {
+        self.servers.lock().unwrap()[number] = spawn(self.dir.path(), &format!("server{number}"));
+    }
+
+    /// The same, and waits until the others count it in.
+    pub(crate) async fn restart(&self, number: usize) {
+        self.start_again(number);
+        let [http, ..] = self.ports[number];
+        wait_for("the server is back", Duration::from_mins(1), async || {
+            let peers = ask(http, "status/peers").await?;
+            let leader = ask(http, "status/leader").await?;
+            (peers.matches(':').count() == SERVERS && leader.len() > 2).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // No job of it was ever run, so nothing is mounted.
+        let pid = Pid::from_raw(i32::try_from(self.agent.lock().unwrap().id()).unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        let begun = Instant::now();
+        let agent = self.agent.get_mut().unwrap();
+        while agent.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        agent.kill().ok();
+        agent.wait().unwrap();
+        for server in self.servers.get_mut().unwrap() {
+            server.kill().ok();
+            server.wait().unwrap();
+        }
+    }
+}
+
+fn configure(dir: &Path, name: &str, [http, rpc, serf]: Ports, role: &str) {
+    let config = format!(
+        "name = \"{name}\"\ndata_dir = \"{}/{name}\"\nbind_addr = \"127.0.0.1\"\n\
+         ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\n\
+         advertise {{\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1\"\n serf = \"127.0.0.1\"\n}}\n{role}\n",
+        dir.display(),
+    );
+    fs::write(dir.join(format!("{name}.hcl")), config).unwrap();
+}
+
+fn spawn(dir: &Path, name: &str) -> Child {
+    let log = fs::File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).unwrap();
+    Command::new(binary())
+        .args(["agent", "-config"])
+        .arg(dir.join(format!("{name}.hcl")))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+async fn ask(port: u16, path: &str) -> Option<String> {
+    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    let asked = http.get(format!("http://127.0.0.1:{port}/v1/{path}")).timeout(Duration::from_secs(2));
+    let answer = asked.send().await.ok()?.error_for_status().ok()?;
+    answer.text().await.ok()
+}
