@@ -1,6 +1,7 @@
 //! The service's configuration: variables and flags in, a checked struct out, with every error at once.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use reqwest::Url;
@@ -28,12 +29,49 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// How jobs are rendered.
     pub render: render::Settings,
+    /// What becomes of what no job needs any more.
+    pub sweep: SweepSettings,
     /// The most text of one phase that `GET /jobs/{id}/logs` gives, in bytes.
     pub log_limit: usize,
     /// How the service's own log is written.
     pub log_format: Format,
     /// What the service's own log has.
     pub log_filter: Option<LogFilter>,
+}
+
+/// What is done with leftovers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sweep {
+    /// They are removed.
+    On,
+    /// They are told, and stay.
+    DryRun,
+    /// Nobody looks for them.
+    Off,
+}
+
+impl FromStr for Sweep {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "on" => Ok(Self::On),
+            "dry-run" => Ok(Self::DryRun),
+            "off" => Ok(Self::Off),
+            _ => Err(()),
+        }
+    }
+}
+
+/// How leftovers are told from what is needed.
+#[derive(Clone, Copy, Debug)]
+pub struct SweepSettings {
+    /// What is done with them.
+    pub sweep: Sweep,
+    /// How old a copy of credentials is at least: a submission writes it before its job is there.
+    pub keep_credentials: Duration,
+    /// How long the ledger of a job that Nomad no longer has is kept after its last change.
+    pub keep_ledger: Duration,
 }
 
 /// The variables of `serve`, their defaults and what they are for: the text of its help.
@@ -63,6 +101,17 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("NOMAD_BUILD_MAX_TIMEOUT", "PT4H", "the longest timeout a phase may ask for"),
     ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
     ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),
+    (
+        "NOMAD_BUILD_SWEEP",
+        "on",
+        "what becomes of Variables that no job needs: on (removed), dry-run (told) or off",
+    ),
+    (
+        "NOMAD_BUILD_KEEP_CREDENTIALS",
+        "PT1H",
+        "how old a copy of credentials without a live job is left alone",
+    ),
+    ("NOMAD_BUILD_KEEP_LEDGER", "PT720H", "how long the ledger of a job that Nomad collected is kept"),
     ("NOMAD_BUILD_LOG_LIMIT_BYTES", "16777216", "the most text of one phase in GET /jobs/{id}/logs"),
     ("NOMAD_BUILD_LOG", "info", "filter of the service's own log, as tracing's EnvFilter reads it"),
     ("NOMAD_BUILD_LOG_FORMAT", "text", "text or json"),
@@ -88,6 +137,7 @@ impl Config {
                 .list("NOMAD_BUILD_INSECURE_REGISTRIES", "host:port")
                 .unwrap_or_default(),
             render: render_settings(&mut reader, &namespace),
+            sweep: sweep_settings(&mut reader),
             namespace,
             log_limit: reader.parsed("NOMAD_BUILD_LOG_LIMIT_BYTES", "a number of bytes").unwrap_or(16 << 20),
             log_format: reader.parsed("NOMAD_BUILD_LOG_FORMAT", "text or json").unwrap_or_default(),
@@ -127,7 +177,7 @@ fn read_file(reader: &mut Reader<'_>, name: &str, path: &str) -> Option<String> 
 
 fn policy(reader: &mut Reader<'_>) -> Policy {
     let default = Policy::default();
-    let max_timeout = max_timeout(reader).unwrap_or(default.max_timeout);
+    let max_timeout = seconds(reader, "NOMAD_BUILD_MAX_TIMEOUT").unwrap_or(default.max_timeout);
     Policy {
         schemes: reader
             .list::<Scheme>("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https, ssh, http or file")
@@ -142,16 +192,23 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
     }
 }
 
-fn max_timeout(reader: &mut Reader<'_>) -> Option<Duration> {
-    const NAME: &str = "NOMAD_BUILD_MAX_TIMEOUT";
-    let text = reader.text(NAME)?;
+fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {
+    let sweep = reader.parsed("NOMAD_BUILD_SWEEP", "on, dry-run or off").unwrap_or(Sweep::On);
+    let hours = |hours| Duration::from_hours(hours);
+    SweepSettings {
+        sweep,
+        keep_credentials: seconds(reader, "NOMAD_BUILD_KEEP_CREDENTIALS").unwrap_or(hours(1)),
+        keep_ledger: seconds(reader, "NOMAD_BUILD_KEEP_LEDGER").unwrap_or(hours(720)),
+    }
+}
+
+fn seconds(reader: &mut Reader<'_>, name: &str) -> Option<Duration> {
+    let text = reader.text(name)?;
     let parsed = jiff::fmt::temporal::SpanParser::new().parse_unsigned_duration(&text).ok();
     let usable = parsed.filter(|value| !value.is_zero() && value.subsec_nanos() == 0);
     if usable.is_none() {
-        reader.wrong(
-            NAME,
-            &format!("is {text:?}: an ISO 8601 duration of whole seconds is wanted, for example PT4H"),
-        );
+        let why = format!("is {text:?}: an ISO 8601 duration of whole seconds is wanted, for example PT4H");
+        reader.wrong(name, &why);
     }
     usable
 }
@@ -306,6 +363,9 @@ mod tests {
             ("NOMAD_BUILD_MAX_TIMEOUT", "-PT1H"),
             ("NOMAD_BUILD_MAX_CPU", "0"),
             ("NOMAD_BUILD_MAX_MEMORY_MB", "15"),
+            ("NOMAD_BUILD_SWEEP", "yes"),
+            ("NOMAD_BUILD_KEEP_CREDENTIALS", "1h"),
+            ("NOMAD_BUILD_KEEP_LEDGER", "P1M"),
             ("NOMAD_BUILD_LOG_FORMAT", "yaml"),
             ("NOMAD_BUILD_LOG", "info,,=what"),
         ] {

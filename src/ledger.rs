@@ -39,6 +39,11 @@ pub fn parse_path(path: &str) -> Option<(JobId, Entry)> {
     Some((path.strip_prefix(OUTCOMES)?.parse().ok()?, Entry::Progress))
 }
 
+/// The job of any of the ledger's Variables, keys included; none where a path is not one of them.
+pub fn job_of(path: &str) -> Option<JobId> {
+    [CLAIMS, OUTCOMES, KEYS].iter().find_map(|prefix| path.strip_prefix(prefix))?.parse().ok()
+}
+
 /// Why the ledger could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use chrono::Utc;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::job::{Phase, Record};
@@ -34,6 +34,8 @@ pub struct Telemetry {
     watch_breaks: IntCounterVec,
     watch_lists: IntCounterVec,
     watch_corrections: IntCounterVec,
+    leftovers: IntGaugeVec,
+    leftovers_removed: IntCounterVec,
     http_requests: IntCounterVec,
     http_seconds: HistogramVec,
     /// Upstreams of task logs that are open.
@@ -104,6 +106,18 @@ impl Telemetry {
                 "nomad_build_watch_corrections_total",
                 "Facts that a list brought and the stream before it had not.",
                 &["part"],
+            )?,
+            leftovers: registered(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("nomad_build_leftovers", "Variables without a job that the last sweep found."),
+                    &["kind"],
+                ),
+            )?,
+            leftovers_removed: counter(
+                "nomad_build_leftovers_removed_total",
+                "Variables without a job that were removed.",
+                &["kind"],
             )?,
             http_requests: counter(
                 "nomad_build_http_requests_total",
@@ -207,6 +221,19 @@ impl Telemetry {
         self.watch_corrections.with_label_values(&[part]).inc_by(facts);
     }
 
+    /// What a sweep found.
+    pub fn leftovers(&self, found: &[Leftover]) {
+        for kind in Leftover::ALL {
+            let count = found.iter().filter(|of| **of == kind).count();
+            self.leftovers.with_label_values(&[kind.as_str()]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// A leftover was removed.
+    pub fn leftover_removed(&self, kind: Leftover) {
+        self.leftovers_removed.with_label_values(&[kind.as_str()]).inc();
+    }
+
     /// A request was answered. The route is the pattern, never the path.
     pub fn answered(&self, method: &str, route: &str, status: u16, seconds: f64) {
         self.http_requests.with_label_values(&[method, route, &status.to_string()]).inc();
@@ -218,6 +245,27 @@ impl Telemetry {
         let mut bytes = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut bytes)?;
         String::from_utf8(bytes).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+/// What may be left over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leftover {
+    /// A copy of credentials.
+    Credentials,
+    /// A claim, an outcome or a key.
+    Ledger,
+}
+
+impl Leftover {
+    const ALL: [Self; 2] = [Self::Credentials, Self::Ledger];
+
+    /// Its name, as a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Credentials => "credentials",
+            Self::Ledger => "ledger",
+        }
     }
 }
 

@@ -174,4 +174,6 @@ pub struct VariableStub {
     pub path: String,
     /// The index of the last change.
     pub modify_index: u64,
+    /// When it was last changed, in nanoseconds of Unix time.
+    pub modify_time: i64,
 }

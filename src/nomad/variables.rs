@@ -51,6 +51,11 @@ fn path(variable: &str) -> Vec<&str> {
     std::iter::once("var").chain(variable.split('/')).collect()
 }
 
+fn delete(namespace: &str, variable: &str) -> Request {
+    let doing = format!("removing Variable {variable} of namespace {namespace:?}");
+    Request::new(Method::DELETE, &path(variable), doing).query("namespace", namespace)
+}
+
 fn list(namespace: &str, prefix: &str) -> Request {
     let doing = format!("listing the Variables {prefix}* of namespace {namespace:?}");
     Request::get(&["vars"], doing).query("namespace", namespace).query("prefix", prefix)
@@ -98,10 +103,23 @@ impl Client {
 
     /// Removes a Variable; it is no error if there is none.
     pub async fn delete_variable(&self, namespace: &str, variable: &str) -> Result<(), Error> {
-        let doing = format!("removing Variable {variable} of namespace {namespace:?}");
-        let request = Request::new(Method::DELETE, &path(variable), doing).query("namespace", namespace);
-        match self.order(request).await {
+        match self.order(delete(namespace, variable)).await {
             Ok(()) | Err(Error { kind: Kind::NotFound, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a Variable if its index is still the one given; one that is gone counts as removed.
+    pub async fn delete_variable_at(
+        &self,
+        namespace: &str,
+        variable: &str,
+        index: u64,
+    ) -> Result<Put, Error> {
+        let request = delete(namespace, variable).query("cas", index);
+        match self.order(request).await {
+            Ok(()) | Err(Error { kind: Kind::NotFound, .. }) => Ok(Put::Written(index)),
+            Err(Error { kind: Kind::Conflict, .. }) => Ok(Put::Conflict),
             Err(error) => Err(error),
         }
     }

@@ -36,6 +36,11 @@ pub fn task_variable(job: &JobId, task: Task) -> String {
     format!("nomad/jobs/{job}/{GROUP}/{}", task.as_str())
 }
 
+/// The job whose task a Variable is for; none where it is for none of this service's.
+pub fn job_of_task_variable(path: &str) -> Option<JobId> {
+    path.strip_prefix("nomad/jobs/")?.split_once('/')?.0.parse().ok()
+}
+
 /// The job templates that come with the program, by name.
 pub const TEMPLATES: [(&str, &str); 2] = [
     ("raw_exec", include_str!("../../templates/raw_exec.json")),

@@ -1,13 +1,14 @@
-//! Where jobs meet Nomad: submit, kill, clean up, the store of records and what keeps it true.
+//! Where jobs meet Nomad: submit, kill, clean up, the store of records and what keeps it true, and what sweeps up.
 
 mod cleanup;
 mod credentials;
+mod duty;
 mod freshness;
 mod kill;
 pub mod logs;
-mod reporter;
 mod store;
 mod submit;
+mod sweeper;
 mod translate;
 mod undertaker;
 mod watch;
@@ -29,9 +30,10 @@ pub use cleanup::CleanupError;
 pub use kill::{KillError, Killed};
 pub use submit::SubmitError;
 
+use duty::Duty;
 use freshness::Freshness;
-use reporter::Reporter;
 use store::Store;
+use sweeper::Sweeper;
 use undertaker::Undertaker;
 use watch::Watcher;
 
@@ -87,12 +89,15 @@ impl Service {
             telemetry: Arc::clone(&self.telemetry),
         };
         let undertaker = Undertaker { service: self };
-        let reporter = Reporter {
+        let (on, on_duty) = tokio::sync::watch::channel(false);
+        let duty = Duty {
             nomad: self.nomad.clone(),
             namespace: self.config.namespace.clone(),
             telemetry: Arc::clone(&self.telemetry),
+            on,
         };
-        tokio::join!(watcher.run(), undertaker.run(), reporter.run());
+        let sweeper = Sweeper { service: self, on_duty };
+        tokio::join!(watcher.run(), undertaker.run(), duty.run(), sweeper.run());
     }
 
     /// The configuration.

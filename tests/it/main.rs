@@ -30,6 +30,7 @@ mod sources;
 mod stack;
 mod submit;
 mod support;
+mod sweeper;
 mod templates;
 mod tidy;
 mod watching;

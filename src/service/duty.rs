@@ -1,10 +1,12 @@
-//! Which replica counts what happens to jobs.
+//! Which replica does what only one is to do: count what happens to jobs, and sweep.
 //!
 //! Every replica sees every job, so counters of all of them added up would count each job several times. The one that
-//! holds a Nomad Variable's lock counts; another takes over within seconds when it goes.
+//! holds a Nomad Variable's lock is on duty; another takes over within seconds when it goes.
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::nomad::{Client, Error, Lock};
 use crate::telemetry::{Telemetry, chain};
@@ -18,13 +20,15 @@ const HELD: Duration = Duration::from_secs(15);
 /// How often it is tried for, or renewed.
 const EVERY: Duration = Duration::from_secs(5);
 
-pub(super) struct Reporter {
+pub(super) struct Duty {
     pub(super) nomad: Client,
     pub(super) namespace: String,
     pub(super) telemetry: Arc<Telemetry>,
+    /// Tells the others of this replica.
+    pub(super) on: watch::Sender<bool>,
 }
 
-impl Reporter {
+impl Duty {
     /// Tries for ever; ends only by being dropped.
     pub(super) async fn run(self) {
         let mut held = None;
@@ -33,11 +37,15 @@ impl Reporter {
                 Ok(held) => held,
                 Err(error) => {
                     // Whether it is still ours cannot be known: to count nothing is better than to count twice.
-                    tracing::debug!(error = chain(&error), "the reporter's lock could not be asked for");
+                    tracing::debug!(
+                        error = chain(&error),
+                        "the lock of the replica on duty could not be asked for"
+                    );
                     None
                 }
             };
             self.telemetry.set_reports(held.is_some());
+            self.on.send_replace(held.is_some());
             tokio::time::sleep(EVERY).await;
         }
     }

@@ -1,0 +1,162 @@
+//! The sweeper: removes Variables that no job needs any more and that nobody else removes.
+//!
+//! Copies of credentials are left by a service that dies between writing them and registering their job, and where
+//! `finish` could not remove them. Claims, outcomes and keys outlive their job, since a node may come back with its tasks,
+//! and a caller with its key.
+//!
+//! Invariant: nothing is removed that was changed since it was looked at, or whose path does not name a job of this service.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::watch;
+
+use super::Service;
+use crate::config::{Sweep, SweepSettings};
+use crate::job::JobId;
+use crate::ledger;
+use crate::nomad::{Error, Put, VariableStub};
+use crate::render;
+use crate::telemetry::{Leftover, chain};
+
+/// How often is swept.
+const EVERY: Duration = Duration::from_hours(1);
+
+/// How long after a sweep that failed the next one is tried.
+const AGAIN: Duration = Duration::from_mins(1);
+
+pub(super) struct Sweeper<'a> {
+    pub(super) service: &'a Service,
+    pub(super) on_duty: watch::Receiver<bool>,
+}
+
+impl Sweeper<'_> {
+    /// Sweeps while this replica is on duty; ends only by being dropped.
+    pub(super) async fn run(mut self) {
+        if self.service.config.sweep.sweep == Sweep::Off {
+            return;
+        }
+        while self.on_duty.wait_for(|on| *on).await.is_ok() {
+            let pause = match self.sweep().await {
+                Ok(()) => EVERY,
+                Err(error) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "leftovers could not be swept; will be tried again"
+                    );
+                    AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn sweep(&self) -> Result<(), Error> {
+        let Service { nomad, store, config, telemetry, .. } = self.service;
+        let namespace = &config.namespace;
+        // The jobs last: one that is registered meanwhile needs what was written for it.
+        let mut variables = nomad.variables(namespace, ledger::PREFIX).await?.value;
+        variables.extend(nomad.variables(namespace, &format!("nomad/jobs/{}", JobId::PREFIX)).await?.value);
+        let jobs = nomad.jobs(namespace, JobId::PREFIX).await?.value;
+        let jobs: std::collections::HashSet<JobId> =
+            jobs.iter().filter_map(|job| job.id.parse().ok()).collect();
+        let need = |id: &JobId| match (jobs.contains(id), store.record(id)) {
+            (false, _) => Need::Gone,
+            (true, Some(record)) if record.status.is_final() => Need::Ended,
+            (true, _) => Need::Live,
+        };
+        let found = leftovers(&variables, need, &config.sweep, Utc::now());
+        telemetry.leftovers(&found.iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
+        for (kind, variable) in found {
+            if config.sweep.sweep == Sweep::DryRun {
+                tracing::info!(variable = variable.path, kind = kind.as_str(), "a leftover would be removed");
+                continue;
+            }
+            let removed = nomad.delete_variable_at(namespace, &variable.path, variable.modify_index).await?;
+            if let Put::Written(_) = removed {
+                tracing::info!(variable = variable.path, kind = kind.as_str(), "a leftover is removed");
+                telemetry.leftover_removed(kind);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How much a job still needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Nomad has it, and it has not ended.
+    Live,
+    /// Nomad has it, and it has ended.
+    Ended,
+    /// Nomad does not have it.
+    Gone,
+}
+
+/// The Variables that no job needs.
+fn leftovers<'a>(
+    variables: &'a [VariableStub],
+    need: impl Fn(&JobId) -> Need,
+    settings: &SweepSettings,
+    now: DateTime<Utc>,
+) -> Vec<(Leftover, &'a VariableStub)> {
+    let is_older = |variable: &VariableStub, than: Duration| {
+        let than = TimeDelta::from_std(than).unwrap_or(TimeDelta::MAX);
+        now.signed_duration_since(DateTime::from_timestamp_nanos(variable.modify_time)) > than
+    };
+    let kind = |variable: &VariableStub| {
+        if let Some(id) = render::job_of_task_variable(&variable.path) {
+            let left = need(&id) != Need::Live && is_older(variable, settings.keep_credentials);
+            return left.then_some(Leftover::Credentials);
+        }
+        let id = ledger::job_of(&variable.path)?;
+        let left = need(&id) == Need::Gone && is_older(variable, settings.keep_ledger);
+        left.then_some(Leftover::Ledger)
+    };
+    variables.iter().filter_map(|variable| Some((kind(variable)?, variable))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_old_and_belongs_to_no_job_that_needs_it_is_left_over() {
+        use Leftover::{Credentials, Ledger};
+        use Need::{Ended, Gone, Live};
+        let settings = SweepSettings {
+            sweep: Sweep::On,
+            keep_credentials: Duration::from_secs(10),
+            keep_ledger: Duration::from_secs(100),
+        };
+        let id = JobId::from_uuid(Uuid::from_u128(1));
+        let now = DateTime::from_timestamp(1000, 0).unwrap();
+        for (path, need, age, want) in [
+            (format!("nomad/jobs/{id}/job/build"), Gone, 11, Some(Credentials)),
+            (format!("nomad/jobs/{id}/job/build"), Ended, 11, Some(Credentials)),
+            (format!("nomad/jobs/{id}/job/build"), Live, 11, None),
+            (format!("nomad/jobs/{id}/job/build"), Gone, 9, None),
+            (format!("nomad-build/claims/{id}"), Gone, 101, Some(Ledger)),
+            (format!("nomad-build/outcomes/{id}"), Gone, 101, Some(Ledger)),
+            (format!("nomad-build/keys/{id}"), Gone, 101, Some(Ledger)),
+            (format!("nomad-build/claims/{id}"), Gone, 99, None),
+            (format!("nomad-build/claims/{id}"), Ended, 101, None),
+            (format!("nomad-build/claims/{id}"), Live, 101, None),
+            // By a clock that is ahead of ours.
+            (format!("nomad-build/claims/{id}"), Gone, -500, None),
+            // Not ours.
+            ("nomad-build/reporter".to_owned(), Gone, 500, None),
+            ("nomad-build/claims/other".to_owned(), Gone, 500, None),
+            ("nomad/jobs/nb-other/job/build".to_owned(), Gone, 500, None),
+            (format!("nomad/jobs/{id}"), Gone, 500, None),
+            (format!("creds/{id}"), Gone, 500, None),
+        ] {
+            let modify_time = (now - TimeDelta::seconds(age)).timestamp_nanos_opt().unwrap();
+            let variables = [VariableStub { path: path.clone(), modify_time, ..VariableStub::default() }];
+            let found = leftovers(&variables, |_| need, &settings, now);
+            assert_eq!(found.first().map(|(kind, _)| *kind), want, "{path} {need:?} {age}");
+        }
+    }
+}
