@@ -22,6 +22,7 @@ mod kill;
 mod leaders;
 mod logs;
 mod main_job;
+mod nodes;
 mod publishing;
 mod registry;
 mod replicas;

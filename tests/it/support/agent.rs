@@ -137,27 +137,31 @@ impl Drop for Agent {
         }
         // Collecting stops the helpers of every task and unmounts what they had.
         self.cli(&["system", "gc"]);
-        let mut process = self.process.lock().unwrap();
-        let pid = Pid::from_raw(i32::try_from(process.id()).unwrap());
-        let mounted = || fs::read_to_string("/proc/mounts").unwrap();
-        let dir = self.dir.path().to_str().unwrap();
-        let ours = |line: &str| line.split(' ').nth(1).filter(|at| at.starts_with(dir)).map(str::to_owned);
-        let begun = Instant::now();
-        while mounted().lines().any(|line| ours(line).is_some()) && begun.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        kill(pid, Signal::SIGINT).unwrap();
-        process.wait().unwrap();
-        for line in mounted().lines() {
-            if let Some(at) = ours(line) {
-                Command::new("umount").arg(at).status().unwrap();
-            }
-        }
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_cgroup(&controller.path().join(&self.cgroup));
-        }
-        remove_cgroup(&Path::new("/sys/fs/cgroup").join(&self.cgroup));
+        end_client(&mut self.process.lock().unwrap(), self.dir.path(), &self.cgroup);
     }
+}
+
+/// Ends a client agent whose jobs are collected, and takes what it leaves: mounts below its folder, and its cgroup.
+pub(super) fn end_client(process: &mut Child, dir: &Path, cgroup: &str) {
+    let pid = Pid::from_raw(i32::try_from(process.id()).unwrap());
+    let mounted = || fs::read_to_string("/proc/mounts").unwrap();
+    let dir = dir.to_str().unwrap();
+    let ours = |line: &str| line.split(' ').nth(1).filter(|at| at.starts_with(dir)).map(str::to_owned);
+    let begun = Instant::now();
+    while mounted().lines().any(|line| ours(line).is_some()) && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    kill(pid, Signal::SIGINT).unwrap();
+    process.wait().unwrap();
+    for line in mounted().lines() {
+        if let Some(at) = ours(line) {
+            Command::new("umount").arg(at).status().unwrap();
+        }
+    }
+    for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        remove_cgroup(&controller.path().join(cgroup));
+    }
+    remove_cgroup(&Path::new("/sys/fs/cgroup").join(cgroup));
 }
 
 /// Cgroups are removed from the leaves, and only empty ones can be.

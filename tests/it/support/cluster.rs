@@ -5,14 +5,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::agent::{binary, free_ports, wait_for};
+use super::agent::{binary, end_client, free_ports, wait_for};
 
 const SERVERS: usize = 3;
 
@@ -24,12 +22,31 @@ pub(crate) struct Cluster {
     dir: TempDir,
     ports: Vec<Ports>,
     servers: Mutex<Vec<Child>>,
-    agent: Mutex<Child>,
+    client: Mutex<Child>,
+    cgroup: String,
     /// The client agent's address.
     pub(crate) url: String,
 }
 
+static SHARED: tokio::sync::Mutex<Weak<Cluster>> = tokio::sync::Mutex::const_new(Weak::new());
+static IN_USE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 impl Cluster {
+    /// One for the tests that harm nodes and leave them well, for one at a time.
+    pub(crate) async fn shared() -> (Arc<Self>, tokio::sync::MutexGuard<'static, ()>) {
+        let cluster = {
+            let mut shared = SHARED.lock().await;
+            if let Some(cluster) = shared.upgrade() {
+                cluster
+            } else {
+                let cluster = Arc::new(Self::start().await);
+                *shared = Arc::downgrade(&cluster);
+                cluster
+            }
+        };
+        (cluster, IN_USE.lock().await)
+    }
+
     /// Starts one, and waits for its leader.
     pub(crate) async fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("nbc-").tempdir_in("/tmp").unwrap();
@@ -38,23 +55,24 @@ impl Cluster {
         for (number, ports) in ports.iter().enumerate() {
             let role = format!(
                 "server {{\n enabled = true\n bootstrap_expect = {SERVERS}\n \
+                 min_heartbeat_ttl = \"2s\"\n heartbeat_grace = \"2s\"\n \
                  server_join {{\n retry_join = {serfs:?}\n retry_interval = \"1s\"\n }}\n}}"
             );
             configure(dir.path(), &format!("server{number}"), *ports, &role);
         }
         let rpcs: Vec<_> = ports.iter().map(|[_, rpc, _]| format!("127.0.0.1:{rpc}")).collect();
         let own = free_ports();
+        let cgroup = format!("{}.slice", dir.path().file_name().unwrap().to_str().unwrap());
         let role = format!(
-            "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{}.slice\"\n options {{\n \
+            "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{cgroup}\"\n options {{\n \
              \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }}\n}}\n\
-             plugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}",
-            dir.path().file_name().unwrap().to_str().unwrap(),
+             plugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}"
         );
         configure(dir.path(), "client", own, &role);
         let servers = (0..SERVERS).map(|number| spawn(dir.path(), &format!("server{number}"))).collect();
-        let agent = Mutex::new(spawn(dir.path(), "client"));
+        let client = Mutex::new(spawn(dir.path(), "client"));
         let url = format!("http://127.0.0.1:{}", own[0]);
-        let cluster = Self { dir, ports, servers: Mutex::new(servers), agent, url };
+        let cluster = Self { dir, ports, servers: Mutex::new(servers), client, cgroup, url };
         cluster.leader(None).await;
         wait_for("a client that finds the leader", Duration::from_mins(1), async || {
             ask(own[0], "status/leader").await.filter(|leader| leader.len() > 2)
@@ -92,6 +110,26 @@ impl Cluster {
         server.wait().unwrap();
     }
 
+    /// The address of a server, which goes on without the client.
+    pub(crate) fn server(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports[0][0])
+    }
+
+    /// Ends the client agent at once, as a crash does. Its tasks go on.
+    pub(crate) fn kill_client(&self) {
+        let client = &mut self.client.lock().unwrap();
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+
+    /// Starts the client agent again, and waits until it answers.
+    pub(crate) async fn restart_client(&self) {
+        *self.client.lock().unwrap() = spawn(self.dir.path(), "client");
+        let port = self.url.rsplit(':').next().unwrap().parse().unwrap();
+        wait_for("the client is back", Duration::from_mins(1), async || ask(port, "agent/health").await)
+            .await;
+    }
+
     /// Ends two servers, so that there is no leader; the number of the second one.
     pub(crate) fn kill_majority(&self, first: usize) -> usize {
         let second = (first + 1) % SERVERS;
@@ -120,16 +158,15 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // No job of it was ever run, so nothing is mounted.
-        let pid = Pid::from_raw(i32::try_from(self.agent.lock().unwrap().id()).unwrap());
-        kill(pid, Signal::SIGINT).unwrap();
-        let begun = Instant::now();
-        let agent = self.agent.get_mut().unwrap();
-        while agent.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        agent.kill().ok();
-        agent.wait().unwrap();
+        // Collecting unmounts what tasks had. Where there is no leader any more, nothing was run.
+        Command::new(binary())
+            .args(["system", "gc"])
+            .env("NOMAD_ADDR", &self.url)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .ok();
+        end_client(self.client.get_mut().unwrap(), self.dir.path(), &self.cgroup);
         for server in self.servers.get_mut().unwrap() {
             server.kill().ok();
             server.wait().unwrap();

@@ -1,0 +1,97 @@
+//! Nodes: whatever becomes of a node and its agent, a job goes on or ends, and publishes what it tested.
+
+use serde_json::{Value, json};
+
+use reqwest::Method;
+
+use crate::support::{Api, Cluster, Nomad, Service, Sleeper, engine_is_rid_of, eventually, image_of, world};
+
+/// Waits until Nomad's servers say of the one node what `holds` wants; its ID.
+async fn node(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> String {
+    let nomad = Nomad::new(&cluster.server());
+    let node = eventually(what, async || {
+        let node = nomad.get("/v1/nodes").await[0].take();
+        holds(&node).then_some(node)
+    })
+    .await;
+    node["ID"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
+    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
+    let service = Service::start(&cluster.server(), &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let repository = world.repository("ARG ROUND\nRUN echo built; sleep 5");
+    let mut job = world.job(&repository);
+    job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
+    job["test_commands"] = json!(["echo tested; sleep 5"]);
+    let id = api.submit(&job).await;
+    for phase in ["BUILDING", "TESTING"] {
+        api.wait_until(&id, phase, |status| status["status"] == phase).await;
+        cluster.kill_client();
+        cluster.restart_client().await;
+    }
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert_eq!(world.served(image_of(&job), "one").await.as_deref(), status["image"]["digest"].as_str());
+    let logs = api.logs(&id).await;
+    assert!(logs["missing"].is_null(), "{logs:#}");
+    for (phase, text) in [("build", "built"), ("test", "tested"), ("publish", "sha256:")] {
+        assert!(logs[phase].as_str().unwrap().contains(text), "{phase}: {logs:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_comes_back() {
+    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
+    let service = Service::start(&cluster.server(), &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    // Its tests succeed while nobody hears of the node.
+    job["test_commands"] = json!(["sleep 5"]);
+    let id = api.submit(&job).await;
+    api.wait_until(&id, "TESTING", |status| status["status"] == "TESTING").await;
+    cluster.kill_client();
+    node(&cluster, "the node is missed", |node| node["Status"] != "ready").await;
+    assert_eq!(api.status(&id).await["status"], "TESTING");
+    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+    cluster.restart_client().await;
+    node(&cluster, "the node is back", |node| node["Status"] == "ready").await;
+    engine_is_rid_of(&id).await;
+    let status = api.status(&id).await;
+    assert_eq!(
+        (&status["status"], &status["failure"]["reason"]),
+        (&json!("KILLED"), &json!("killed")),
+        "{status:#}"
+    );
+    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing() {
+    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
+    let service = Service::start(&cluster.server(), &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let sleeper = Sleeper::in_phase("test");
+    let id = sleeper.submit(&api).await;
+    let node = node(&cluster, "a node that is ready", |node| node["Status"] == "ready").await;
+    let nomad = Api::new(&cluster.server());
+    let drain = async |body: Value| {
+        let (status, answer) = nomad.call(Method::PUT, &format!("/v1/node/{node}/drain"), Some(&body)).await;
+        assert!(status.is_success(), "{answer}");
+    };
+    // At once, as `nomad node drain -force` does.
+    drain(json!({"DrainSpec": {"Deadline": -1}})).await;
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(
+        (&status["status"], &status["failure"]["reason"]),
+        (&json!("KILLED"), &json!("stopped")),
+        "{status:#}"
+    );
+    sleeper.is_stopped().await;
+    engine_is_rid_of(&id).await;
+    assert_eq!(world.tags(&sleeper.job).await, [] as [&str; 0]);
+    drain(json!({"DrainSpec": null, "MarkEligible": true})).await;
+}
