@@ -1,12 +1,9 @@
-//! A job's Variables: the claim, which is written once, the progress of its phases, and the key it was submitted with.
+//! A job's two Variables: the claim, which is written once, and the progress of its phases.
 //!
-//! Claim and progress are written by the runner with its workload identity and by the service, and read by every replica.
-//! Both sides go through this room, so both keep its one rule: what was decided first stands.
+//! Written by the runner with its workload identity and by the service; read by every replica. Both sides go through
+//! this room, so both keep its one rule: what was decided first stands.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
-
-use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::job::{Claim, JobId, Outcome, Phase, Progress};
 use crate::nomad::{Client, Error, Put, patiently};
@@ -16,11 +13,6 @@ pub const PREFIX: &str = "nomad-build/";
 
 const CLAIMS: &str = "nomad-build/claims/";
 const OUTCOMES: &str = "nomad-build/outcomes/";
-const KEYS: &str = "nomad-build/keys/";
-
-/// The items of a key's Variable: the body's SHA-256, and when it was first submitted.
-const BODY: &str = "body_sha256";
-const SUBMITTED: &str = "submitted_at";
 
 /// Which of a job's Variables a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,9 +31,9 @@ pub fn parse_path(path: &str) -> Option<(JobId, Entry)> {
     Some((path.strip_prefix(OUTCOMES)?.parse().ok()?, Entry::Progress))
 }
 
-/// The job of any of the ledger's Variables, keys included; none where a path is not one of them.
+/// The job of any of the ledger's Variables; none where a path is not one of them.
 pub fn job_of(path: &str) -> Option<JobId> {
-    [CLAIMS, OUTCOMES, KEYS].iter().find_map(|prefix| path.strip_prefix(prefix))?.parse().ok()
+    [CLAIMS, OUTCOMES].iter().find_map(|prefix| path.strip_prefix(prefix))?.parse().ok()
 }
 
 /// Why the ledger could not be read or written.
@@ -64,17 +56,6 @@ pub struct Decision {
     pub index: u64,
     /// Whether it is the one that was tried.
     pub ours: bool,
-}
-
-/// What became of a reservation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reservation {
-    /// Nobody had reserved the job before.
-    First,
-    /// The same body did, at this time.
-    Again(DateTime<Utc>),
-    /// Another body did.
-    Taken,
 }
 
 /// The ledger of one namespace.
@@ -168,41 +149,9 @@ impl Ledger {
         }
     }
 
-    /// Reserves the job of a key for a body, by its SHA-256. It is written once, before anything is done for the key, and
-    /// outlives the Nomad job.
-    pub async fn reserve(
-        &self,
-        job: &JobId,
-        body: &str,
-        now: DateTime<Utc>,
-    ) -> Result<Reservation, LedgerError> {
-        let path = format!("{KEYS}{job}");
-        let submitted = now.to_rfc3339_opts(SecondsFormat::Millis, true);
-        let items = BTreeMap::from([(BODY.to_owned(), body.to_owned()), (SUBMITTED.to_owned(), submitted)]);
-        loop {
-            let put =
-                self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await?;
-            if let Put::Written(_) = put {
-                return Ok(Reservation::First);
-            }
-            // None: removed between the two calls, by a cleanup.
-            if let Some(standing) =
-                self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await?
-            {
-                let item = |name| standing.items.get(name).map(String::as_str).unwrap_or_default();
-                if item(BODY) != body {
-                    return Ok(Reservation::Taken);
-                }
-                let submitted = DateTime::parse_from_rfc3339(item(SUBMITTED))
-                    .map_err(|error| LedgerError::Malformed(job.clone(), format!("{SUBMITTED}: {error}")))?;
-                return Ok(Reservation::Again(submitted.to_utc()));
-            }
-        }
-    }
-
-    /// Removes all of them.
+    /// Removes both Variables.
     pub async fn remove(&self, job: &JobId) -> Result<(), LedgerError> {
-        for prefix in [OUTCOMES, CLAIMS, KEYS] {
+        for prefix in [OUTCOMES, CLAIMS] {
             let path = format!("{prefix}{job}");
             self.patiently(job, || self.nomad.delete_variable(&self.namespace, &path)).await?;
         }
@@ -222,7 +171,6 @@ mod tests {
         assert_eq!(parse_path(&format!("{CLAIMS}{id}")), Some((id.clone(), Entry::Claim)));
         assert_eq!(parse_path(&format!("{OUTCOMES}{id}")), Some((id, Entry::Progress)));
         assert_eq!(parse_path("nomad-build/claims/x"), None);
-        assert_eq!(parse_path(&format!("{KEYS}{}", JobId::from_uuid(Uuid::from_u128(1)))), None);
         assert_eq!(parse_path("other"), None);
     }
 }

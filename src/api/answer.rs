@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use crate::job::{FieldError, Invalid};
 use crate::nomad;
-use crate::service::{CleanupError, FindError, KillError, SubmitError};
+use crate::service::{CleanupError, FindError, KeyError, KillError, SubmitError};
 use crate::telemetry::chain;
 
 #[derive(Serialize)]
@@ -145,12 +145,20 @@ impl From<SubmitError> for Problem {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Invalid(invalid) => invalid.into(),
-            SubmitError::Nomad(ref cause) => Self::of_nomad(cause, &error),
+            SubmitError::Nomad(ref cause) | SubmitError::Key(KeyError::Nomad(ref cause)) => {
+                Self::of_nomad(cause, &error)
+            }
+            SubmitError::Key(KeyError::Malformed(_)) => {
+                Self::caused(Code::Internal, error.to_string(), &error)
+            }
             SubmitError::Unconfirmed(..) | SubmitError::Unanswered(..) | SubmitError::Ledger(_) => {
                 Self::caused(Code::NomadUnavailable, error.to_string(), &error)
             }
             SubmitError::KeyTaken => Self::new(Code::IdempotencyKeyReused, &error.to_string()),
-            SubmitError::Token => Self::parameter("X-Nomad-Token", "is no token that Nomad knows"),
+            SubmitError::Token => Self::parameter(
+                "X-Nomad-Token",
+                "is no ACL token that Nomad knows: an Idempotency-Key is kept apart by it",
+            ),
             SubmitError::Render(_) => {
                 let message =
                     "the operator's job template cannot be used; the service's log says why".to_owned();

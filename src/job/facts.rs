@@ -114,6 +114,18 @@ impl Facts {
         news
     }
 
+    /// Takes in a state of the Nomad job from a list at an index, which is the truth of its time: what it shows counts, though
+    /// it is older than what was heard before, as after a restore.
+    pub fn see_listed_job(&mut self, job: JobFacts, listed: u64) -> bool {
+        if let Some(known) = &mut self.job
+            && job.index < known.index
+            && known.index <= listed
+        {
+            known.index = 0;
+        }
+        self.see_job(job)
+    }
+
     /// Takes in that the job is not in Nomad, as of an index.
     pub fn see_gone(&mut self, index: u64) -> bool {
         match &mut self.job {
@@ -139,6 +151,26 @@ impl Facts {
         news
     }
 
+    /// Takes in the allocations from a list at an index, in the same way. One that is not over and not listed is one that a
+    /// restored Nomad never had: Nomad forgets only what is over.
+    pub fn see_listed_allocations(&mut self, allocations: Vec<AllocationFacts>, listed: u64) -> bool {
+        let known = self.allocations.len();
+        self.allocations.retain(|id, known| {
+            known.is_over || known.index > listed || allocations.iter().any(|listed| listed.id == *id)
+        });
+        let mut news = known != self.allocations.len();
+        for allocation in allocations {
+            if let Some(known) = self.allocations.get_mut(&allocation.id)
+                && allocation.index < known.index
+                && known.index <= listed
+            {
+                known.index = 0;
+            }
+            news |= self.see_allocation(allocation);
+        }
+        news
+    }
+
     /// Takes in why the job waits, or that it does not.
     pub fn see_placement(&mut self, index: u64, placement: Option<String>) -> bool {
         replace(&mut self.placement, index, placement)
@@ -155,8 +187,11 @@ impl Facts {
         standing.keep(&progress)
     }
 
-    /// Takes in the fence.
+    /// Takes in the fence. What was decided once stands, whatever a restored Nomad shows.
     pub fn see_claim(&mut self, index: u64, claim: Claim) -> bool {
+        if self.claim.1.as_ref().is_some_and(|standing| *standing != claim) {
+            return false;
+        }
         replace(&mut self.claim, index, Some(claim))
     }
 

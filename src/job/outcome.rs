@@ -191,13 +191,14 @@ impl Progress {
         true
     }
 
-    /// Takes over what an earlier state knew and this one does not: phases, and that they were over. Returns whether there
-    /// was any.
+    /// Takes over what another state knew and this one does not: phases, that they were over, and how they first ended.
+    /// Returns whether there was any.
     pub(super) fn keep(&mut self, earlier: &Self) -> bool {
         let mut kept = false;
         for (&phase, known) in &earlier.outcomes {
             let newer = self.of(phase);
-            if newer.is_none_or(|newer| known.is_over() && !newer.is_over()) {
+            let was_first = |newer: &Outcome| !newer.is_over() || known.ended_at < newer.ended_at;
+            if newer.is_none_or(|newer| known.is_over() && was_first(newer)) {
                 self.outcomes.insert(phase, known.clone());
                 kept = true;
             }

@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use reqwest::Response;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::client::{Client, Request};
 use super::error::Error;
@@ -79,6 +80,8 @@ pub struct EventStream {
     opening: BoxFuture<'static, Result<Response, Error>>,
     response: Option<Response>,
     buffer: BytesMut,
+    /// When it has been silent for too long. Kept from call to call, as each of them may be given up.
+    deadline: Instant,
 }
 
 impl Client {
@@ -94,7 +97,8 @@ impl Client {
             .query("topic", "Evaluation");
         let client = self.clone();
         let opening = async move { client.open(request, SILENCE).await };
-        EventStream { opening: opening.boxed(), response: None, buffer: BytesMut::new() }
+        let deadline = Instant::now() + SILENCE;
+        EventStream { opening: opening.boxed(), response: None, buffer: BytesMut::new(), deadline }
     }
 }
 
@@ -124,10 +128,14 @@ impl EventStream {
             if self.buffer.len() > LINE {
                 return Err(Error::malformed(DOING, "a line of it does not end"));
             }
+            let deadline = self.deadline;
             let response = self.response().await?;
-            let chunk = tokio::time::timeout(SILENCE, response.chunk());
+            let chunk = tokio::time::timeout_at(deadline, response.chunk());
             match chunk.await.map_err(|error| Error::unreachable(DOING, error))? {
-                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
+                Ok(Some(chunk)) => {
+                    self.deadline = Instant::now() + SILENCE;
+                    self.buffer.extend_from_slice(&chunk);
+                }
                 Ok(None) => return Err(Error::unreachable(DOING, "it ended")),
                 Err(error) => return Err(Error::unreachable(DOING, error.without_url())),
             }

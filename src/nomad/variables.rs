@@ -91,6 +91,16 @@ impl Client {
         }
     }
 
+    /// Writes a Variable, whatever is there.
+    pub async fn set_variable(
+        &self,
+        namespace: &str,
+        variable: &str,
+        items: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
+        self.call::<Variable>(put(namespace, variable, items, None)?).await.map(drop)
+    }
+
     /// Reads a Variable; none where there is none.
     pub async fn variable(&self, namespace: &str, variable: &str) -> Result<Option<Variable>, Error> {
         let doing = format!("reading Variable {variable} of namespace {namespace:?}");

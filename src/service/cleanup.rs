@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{FindError, Service, translate};
 use crate::job::JobId;
 use crate::ledger::LedgerError;
-use crate::nomad::{Allocation, Error, Job, Kind};
+use crate::nomad::{Allocation, Client, Error, Job, Kind};
 use crate::render;
 
 /// How long a cleanup waits for the node.
@@ -45,11 +45,20 @@ fn sweep_id(id: &JobId) -> String {
     format!("nomad-build-sweep-{id}")
 }
 
+/// The sweep of a job: there is one once its cleanup was begun, until Nomad collects it.
+pub(super) async fn sweep_of(nomad: &Client, namespace: &str, id: &JobId) -> Result<Option<Job>, Error> {
+    match nomad.job(namespace, &sweep_id(id)).await {
+        Ok(sweep) => Ok(Some(sweep)),
+        Err(Error { kind: Kind::NotFound, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl Service {
     /// Removes the Nomad job, its Variables and what it left on its nodes. Again is harmless.
     pub async fn clean_up(&self, id: &JobId) -> Result<(), CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
-        let earlier = self.sweep_of(id).await.map_err(failed)?;
+        let earlier = sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(failed)?;
         match self.record(id).await {
             Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),
             Ok(_) => {}
@@ -86,15 +95,6 @@ impl Service {
                 return Ok(listed.value);
             }
             index = listed.index.max(1);
-        }
-    }
-
-    /// The sweep of a job: there is one once its cleanup was begun, until Nomad collects it.
-    pub(super) async fn sweep_of(&self, id: &JobId) -> Result<Option<Job>, Error> {
-        match self.nomad.job(&self.config.namespace, &sweep_id(id)).await {
-            Ok(sweep) => Ok(Some(sweep)),
-            Err(Error { kind: Kind::NotFound, .. }) => Ok(None),
-            Err(error) => Err(error),
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use secrecy::SecretString;
 
+use super::submit::Doubt;
 use super::{FOR_EVER, PATIENCE, Service};
 use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
@@ -76,14 +77,16 @@ impl Service {
         }
     }
 
-    /// Writes the copies. On failure, what was written is removed again.
-    pub(super) async fn write_credentials(&self, copies: &Copies) -> Result<(), Error> {
+    /// Writes the copies, in place of those of an earlier attempt. On failure, what was written is removed again, unless
+    /// another attempt for the same job may need it.
+    pub(super) async fn write_credentials(&self, copies: &Copies, doubt: Doubt) -> Result<(), Error> {
         let namespace = &self.config.namespace;
         for (path, items) in copies {
-            // The path has a fresh ID: what is there already was put by an attempt whose answer was lost.
-            let write = || self.nomad.put_variable(namespace, path, items, 0);
+            let write = || self.nomad.set_variable(namespace, path, items);
             if let Err(error) = patiently(PATIENCE, write).await {
-                self.remove_copies(copies).await;
+                if doubt == Doubt::Withdraw {
+                    self.remove_copies(copies).await;
+                }
                 return Err(error);
             }
         }

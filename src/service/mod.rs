@@ -4,6 +4,7 @@ mod cleanup;
 mod credentials;
 mod duty;
 mod freshness;
+mod keys;
 mod kill;
 pub mod logs;
 mod store;
@@ -27,11 +28,13 @@ use crate::nomad::{self, Client, Kind};
 use crate::telemetry::Telemetry;
 
 pub use cleanup::CleanupError;
+pub use keys::KeyError;
 pub use kill::{KillError, Killed};
 pub use submit::SubmitError;
 
 use duty::Duty;
 use freshness::Freshness;
+use keys::Keys;
 use store::Store;
 use sweeper::Sweeper;
 use undertaker::Undertaker;
@@ -48,6 +51,7 @@ pub struct Service {
     config: Config,
     nomad: Client,
     ledger: Ledger,
+    keys: Keys,
     store: Arc<Store>,
     freshness: Arc<Freshness>,
     hub: logs::Hub,
@@ -73,9 +77,10 @@ impl Service {
     pub fn new(config: Config, telemetry: Arc<Telemetry>) -> Result<Self, nomad::Error> {
         let nomad = Client::new(&config.nomad)?;
         let ledger = Ledger::new(nomad.clone(), &config.namespace, PATIENCE);
+        let keys = Keys { nomad: nomad.clone(), namespace: config.namespace.clone() };
         let store = Arc::new(Store::new(Arc::clone(&telemetry)));
         let hub = logs::Hub::new(nomad.clone(), logs::Settings::default());
-        Ok(Self { config, nomad, ledger, store, freshness: Arc::default(), hub, telemetry })
+        Ok(Self { config, nomad, ledger, keys, store, freshness: Arc::default(), hub, telemetry })
     }
 
     /// Keeps the store true, and ends what nobody else ends. For ever.

@@ -92,13 +92,17 @@ impl Store {
         self.write().known.values_mut().for_each(|entry| entry.facts.begin_anew());
     }
 
-    /// What was decided of the jobs that are known, and how they were published.
-    pub(super) fn decided(&self) -> Vec<(JobId, Claim, Option<Outcome>)> {
-        let decided = |(id, entry): (&JobId, &Entry)| {
-            let claim = entry.facts.claim.1.clone()?;
-            Some((id.clone(), claim, entry.facts.published().cloned()))
-        };
-        self.read().known.iter().filter_map(decided).collect()
+    /// What was decided of a job that Nomad has, and how it was published.
+    pub(super) fn decided(&self, id: &JobId) -> Option<(JobId, Claim, Option<Outcome>)> {
+        let jobs = self.read();
+        let facts = &jobs.known.get(id)?.facts;
+        facts.job.as_ref().filter(|job| !job.gone)?;
+        Some((id.clone(), facts.claim.1.clone()?, facts.published().cloned()))
+    }
+
+    /// What is due of one job now.
+    pub(super) fn due_of(&self, id: &JobId, now: DateTime<Utc>) -> Option<Due> {
+        self.read().known.get(id)?.facts.due(now)
     }
 
     fn fold(&self, entry: &mut Entry) {

@@ -7,13 +7,12 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
-use uuid::Uuid;
 
 use super::credentials::{Copies, Unreadable, remove_copies};
+use super::keys::{KeyError, Reservation, Reserved};
 use super::{FOR_EVER, PATIENCE, Service, translate};
 use crate::job::{Claim, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
-use crate::ledger::{Ledger, LedgerError, Reservation};
+use crate::ledger::{Ledger, LedgerError};
 use crate::nomad::{Client, Error, Job, Kind, patiently};
 use crate::render::{self, RenderError};
 use crate::telemetry::chain;
@@ -45,16 +44,19 @@ pub enum SubmitError {
     #[error("another submission was made with this Idempotency-Key: use a new key for each build")]
     KeyTaken,
     /// The caller's token is none.
-    #[error("Nomad does not know the caller's token")]
+    #[error("the caller's token is no ACL token that Nomad knows")]
     Token,
-    /// The key's reservation could not be read or written.
-    #[error("the submission's key could not be looked up")]
+    /// The key's Variable could not be read or written.
+    #[error("the submission's Idempotency-Key could not be looked up; submit again with it")]
+    Key(#[from] KeyError),
+    /// The job of the key could not be looked up.
+    #[error("the job of the submission's Idempotency-Key could not be looked up; submit again with it")]
     Ledger(#[from] LedgerError),
 }
 
 /// What becomes of a job of which Nomad does not say whether it is registered.
-#[derive(Clone, Copy)]
-enum Doubt {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
     /// Its caller is told that it is refused, so it must not run.
     Withdraw,
     /// Its caller sends it again.
@@ -85,32 +87,40 @@ impl Service {
         key: Option<&IdempotencyKey>,
         caller: Option<SecretString>,
     ) -> Result<JobId, SubmitError> {
-        let fingerprint = fingerprint(&body);
-        let spec = self.validate(body)?;
         let now = to_milliseconds(Utc::now());
+        let reservation = Reservation::new(&body, now);
+        let spec = self.validate(body)?;
         let Some(key) = key else {
-            return self.accept(JobId::from_uuid(Uuid::now_v7()), spec, now, caller, Doubt::Withdraw).await;
+            return self.accept(reservation.job, spec, now, caller, Doubt::Withdraw).await;
         };
-        let id = JobId::of_key(&self.config.namespace, &self.accessor(caller.clone()).await?, key);
-        match self.ledger.reserve(&id, &fingerprint, now).await? {
-            Reservation::Taken => Err(SubmitError::KeyTaken),
-            Reservation::First => self.accept(id, spec, now, caller, Doubt::Retry).await,
-            Reservation::Again(_) if self.was_accepted_soon(&id).await? => Ok(id),
-            // The attempt that reserved it broke off. Nomad does not keep two registrations apart that come at the same
-            // moment, so all of them are alike, down to their time.
-            Reservation::Again(first) => self.accept(id, spec, first, caller, Doubt::Retry).await,
+        let accessor = self.accessor(caller.clone()).await?;
+        let (held, again) = match self.keys.reserve(&accessor, key, reservation).await? {
+            Reserved::Taken => return Err(SubmitError::KeyTaken),
+            Reserved::First(held) => (held, false),
+            Reserved::Again(held) => (held, true),
+        };
+        let Reservation { job, submitted_at, accepted, .. } = held.reservation.clone();
+        if accepted {
+            return Ok(job);
         }
+        if !again || !self.is_there_soon(&job).await? {
+            // Where the attempt that reserved it broke off. Nomad does not keep two registrations apart that come at the
+            // same moment, so all of them are alike, down to their time.
+            self.accept(job.clone(), spec, submitted_at, caller, Doubt::Retry).await?;
+        }
+        self.keys.accept(&held).await?;
+        Ok(job)
     }
 
-    /// Whether a job was registered, or is within a few seconds: the first attempt may go on beside this one.
-    async fn was_accepted_soon(&self, id: &JobId) -> Result<bool, SubmitError> {
+    /// Whether a job is in Nomad, or is within a few seconds: the first attempt may go on beside this one.
+    async fn is_there_soon(&self, id: &JobId) -> Result<bool, SubmitError> {
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(20))
             .with_max_times(FIRST_ATTEMPT)
             .with_jitter()
             .build();
         loop {
-            match (self.was_accepted(id).await?, delays.next()) {
+            match (self.is_there(id).await?, delays.next()) {
                 (true, _) => return Ok(true),
                 (false, None) => return Ok(false),
                 (false, Some(delay)) => tokio::time::sleep(delay).await,
@@ -121,13 +131,14 @@ impl Service {
     async fn accessor(&self, caller: Option<SecretString>) -> Result<String, SubmitError> {
         let nomad = self.nomad.with_token(caller);
         patiently(PATIENCE, || nomad.accessor()).await.map_err(|error| match error.kind {
-            Kind::Forbidden => SubmitError::Token,
+            // A workload identity has no accessor.
+            Kind::Forbidden | Kind::NotFound => SubmitError::Token,
             _ => error.into(),
         })
     }
 
-    /// Whether a job was registered, be it long ago: its claim outlives it.
-    async fn was_accepted(&self, id: &JobId) -> Result<bool, SubmitError> {
+    /// Whether a job is in Nomad, or was: its claim outlives it.
+    async fn is_there(&self, id: &JobId) -> Result<bool, SubmitError> {
         if self.store.record(id).is_some() {
             return Ok(true);
         }
@@ -188,7 +199,7 @@ impl Service {
         doubt: Doubt,
     ) -> Result<Registered, SubmitError> {
         let namespace = &self.config.namespace;
-        self.write_credentials(&copies).await?;
+        self.write_credentials(&copies, doubt).await?;
         let mut attempts = 0;
         let registered = patiently(PATIENCE, || {
             attempts += 1;
@@ -204,10 +215,12 @@ impl Service {
                 Ok(found.map_or(Registered::Somehow, |job| Registered::Before(Box::new(job))))
             }
             // Refused at once, and for good: no attempt can have registered it.
-            (Err(error), _) if attempts == 1 && error.is_refusal() => {
+            (Err(error), Doubt::Withdraw) if attempts == 1 && error.is_refusal() => {
                 self.remove_copies(&copies).await;
                 Err(error.into())
             }
+            // The copies may be those of an attempt beside this one. What no job needs is swept.
+            (Err(error), Doubt::Retry) if attempts == 1 && !error.is_passing() => Err(error.into()),
             (Err(error), Doubt::Withdraw) => self.withdraw(id, copies, error).await,
             (Err(error), Doubt::Retry) => Err(SubmitError::Unanswered(id.clone(), error)),
         }
@@ -238,11 +251,6 @@ async fn withdraw(nomad: Client, namespace: String, id: JobId, copies: Vec<Strin
         Err(error) => tracing::error!(job = %id, error = chain(&error), "a job could not be withdrawn"),
     }
     true
-}
-
-/// The body's SHA-256: of its JSON with sorted keys and without spaces, so that how it was written does not count.
-fn fingerprint(body: &Value) -> String {
-    Sha256::digest(body.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The time as the job's meta has it, so that every replica shows the same.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::Service;
+use super::{Service, keys};
 use crate::config::{Sweep, SweepSettings};
 use crate::job::JobId;
 use crate::ledger;
@@ -109,6 +109,10 @@ fn leftovers<'a>(
             let left = need(&id) != Need::Live && is_older(variable, settings.keep_credentials);
             return left.then_some(Leftover::Credentials);
         }
+        // A key's own job was made with it, and is as old.
+        if keys::is_key(&variable.path) {
+            return is_older(variable, settings.keep_ledger).then_some(Leftover::Ledger);
+        }
         let id = ledger::job_of(&variable.path)?;
         let left = need(&id) == Need::Gone && is_older(variable, settings.keep_ledger);
         left.then_some(Leftover::Ledger)
@@ -140,7 +144,9 @@ mod tests {
             (format!("nomad/jobs/{id}/job/build"), Gone, 9, None),
             (format!("nomad-build/claims/{id}"), Gone, 101, Some(Ledger)),
             (format!("nomad-build/outcomes/{id}"), Gone, 101, Some(Ledger)),
-            (format!("nomad-build/keys/{id}"), Gone, 101, Some(Ledger)),
+            ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 101, Some(Ledger)),
+            ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 99, None),
+            ("nomad-build/keys/other".to_owned(), Gone, 500, None),
             (format!("nomad-build/claims/{id}"), Gone, 99, None),
             (format!("nomad-build/claims/{id}"), Ended, 101, None),
             (format!("nomad-build/claims/{id}"), Live, 101, None),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::{Service, translate};
+use super::{Service, cleanup, translate};
 use crate::job::{Claim, Due, JobId, Phase, Reason, Verdict};
 use crate::ledger::LedgerError;
 
@@ -48,27 +48,39 @@ impl Undertaker<'_> {
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
         let Service { nomad, ledger, store, config, .. } = self.service;
         match due {
+            Due::Revoke(Verdict { reason: Reason::NodeLost, .. }) => {
+                // The allocation that takes the place of a lost one is made at the same moment, and heard of apart from it.
+                self.look(id).await?;
+                if let Some(Due::Revoke(verdict)) = store.due_of(id, Utc::now()) {
+                    self.revoke(id, verdict).await?;
+                }
+            }
             Due::Revoke(verdict) => self.revoke(id, verdict).await?,
             Due::Conclude(outcome) => {
                 let (index, progress) = ledger.record(id, Phase::Publish, &outcome).await?;
                 store.see(id, |facts| facts.see_progress(index, progress));
             }
             Due::Stop => nomad.stop(&config.namespace, id.as_str(), false).await?,
-            Due::Look => {
-                let allocations = nomad.job_allocations(&config.namespace, id.as_str()).await?;
-                for (_, facts) in allocations.iter().filter_map(translate::allocation) {
-                    store.see(id, |known| known.see_allocation(facts));
-                }
-            }
+            Due::Look => self.look(id).await?,
         }
         Ok(())
     }
 
+    async fn look(&self, id: &JobId) -> Result<(), Undone> {
+        let Service { nomad, store, config, .. } = self.service;
+        let allocations = nomad.job_allocations(&config.namespace, id.as_str()).await?;
+        store.see(id, |known| {
+            let facts = allocations.iter().filter_map(translate::allocation);
+            facts.fold(false, |news, (_, facts)| known.see_allocation(facts) || news)
+        });
+        Ok(())
+    }
+
     async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<(), Undone> {
-        let Service { ledger, store, .. } = self.service;
+        let Service { nomad, ledger, store, config, .. } = self.service;
         // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
         if verdict.reason == Reason::Stopped
-            && self.service.sweep_of(id).await?.is_some()
+            && cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some()
             && ledger.claim(id).await?.is_none()
         {
             store.remove(id);

@@ -9,7 +9,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Api, Cluster, Instead, Nomad, Service, eventually, nomad_front, scale};
+use crate::submit::made_by;
+use crate::support::{Api, Cluster, Instead, Service, eventually, nomad_front, scale};
 
 /// Submits without a pause until it is stopped; the jobs that were acknowledged, with their numbers.
 async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<HashMap<String, usize>>) {
@@ -18,12 +19,8 @@ async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<H
             "owner": owner, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
             "image_tags": ["one"], "registry_url": "127.0.0.1:1",
         });
-        let (status, answer) = api.call(Method::POST, "/jobs", Some(&body)).await;
-        if status.is_success() {
-            told.lock().unwrap().insert(answer["data"]["job_id"].as_str().unwrap().to_owned(), number);
-        } else {
-            assert_eq!((status.as_u16(), &answer["error"]["code"]), (503, &json!("nomad_unavailable")), "{answer}");
-        }
+        let id = api.submit_keyed(&format!("{owner}-{number}"), &body).await;
+        told.lock().unwrap().insert(id, number);
     });
     submissions.await;
 }
@@ -62,12 +59,7 @@ async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
         stop.cancel();
     };
     tokio::join!(killing, submit(&submits, "leaders", &stop, &told));
-    let listed = Nomad::new(&cluster.url).get("/v1/jobs?prefix=nb-&meta=true").await;
-    let mut made = HashMap::<String, Vec<String>>::new();
-    for job in listed.as_array().unwrap() {
-        let number = job["Meta"]["nb_ref"].as_str().unwrap().to_owned();
-        made.entry(number).or_default().push(job["ID"].as_str().unwrap().to_owned());
-    }
+    let made = made_by(&cluster.url, "leaders").await;
     assert!(made.values().all(|ids| ids.len() == 1), "made twice: {made:?}");
     let told = told.into_inner().unwrap();
     for (id, number) in &told {

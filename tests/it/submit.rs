@@ -5,22 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt as _, stream};
-use reqwest::StatusCode;
+use nomad_build::job::IdempotencyKey;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
 use crate::support::agent::Agent;
-use crate::support::{Api, Fault, Faults, Instead, Random, Service, eventually, nomad_front, scale, world};
+use crate::support::{
+    Api, Fault, Faults, Instead, Nomad, Random, Service, eventually, nomad_front, scale, world,
+};
 
 /// How late a request is that is delayed.
 const LATE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Submits with a key; status and body.
 async fn submit(url: &str, key: &str, body: &Value) -> (u16, Value) {
-    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
-    let answer =
-        http.post(format!("{url}/jobs")).header("Idempotency-Key", key).json(body).send().await.unwrap();
-    (answer.status().as_u16(), answer.json().await.unwrap())
+    let (status, body) = Api::new(url).keyed(key, body).await;
+    (status.as_u16(), body)
 }
 
 fn id_of((status, body): &(u16, Value)) -> String {
@@ -91,30 +91,27 @@ async fn a_key_that_is_none_is_refused_by_name() {
     // A refused body takes no key.
     let key = key();
     assert_eq!(submit(url, &key, &json!({})).await.0, 400);
-    assert!(world().nomad_api().variables("nomad-build/keys/").await.iter().all(|path| !path.contains(&key)));
+    let name = key.parse::<IdempotencyKey>().unwrap().name("default", "acls-disabled");
+    assert!(world().nomad(&format!("/v1/var/nomad-build/keys/{name}")).await.is_none());
+    // This is where it would be.
+    let repository = world().repository("RUN exit 1");
+    let id = id_of(&submit(url, &key, &world().job(&repository)).await);
+    assert!(world().nomad(&format!("/v1/var/nomad-build/keys/{name}")).await.is_some());
+    world().api().wait_for_end(&id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keyed_submission_that_nobody_confirmed_is_made_by_the_next_attempt() {
     let world = world();
-    let registrations = |method: &reqwest::Method, path: &str| {
-        (method == reqwest::Method::POST && path == "/v1/jobs").then_some(())
-    };
-    let refused =
-        nomad_front(&world.nomad, move |method, path| registrations(method, path).map(|()| Instead::Refusal))
-            .await;
     let lossy = Faults::before(&world.nomad).await;
-    let replicas = [refused, lossy.url.clone()].map(|nomad| Service::start(&nomad, &world.registry, &[]));
-    lossy.harm(|line| line.starts_with("POST /v1/jobs?").then_some(Fault::CutAfter));
+    let service = Service::start(&lossy.url, &world.registry, &[]);
     let repository = world.repository("");
-    for (replica, made) in replicas.iter().zip([false, true]) {
+    // Registered by nobody; registered by an attempt whose answer was lost.
+    for fault in [Fault::CutBefore, Fault::CutAfter] {
+        lossy.harm(move |line| line.starts_with("POST /v1/jobs?").then_some(fault));
         let (body, key) = (world.job(&repository), key());
-        let (status, error) = submit(&replica.url, &key, &body).await;
-        if made {
-            // Registered by an attempt whose answer was lost; a later one finds it.
-            assert_eq!(status, 503, "{error}");
-        }
-        assert!(status >= 500, "{error}");
+        let (status, error) = submit(&service.url, &key, &body).await;
+        assert_eq!((status, &error["error"]["code"]), (503, &json!("nomad_unavailable")), "{error}");
         let message = error["error"]["message"].as_str().unwrap();
         assert!(message.contains("same Idempotency-Key"), "{message}");
         let id = id_of(&submit(&world.service.url, &key, &body).await);
@@ -123,18 +120,33 @@ async fn a_keyed_submission_that_nobody_confirmed_is_made_by_the_next_attempt() 
     }
 }
 
+#[tokio::test]
+async fn a_key_is_used_up_by_its_job_also_when_that_was_cleaned_up() {
+    let world = world();
+    let repository = world.repository("RUN exit 1");
+    let (body, key) = (world.job(&repository), key());
+    let id = id_of(&submit(&world.service.url, &key, &body).await);
+    world.api().wait_for_end(&id).await;
+    assert_eq!(world.api().post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
+    let fresh = Service::start(&world.nomad, &world.registry, &[]);
+    for url in [&world.service.url, &fresh.url] {
+        assert_eq!(id_of(&submit(url, &key, &body).await), id);
+    }
+    assert!(world.nomad(&format!("/v1/job/{id}")).await.is_none());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_submissions_whose_answers_are_cut_none_is_made_twice_and_none_is_told_that_does_not_exist() {
     let wanted = scale("NOMAD_BUILD_TEST_CUTS", 100);
     let agent = Agent::shared().await;
     let nomad = format!("http://{}", agent.address());
-    let lossy = Faults::before(&nomad).await;
     // Nothing is run: what counts is what is registered.
-    let unplaced = nomad_front(&lossy.url, |method: &reqwest::Method, path: &str| {
+    let unplaced = nomad_front(&nomad, |method: &reqwest::Method, path: &str| {
         (method == reqwest::Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
     })
     .await;
-    let service = Service::start(&unplaced, "127.0.0.1:1", &[]);
+    let lossy = Faults::before(&unplaced).await;
+    let service = Service::start(&lossy.url, "127.0.0.1:1", &[]);
     let cuts = Arc::new(AtomicUsize::new(0));
     let (counted, mut random) = (Arc::clone(&cuts), Random::of(7));
     lossy.harm(move |line| {
@@ -156,44 +168,37 @@ async fn of_submissions_whose_answers_are_cut_none_is_made_twice_and_none_is_tol
             let (api, run) = (&api, &run);
             async move {
                 let body = json!({
-                    "owner": run, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
-                    "image_tags": ["one"], "registry_url": "127.0.0.1:1",
+                    "owner": run, "repo_url": "https://git.example.com/a/b.git",
+                    "git_ref": format!("refs/heads/{number}"), "image_tags": ["one"], "registry_url": "127.0.0.1:1",
                 });
-                let (status, answer) = api.call(reqwest::Method::POST, "/jobs", Some(&body)).await;
-                (number, status, answer)
+                (number, api.submit_keyed(&format!("{run}-{number}"), &body).await)
             }
         })
         .buffer_unordered(32);
-    let mut refused = 0;
-    while let Some((number, status, answer)) = submissions.next().await {
-        if status == StatusCode::OK {
-            told.insert(answer["data"]["job_id"].as_str().unwrap().to_owned(), number);
-        } else {
-            assert_eq!(
-                (status.as_u16(), &answer["error"]["code"]),
-                (503, &json!("nomad_unavailable")),
-                "{answer}"
-            );
-            refused += 1;
-        }
+    while let Some((number, id)) = submissions.next().await {
+        told.insert(id, number);
         if cuts.load(Ordering::Relaxed) >= wanted {
             break;
         }
     }
-    // Those on their way are answered too; nobody counts them, but that none is there twice.
     drop(submissions);
     lossy.harm(|_| None);
-    let listed = crate::support::Nomad::new(&nomad).get("/v1/jobs?prefix=nb-&meta=true").await;
-    let ours = listed.as_array().unwrap().iter().filter(|job| job["Meta"]["nb_owner"] == run);
-    let (mut refs, mut ids) = (HashMap::<String, usize>::new(), HashMap::new());
-    for job in ours {
-        *refs.entry(job["Meta"]["nb_ref"].as_str().unwrap().to_owned()).or_default() += 1;
-        ids.insert(job["ID"].as_str().unwrap().to_owned(), job["Meta"]["nb_ref"].clone());
-    }
-    let twice = refs.iter().filter(|(_, count)| **count > 1).collect::<Vec<_>>();
+    let made = made_by(&nomad, &run).await;
+    let twice: Vec<_> = made.iter().filter(|(_, ids)| ids.len() > 1).collect();
     assert!(twice.is_empty(), "made twice: {twice:?}");
     for (id, number) in &told {
-        assert_eq!(ids.get(id), Some(&json!(format!("refs/heads/{number}"))), "told, and not there: {id}");
+        assert_eq!(made.get(&format!("refs/heads/{number}")), Some(&vec![id.clone()]), "told, and not there");
     }
-    eprintln!("{} answers cut, {} jobs told, {refused} refused", cuts.load(Ordering::Relaxed), told.len());
+    eprintln!("{} answers cut, {} jobs told, {} made", cuts.load(Ordering::Relaxed), told.len(), made.len());
+}
+
+/// The jobs of an owner that Nomad has, by their refs.
+pub(crate) async fn made_by(nomad: &str, owner: &str) -> HashMap<String, Vec<String>> {
+    let listed = Nomad::new(nomad).get("/v1/jobs?prefix=nb-&meta=true").await;
+    let mut made = HashMap::<String, Vec<String>>::new();
+    for job in listed.as_array().unwrap().iter().filter(|job| job["Meta"]["nb_owner"] == owner) {
+        let number = job["Meta"]["nb_ref"].as_str().unwrap().to_owned();
+        made.entry(number).or_default().push(job["ID"].as_str().unwrap().to_owned());
+    }
+    made
 }

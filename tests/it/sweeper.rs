@@ -63,8 +63,9 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
     let namespace = Namespace::new();
     let gone = "nb-0193a1c2-7e57-7000-8000-000000000001";
     let mut left = Vec::new();
-    for path in ["nomad-build/claims", "nomad-build/outcomes", "nomad-build/keys"] {
-        left.push(namespace.put(&format!("{path}/{gone}"), json!({"a": "b"})).await);
+    let key = uuid::Uuid::new_v4().to_string();
+    for path in [format!("claims/{gone}"), format!("outcomes/{gone}"), format!("keys/{key}")] {
+        left.push(namespace.put(&format!("nomad-build/{path}"), json!({"a": "b"})).await);
     }
     left.push(namespace.put(&format!("nomad/jobs/{gone}/job/publish"), json!({"a": "b"})).await);
     let credentials = namespace.put("creds/registry", json!({"username": "a", "password": "b"})).await;

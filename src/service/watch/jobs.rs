@@ -1,12 +1,12 @@
 //! Jobs, allocations and evaluations.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 
 use super::{Highest, Pause, READS, State, Watcher};
-use crate::job::{Facts, JobId};
+use crate::job::{AllocationFacts, Facts, JobId};
 use crate::ledger::{self, Entry};
 use crate::nomad::{Allocation, Error, Event, EventStream, Heard, Indexed, JobStub};
 use crate::service::freshness::Part;
@@ -17,6 +17,9 @@ const RELIST: Duration = Duration::from_secs(30);
 
 /// How long the first list waits for the stream to begin.
 const OPENED: Duration = Duration::from_secs(2);
+
+/// How many lines of the stream are kept while the first list is made.
+const EARLY: usize = 2000;
 
 /// Where lists take long they are made more rarely: at most a twentieth of the time goes into them.
 const SHARE: u32 = 20;
@@ -35,6 +38,7 @@ impl Watcher {
         loop {
             let began = Instant::now();
             let Err(error) = self.list_and_listen(&mut highest).await;
+            highest.failed(&error);
             self.freshness.broken(Part::Jobs, &error);
             self.telemetry.watch_broken("jobs", &error);
             pause.after(began).await;
@@ -44,13 +48,22 @@ impl Watcher {
     /// Listens, and lists from time to time, until something breaks.
     async fn list_and_listen(&self, highest: &mut Highest) -> Result<std::convert::Infallible, Error> {
         // Before the list, and from the oldest event that Nomad still has: what happens meanwhile is heard twice rather
-        // than missed. A stream that does not begin holds no list up.
+        // than missed. A stream that does not begin holds no list up, nor does one that cannot.
         let mut events = self.nomad.events(&self.namespace, 0);
-        if let Ok(opened) = tokio::time::timeout(OPENED, events.opened()).await {
+        let opened = tokio::time::timeout(OPENED, events.opened()).await;
+        let (mut listed, early) = match opened {
+            Ok(Err(_)) => (self.list().await?, Vec::new()),
+            Ok(Ok(())) | Err(_) => self.list_while_events_wait(&mut events).await?,
+        };
+        self.take_lists(&listed, highest).await?;
+        if let Ok(opened) = opened {
             opened?;
         }
-        let mut listed = self.list().await?;
-        self.take_lists(&listed, highest).await?;
+        for Heard { index, events } in early {
+            for event in events {
+                self.take(event, index, listed.jobs.index, highest);
+            }
+        }
         self.ask_why_they_wait().await;
         loop {
             let quiet = tokio::time::sleep(RELIST.max(listed.took * SHARE));
@@ -59,6 +72,19 @@ impl Watcher {
             listed = self.listen_during(&mut events, listed.jobs.index, highest, list).await??;
             let corrected = self.take_lists(&listed, highest).await?;
             self.telemetry.corrected("jobs", corrected);
+        }
+    }
+
+    /// Lists, and reads what the stream says meanwhile: Nomad drops who does not.
+    async fn list_while_events_wait(&self, events: &mut EventStream) -> Result<(Lists, Vec<Heard>), Error> {
+        let mut early = Vec::new();
+        let list = self.list();
+        tokio::pin!(list);
+        loop {
+            tokio::select! {
+                listed = &mut list => return Ok((listed?, early)),
+                heard = events.next(), if early.len() < EARLY => early.push(heard?),
+            }
         }
     }
 
@@ -81,18 +107,25 @@ impl Watcher {
                     "Nomad is in an older state than before, as after a restore"
                 );
                 self.store.begin_anew();
+                // By another list: a job that was submitted here since this one was begun is not in it.
+                return Err(Error::older("listing the jobs", jobs.index, highest.index));
             }
         }
         let mut news = 0;
         let mut listed: HashSet<JobId> = HashSet::new();
-        for (id, facts) in jobs.value.iter().filter_map(translate::stub) {
-            news += u64::from(self.store.see(&id, |known| known.see_job(facts)));
-            listed.insert(id);
-        }
+        let mut by_job: HashMap<JobId, Vec<AllocationFacts>> = HashMap::new();
         for (id, facts) in allocations.value.iter().filter_map(translate::allocation) {
-            if listed.contains(&id) {
-                news += u64::from(self.store.see(&id, |known| known.see_allocation(facts)));
-            }
+            by_job.entry(id).or_default().push(facts);
+        }
+        for (id, facts) in jobs.value.iter().filter_map(translate::stub) {
+            // All of a job at once: half of its allocations tell another tale.
+            let its = by_job.remove(&id).unwrap_or_default();
+            let see = |known: &mut Facts| {
+                let news = known.see_listed_job(facts, jobs.index);
+                known.see_listed_allocations(its, allocations.index) || news
+            };
+            news += u64::from(self.store.see(&id, see));
+            listed.insert(id);
         }
         let absent: Vec<_> = self.store.ids().into_iter().filter(|id| !listed.contains(id)).collect();
         for id in &absent {

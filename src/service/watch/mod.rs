@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::freshness::Freshness;
 use super::store::Store;
 use crate::ledger::Ledger;
-use crate::nomad::Client;
+use crate::nomad::{Client, Error, Kind};
 use crate::telemetry::Telemetry;
 
 /// How long a blocking query waits at Nomad.
@@ -65,6 +65,13 @@ impl Highest {
     /// Takes in the index of an event.
     fn heard(&mut self, index: u64) {
         self.index = self.index.max(index);
+    }
+
+    /// Takes in that nothing could be listed: what was doubtful before says nothing of what comes.
+    fn failed(&mut self, error: &Error) {
+        if error.kind != Kind::Older {
+            self.lower_since = None;
+        }
     }
 
     /// Takes in the index of a list.

@@ -23,6 +23,26 @@ impl Api {
         if let Some(body) = body {
             request = request.json(body);
         }
+        Self::answer(request).await
+    }
+
+    /// Submits a job with a key, and reads the answer, whatever it is.
+    pub(crate) async fn keyed(&self, key: &str, job: &Value) -> (StatusCode, Value) {
+        let request = self.http.post(format!("{}/jobs", self.url)).header("Idempotency-Key", key).json(job);
+        Self::answer(request).await
+    }
+
+    /// Submits a job with a key, again and again until it is accepted; returns its ID.
+    pub(crate) async fn submit_keyed(&self, key: &str, job: &Value) -> String {
+        eventually("a submission that is accepted", async || {
+            let (status, body) = self.keyed(key, job).await;
+            assert!(status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE, "{status} {body}");
+            body["data"]["job_id"].as_str().map(str::to_owned)
+        })
+        .await
+    }
+
+    async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
         let response = request.send().await.unwrap();
         let status = response.status();
         let text = response.text().await.unwrap();

@@ -130,6 +130,24 @@ impl Cluster {
             .await;
     }
 
+    /// Nomad's state, in a file.
+    pub(crate) fn snapshot(&self) -> std::path::PathBuf {
+        let path = self.dir.path().join(format!("{}.snap", uuid::Uuid::new_v4()));
+        self.program(&["operator", "snapshot", "save", path.to_str().unwrap()]);
+        path
+    }
+
+    /// Brings Nomad back to an older state.
+    pub(crate) fn restore(&self, snapshot: &Path) {
+        self.program(&["operator", "snapshot", "restore", snapshot.to_str().unwrap()]);
+    }
+
+    fn program(&self, arguments: &[&str]) {
+        let output =
+            Command::new(binary()).args(arguments).env("NOMAD_ADDR", self.server()).output().unwrap();
+        assert!(output.status.success(), "nomad {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Ends two servers, so that there is no leader; the number of the second one.
     pub(crate) fn kill_majority(&self, first: usize) -> usize {
         let second = (first + 1) % SERVERS;

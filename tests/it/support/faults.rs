@@ -17,8 +17,8 @@ pub(crate) enum Fault {
     CutAfter,
     /// The connection is cut after so many bytes of the answer.
     Truncated(usize),
-    /// Nothing of the answer arrives, and the connection stays open.
-    HalfOpen,
+    /// So many bytes of the answer arrive and nothing more, and the connection stays open.
+    Silent(usize),
     /// The answer arrives in small pieces.
     Drip,
     /// The request arrives late.
@@ -91,11 +91,11 @@ async fn requests(
 }
 
 async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, fault: &Mutex<Option<Fault>>) {
-    let mut piece = vec![0; 64 << 10];
+    let (mut piece, mut passed_on) = (vec![0; 64 << 10], 0);
     while let Ok(length @ 1..) = server.read(&mut piece).await {
         let answer = &piece[..length];
         let planned = *fault.lock().unwrap();
-        let passed = match planned {
+        let goes_on = match planned {
             None | Some(Fault::CutBefore | Fault::Delay(_)) => client.write_all(answer).await.is_ok(),
             Some(Fault::CutAfter) => false,
             Some(Fault::Truncated(most)) => {
@@ -103,12 +103,16 @@ async fn answers(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, fault: &
                 false
             }
             // Until the client gives up.
-            Some(Fault::HalfOpen) => true,
+            Some(Fault::Silent(most)) => {
+                let rest = most.saturating_sub(passed_on).min(length);
+                rest == 0 || client.write_all(&answer[..rest]).await.is_ok()
+            }
             Some(Fault::Drip) => drip(&mut client, answer).await,
         };
-        if !passed {
+        if !goes_on {
             return;
         }
+        passed_on += length;
     }
 }
 
