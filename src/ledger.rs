@@ -31,11 +31,6 @@ pub fn parse_path(path: &str) -> Option<(JobId, Entry)> {
     Some((path.strip_prefix(OUTCOMES)?.parse().ok()?, Entry::Progress))
 }
 
-/// The job of any of the ledger's Variables; none where a path is not one of them.
-pub fn job_of(path: &str) -> Option<JobId> {
-    [CLAIMS, OUTCOMES].iter().find_map(|prefix| path.strip_prefix(prefix))?.parse().ok()
-}
-
 /// Why the ledger could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {

@@ -117,11 +117,8 @@ impl Facts {
     /// Takes in a state of the Nomad job from a list at an index, which is the truth of its time: what it shows counts, though
     /// it is older than what was heard before, as after a restore.
     pub fn see_listed_job(&mut self, job: JobFacts, listed: u64) -> bool {
-        if let Some(known) = &mut self.job
-            && job.index < known.index
-            && known.index <= listed
-        {
-            known.index = 0;
+        if let Some(known) = &mut self.job {
+            overrule(&mut known.index, job.index, listed);
         }
         self.see_job(job)
     }
@@ -160,11 +157,8 @@ impl Facts {
         });
         let mut news = known != self.allocations.len();
         for allocation in allocations {
-            if let Some(known) = self.allocations.get_mut(&allocation.id)
-                && allocation.index < known.index
-                && known.index <= listed
-            {
-                known.index = 0;
+            if let Some(known) = self.allocations.get_mut(&allocation.id) {
+                overrule(&mut known.index, allocation.index, listed);
             }
             news |= self.see_allocation(allocation);
         }
@@ -303,6 +297,13 @@ impl Facts {
         let message =
             "the runner claimed the right to publish and ended without an outcome: read the registry";
         outcome.failed(now, Reason::RunnerDied, None, message)
+    }
+}
+
+/// What a list at an index shows is taken, where it is older than what is known and that is not newer than the list.
+fn overrule(known: &mut u64, shown: u64, listed: u64) {
+    if shown < *known && *known <= listed {
+        *known = 0;
     }
 }
 

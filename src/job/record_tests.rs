@@ -67,6 +67,30 @@ fn facts(progress: Progress, claim: Option<Claim>) -> Facts {
 }
 
 #[test]
+fn a_list_overrules_what_was_heard_up_to_its_index_and_nothing_newer() {
+    let known = || {
+        let mut facts = Facts::new(id());
+        facts.see_job(JobFacts { stopped: true, ..job(50) });
+        facts.see_allocation(allocation(50, false));
+        facts
+    };
+    for (listed, taken) in [(49, false), (50, true), (60, true)] {
+        let mut facts = known();
+        assert_eq!(facts.see_listed_job(job(20), listed), taken, "{listed}");
+        assert_eq!(facts.job.as_ref().unwrap().stopped, !taken, "{listed}");
+        assert_eq!(facts.see_listed_allocations(vec![allocation(20, true)], listed), taken, "{listed}");
+        assert_eq!(facts.allocation().unwrap().is_over, taken, "{listed}");
+        // Where it is not listed, it is one that Nomad does not have, unless it was over: those are collected.
+        let mut facts = known();
+        assert_eq!(facts.see_listed_allocations(Vec::new(), listed), taken, "{listed}");
+        assert_eq!(facts.allocation().is_none(), taken, "{listed}");
+    }
+    let mut facts = known();
+    facts.see_allocation(allocation(51, true));
+    assert!(!facts.see_listed_allocations(Vec::new(), 60));
+}
+
+#[test]
 fn the_status_follows_the_phases() {
     use Phase::{Build, Publish, Test};
     for (phases, want) in [
@@ -185,6 +209,7 @@ fn what_nobody_else_ends_is_due() {
 #[derive(Clone, Debug)]
 enum Heard {
     Job(bool),
+    Anew,
     Gone,
     Allocation(bool),
     Progress(usize),
@@ -196,6 +221,10 @@ fn hear(facts: &mut Facts, index: u64, heard: &Heard) {
     let phases = [(Build, true), (Test, true), (Publish, true)];
     match heard {
         Heard::Job(stopped) => facts.see_job(JobFacts { stopped: *stopped, ..job(index) }),
+        Heard::Anew => {
+            facts.begin_anew();
+            true
+        }
         Heard::Gone => facts.see_gone(index),
         Heard::Allocation(over) => facts.see_allocation(allocation(index, *over)),
         Heard::Progress(count) => facts.see_progress(index, progress(&phases[..*count])),
@@ -239,7 +268,7 @@ proptest! {
 
     #[test]
     fn a_final_status_absorbs_whatever_nomad_says_later(
-        later in proptest::collection::vec(prop_oneof![anything(), Just(Heard::Gone)], 0..12), wins: bool,
+        later in proptest::collection::vec(prop_oneof![anything(), Just(Heard::Gone), Just(Heard::Anew)], 0..12), wins: bool,
     ) {
         let mut facts = facts(progress(&[(Phase::Build, true), (Phase::Test, true), (Phase::Publish, true)]), None);
         hear(&mut facts, 10, &Heard::Claim(wins));

@@ -1,5 +1,7 @@
-//! Submit: check, copy credentials, register. A job that is not accepted publishes nothing, and its copies of credentials
-//! are removed, at the latest when Nomad answers again.
+//! Submit: check, copy credentials, register.
+//!
+//! A job that is not accepted publishes nothing, and its copies of credentials are removed, at the latest when Nomad answers
+//! again. Of one with a key, whoever has the key decides by sending it again; copies that are left then are swept.
 
 use std::time::Duration;
 

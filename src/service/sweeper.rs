@@ -6,6 +6,7 @@
 //!
 //! Invariant: nothing is removed that was changed since it was looked at, or whose path does not name a job of this service.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -58,8 +59,7 @@ impl Sweeper<'_> {
         let mut variables = nomad.variables(namespace, ledger::PREFIX).await?.value;
         variables.extend(nomad.variables(namespace, &format!("nomad/jobs/{}", JobId::PREFIX)).await?.value);
         let jobs = nomad.jobs(namespace, JobId::PREFIX).await?.value;
-        let jobs: std::collections::HashSet<JobId> =
-            jobs.iter().filter_map(|job| job.id.parse().ok()).collect();
+        let jobs: HashSet<JobId> = jobs.iter().filter_map(|job| job.id.parse().ok()).collect();
         let need = |id: &JobId| match (jobs.contains(id), store.record(id)) {
             (false, _) => Need::Gone,
             (true, Some(record)) if record.status.is_final() => Need::Ended,
@@ -113,7 +113,7 @@ fn leftovers<'a>(
         if keys::is_key(&variable.path) {
             return is_older(variable, settings.keep_ledger).then_some(Leftover::Ledger);
         }
-        let id = ledger::job_of(&variable.path)?;
+        let (id, _) = ledger::parse_path(&variable.path)?;
         let left = need(&id) == Need::Gone && is_older(variable, settings.keep_ledger);
         left.then_some(Leftover::Ledger)
     };

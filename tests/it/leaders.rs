@@ -6,20 +6,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::submit::made_by;
-use crate::support::{Api, Cluster, Instead, Service, eventually, nomad_front, scale};
+use crate::support::{Api, Cluster, Nomad, Service, eventually, numbered, registering_only, scale};
 
 /// Submits without a pause until it is stopped; the jobs that were acknowledged, with their numbers.
 async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<HashMap<String, usize>>) {
     let submissions = stream::iter(0..).take_until(stop.cancelled()).for_each_concurrent(8, async |number| {
-        let body = json!({
-            "owner": owner, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
-            "image_tags": ["one"], "registry_url": "127.0.0.1:1",
-        });
-        let id = api.submit_keyed(&format!("{owner}-{number}"), &body).await;
+        let id = api.submit_keyed(&format!("{owner}-{number}"), &numbered(owner, number)).await;
         told.lock().unwrap().insert(id, number);
     });
     submissions.await;
@@ -29,12 +24,9 @@ async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<H
 async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
     let kills = scale("NOMAD_BUILD_TEST_LEADER_KILLS", 2);
     let cluster = Cluster::start().await;
-    // Nothing is run: what counts is what is registered.
-    let unplaced = nomad_front(&cluster.url, |method: &Method, path: &str| {
-        (method == Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
-    })
-    .await;
-    let services = [0, 1].map(|_| Service::start(&unplaced, "127.0.0.1:1", &[]));
+    // What counts is what is registered.
+    let nomad = registering_only(&cluster.url).await;
+    let services = [0, 1].map(|_| Service::start(&nomad, "127.0.0.1:1", &[]));
     let [submits, reads] = [0, 1].map(|number: usize| Api::new(&services[number].url));
     let (stop, told) = (CancellationToken::new(), Mutex::new(HashMap::<String, usize>::new()));
     let mut current = Vec::new();
@@ -59,7 +51,7 @@ async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
         stop.cancel();
     };
     tokio::join!(killing, submit(&submits, "leaders", &stop, &told));
-    let made = made_by(&cluster.url, "leaders").await;
+    let made = Nomad::new(&cluster.url).made_by("leaders").await;
     assert!(made.values().all(|ids| ids.len() == 1), "made twice: {made:?}");
     let told = told.into_inner().unwrap();
     for (id, number) in &told {
@@ -77,18 +69,10 @@ async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_leader_a_service_tells_what_it_knows_and_how_old_it_is() {
     let cluster = Cluster::start().await;
-    let unplaced = nomad_front(&cluster.url, |method: &Method, path: &str| {
-        (method == Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
-    })
-    .await;
-    let service = Service::start(&unplaced, "127.0.0.1:1", &[]);
+    let nomad = registering_only(&cluster.url).await;
+    let service = Service::start(&nomad, "127.0.0.1:1", &[]);
     let api = Api::new(&service.url);
-    let id = api
-        .submit(&json!({
-            "owner": "leaders", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["one"],
-            "registry_url": "127.0.0.1:1",
-        }))
-        .await;
+    let id = api.submit(&numbered("leaders", 0)).await;
     let leader = cluster.leader(None).await;
     let other = cluster.kill_majority(leader);
     let killed = chrono::Utc::now();

@@ -1,12 +1,36 @@
 //! Nodes: whatever becomes of a node and its agent, a job goes on or ends, and publishes what it tested.
 
-use serde_json::{Value, json};
+use std::sync::Arc;
 
 use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::sync::MutexGuard;
 
 use crate::support::{
     Api, Cluster, Nomad, Service, Sleeper, containers_of, engine_is_rid_of, eventually, image_of, world,
 };
+
+/// The cluster that is shared, for this test alone, and a service that speaks to one of its servers.
+struct Bench {
+    cluster: Arc<Cluster>,
+    api: Api,
+    _service: Service,
+    _in_use: MutexGuard<'static, ()>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let (cluster, in_use) = Cluster::shared().await;
+        let service = Service::start(&cluster.server(), &world().registry, &[]);
+        let api = Api::new(&service.url);
+        Self { cluster, api, _service: service, _in_use: in_use }
+    }
+}
+
+/// How a job ended that did not succeed: status and reason.
+fn ended_as(status: &Value) -> (&str, &str) {
+    (status["status"].as_str().unwrap(), status["failure"]["reason"].as_str().unwrap())
+}
 
 /// Waits until Nomad's servers say of the one node what `holds` wants; its ID.
 async fn node(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> String {
@@ -21,9 +45,8 @@ async fn node(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
-    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
-    let service = Service::start(&cluster.server(), &world.registry, &[]);
-    let api = Api::new(&service.url);
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
     let repository = world.repository("ARG ROUND\nRUN echo built; sleep 5");
     let mut job = world.job(&repository);
     job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
@@ -46,9 +69,8 @@ async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_comes_back() {
-    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
-    let service = Service::start(&cluster.server(), &world.registry, &[]);
-    let api = Api::new(&service.url);
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
     let repository = world.repository("");
     let mut job = world.job(&repository);
     // Its tests succeed while nobody hears of the node.
@@ -56,18 +78,14 @@ async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_com
     let id = api.submit(&job).await;
     api.wait_until(&id, "TESTING", |status| status["status"] == "TESTING").await;
     cluster.kill_client();
-    node(&cluster, "the node is missed", |node| node["Status"] != "ready").await;
+    node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
     assert_eq!(api.status(&id).await["status"], "TESTING");
     assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
     cluster.restart_client().await;
-    node(&cluster, "the node is back", |node| node["Status"] == "ready").await;
+    node(cluster, "the node is back", |node| node["Status"] == "ready").await;
     eventually("the tasks are ended", async || containers_of(&id).is_empty().then_some(())).await;
     let status = api.status(&id).await;
-    assert_eq!(
-        (&status["status"], &status["failure"]["reason"]),
-        (&json!("KILLED"), &json!("killed")),
-        "{status:#}"
-    );
+    assert_eq!(ended_as(&status), ("KILLED", "killed"), "{status:#}");
     assert_eq!(world.tags(&job).await, [] as [&str; 0]);
     // Nomad (1.11) does not run the poststop task of an allocation that was stopped while its node was away.
     eventually("the node is cleaned up", async || {
@@ -80,12 +98,11 @@ async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_com
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing() {
-    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
-    let service = Service::start(&cluster.server(), &world.registry, &[]);
-    let api = Api::new(&service.url);
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
     let sleeper = Sleeper::in_phase("test");
-    let id = sleeper.submit(&api).await;
-    let node = node(&cluster, "a node that is ready", |node| node["Status"] == "ready").await;
+    let id = sleeper.submit(api).await;
+    let node = node(cluster, "a node that is ready", |node| node["Status"] == "ready").await;
     let nomad = Api::new(&cluster.server());
     let drain = async |body: Value| {
         let (status, answer) = nomad.call(Method::PUT, &format!("/v1/node/{node}/drain"), Some(&body)).await;
@@ -94,11 +111,7 @@ async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing()
     // At once, as `nomad node drain -force` does.
     drain(json!({"DrainSpec": {"Deadline": -1}})).await;
     let status = api.wait_for_end(&id).await;
-    assert_eq!(
-        (&status["status"], &status["failure"]["reason"]),
-        (&json!("KILLED"), &json!("stopped")),
-        "{status:#}"
-    );
+    assert_eq!(ended_as(&status), ("KILLED", "stopped"), "{status:#}");
     sleeper.is_stopped().await;
     engine_is_rid_of(&id).await;
     assert_eq!(world.tags(&sleeper.job).await, [] as [&str; 0]);
@@ -107,11 +120,10 @@ async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_decided_stands_though_an_older_snapshot_of_nomad_is_restored() {
-    let (world, (cluster, _in_use)) = (world(), Cluster::shared().await);
-    let service = Service::start(&cluster.server(), &world.registry, &[]);
-    let api = Api::new(&service.url);
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
     let sleeper = Sleeper::in_phase("test");
-    let id = sleeper.submit(&api).await;
+    let id = sleeper.submit(api).await;
     api.wait_until(&id, "TESTING", |status| status["status"] == "TESTING").await;
     let snapshot = cluster.snapshot();
     assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
@@ -125,9 +137,9 @@ async fn what_was_decided_stands_though_an_older_snapshot_of_nomad_is_restored()
     .await;
     // A replica that never heard of it says the same.
     let fresh = Service::start(&cluster.server(), &world.registry, &[]);
-    for api in [&api, &Api::new(&fresh.url)] {
+    for api in [api, &Api::new(&fresh.url)] {
         let status = api.wait_for_end(&id).await;
-        assert_eq!((&status["status"], &status["failure"]["reason"]), (&json!("KILLED"), &json!("killed")));
+        assert_eq!(ended_as(&status), ("KILLED", "killed"), "{status:#}");
     }
     engine_is_rid_of(&id).await;
     assert_eq!(world.tags(&sleeper.job).await, [] as [&str; 0]);

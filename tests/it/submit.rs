@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::agent::Agent;
 use crate::support::{
-    Api, Fault, Faults, Instead, Nomad, Random, Service, eventually, nomad_front, scale, world,
+    Api, Fault, Faults, Nomad, Random, Service, eventually, numbered, registering_only, scale, world,
 };
 
 /// How late a request is that is delayed.
@@ -140,12 +140,8 @@ async fn of_submissions_whose_answers_are_cut_none_is_made_twice_and_none_is_tol
     let wanted = scale("NOMAD_BUILD_TEST_CUTS", 100);
     let agent = Agent::shared().await;
     let nomad = format!("http://{}", agent.address());
-    // Nothing is run: what counts is what is registered.
-    let unplaced = nomad_front(&nomad, |method: &reqwest::Method, path: &str| {
-        (method == reqwest::Method::POST && path == "/v1/jobs").then_some(Instead::Unplaced)
-    })
-    .await;
-    let lossy = Faults::before(&unplaced).await;
+    // What counts is what is registered.
+    let lossy = Faults::before(&registering_only(&nomad).await).await;
     let service = Service::start(&lossy.url, "127.0.0.1:1", &[]);
     let cuts = Arc::new(AtomicUsize::new(0));
     let (counted, mut random) = (Arc::clone(&cuts), Random::of(7));
@@ -167,11 +163,8 @@ async fn of_submissions_whose_answers_are_cut_none_is_made_twice_and_none_is_tol
         .map(|number| {
             let (api, run) = (&api, &run);
             async move {
-                let body = json!({
-                    "owner": run, "repo_url": "https://git.example.com/a/b.git",
-                    "git_ref": format!("refs/heads/{number}"), "image_tags": ["one"], "registry_url": "127.0.0.1:1",
-                });
-                (number, api.submit_keyed(&format!("{run}-{number}"), &body).await)
+                let id = api.submit_keyed(&format!("{run}-{number}"), &numbered(run, number)).await;
+                (number, id)
             }
         })
         .buffer_unordered(32);
@@ -183,22 +176,11 @@ async fn of_submissions_whose_answers_are_cut_none_is_made_twice_and_none_is_tol
     }
     drop(submissions);
     lossy.harm(|_| None);
-    let made = made_by(&nomad, &run).await;
+    let made = Nomad::new(&nomad).made_by(&run).await;
     let twice: Vec<_> = made.iter().filter(|(_, ids)| ids.len() > 1).collect();
     assert!(twice.is_empty(), "made twice: {twice:?}");
     for (id, number) in &told {
         assert_eq!(made.get(&format!("refs/heads/{number}")), Some(&vec![id.clone()]), "told, and not there");
     }
     eprintln!("{} answers cut, {} jobs told, {} made", cuts.load(Ordering::Relaxed), told.len(), made.len());
-}
-
-/// The jobs of an owner that Nomad has, by their refs.
-pub(crate) async fn made_by(nomad: &str, owner: &str) -> HashMap<String, Vec<String>> {
-    let listed = Nomad::new(nomad).get("/v1/jobs?prefix=nb-&meta=true").await;
-    let mut made = HashMap::<String, Vec<String>>::new();
-    for job in listed.as_array().unwrap().iter().filter(|job| job["Meta"]["nb_owner"] == owner) {
-        let number = job["Meta"]["nb_ref"].as_str().unwrap().to_owned();
-        made.entry(number).or_default().push(job["ID"].as_str().unwrap().to_owned());
-    }
-    made
 }

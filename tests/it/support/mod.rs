@@ -30,7 +30,7 @@ pub(crate) use engine::{
 pub(crate) use faults::{Fault, Faults};
 pub(crate) use front::{At, Front};
 pub(crate) use nomad::Nomad;
-pub(crate) use nomad_front::{Instead, nomad_front};
+pub(crate) use nomad_front::{Instead, nomad_front, numbered, registering_only};
 pub(crate) use random::Random;
 pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;

@@ -1,5 +1,7 @@
 //! Nomad's own API, asked without the service.
 
+use std::collections::HashMap;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -27,6 +29,17 @@ impl Nomad {
     /// What a path says.
     pub(crate) async fn get(&self, path: &str) -> Value {
         serde_json::from_str(&self.text(Method::GET, path, None).await).unwrap()
+    }
+
+    /// The jobs of an owner that Nomad has, by their refs.
+    pub(crate) async fn made_by(&self, owner: &str) -> HashMap<String, Vec<String>> {
+        let listed = self.get("/v1/jobs?prefix=nb-&meta=true").await;
+        let mut made = HashMap::<String, Vec<String>>::new();
+        for job in listed.as_array().unwrap().iter().filter(|job| job["Meta"]["nb_owner"] == owner) {
+            let number = job["Meta"]["nb_ref"].as_str().unwrap().to_owned();
+            made.entry(number).or_default().push(job["ID"].as_str().unwrap().to_owned());
+        }
+        made
     }
 
     /// Writes a Variable under a path that no other test uses; returns the path.

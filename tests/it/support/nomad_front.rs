@@ -50,6 +50,20 @@ pub(crate) async fn nomad_front(
     format!("http://{}", serve(router).await)
 }
 
+/// A front of a Nomad that only registers jobs, and runs none.
+pub(crate) async fn registering_only(nomad: &str) -> String {
+    let registers = |method: &Method, path: &str| method == Method::POST && path == "/v1/jobs";
+    nomad_front(nomad, move |method, path| registers(method, path).then_some(Instead::Unplaced)).await
+}
+
+/// A submission that is told from an owner's others, for a Nomad that runs none.
+pub(crate) fn numbered(owner: &str, number: usize) -> serde_json::Value {
+    serde_json::json!({
+        "owner": owner, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
+        "image_tags": ["one"], "registry_url": "127.0.0.1:1",
+    })
+}
+
 async fn unplaced(request: Request) -> Request {
     let (mut head, body) = request.into_parts();
     let body = to_bytes(body, 1 << 20).await.unwrap();
