@@ -1,7 +1,8 @@
 //! `nomad-build dev`: what it promises of a stack's life.
 
+use std::fs::File;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -38,7 +39,12 @@ fn run_stubborn_job(stack: &Stack) {
 }
 
 fn assert_nothing_is_left(data_dir: &Path) {
-    wait_for("the processes are gone", DOWN, || processes_of(data_dir).is_empty().then_some(()));
+    let deadline = Instant::now() + DOWN;
+    while !processes_of(data_dir).is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let left: Vec<_> = processes_of(data_dir).into_iter().map(command_line).collect();
+    assert!(left.is_empty(), "after {DOWN:?}: {left:?}");
     wait_for("the directory is gone", DOWN, || (!data_dir.exists()).then_some(()));
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(data_dir.to_str().unwrap()), "{mounts}");
@@ -72,6 +78,10 @@ fn what_a_stack_left_behind_is_taken_down_by_the_next() {
     kill(supervisor, Signal::SIGKILL).unwrap();
     stack.child.kill().unwrap();
     stack.child.wait().unwrap();
+    // A signal is sent before it has killed: what a supervisor still holds is not left behind yet.
+    let lock = File::open(stack.data_dir.join("lock")).unwrap();
+    wait_for("the supervisor's end", DOWN, || lock.try_lock().ok());
+    drop(lock);
     // Its agent and tasks are still there, and nobody watches over them.
     assert!(!processes_of(&stack.data_dir).is_empty());
     assert!(Stack::start(&[]).stop().success());
@@ -127,15 +137,19 @@ fn the_job_files_are_valid() {
 }
 
 fn supervisor_of(data_dir: &Path) -> Pid {
-    let supervises = |pid: &i32| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let arguments: Vec<_> = command.split(|byte| *byte == 0).collect();
-        arguments.contains(&b"dev-supervise".as_slice())
-            && arguments.contains(&data_dir.as_os_str().as_encoded_bytes())
+    let supervises = |pid: &u32| {
+        let arguments = command_line(*pid);
+        arguments.iter().any(|argument| argument == "dev-supervise")
+            && arguments.iter().any(|argument| Path::new(argument) == data_dir)
     };
     let entries = Path::new("/proc").read_dir().unwrap().flatten();
     let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Pid::from_raw(pids.find(supervises).unwrap())
+    Pid::from_raw(pids.find(supervises).unwrap().try_into().unwrap())
+}
+
+fn command_line(pid: u32) -> Vec<String> {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&command).split_terminator('\0').map(str::to_owned).collect()
 }
 
 #[tokio::test]
