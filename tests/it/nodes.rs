@@ -27,6 +27,18 @@ impl Bench {
     }
 }
 
+/// Waits until a job has a status, and Nomad's servers know that its allocation runs: one that they take for pending is lost
+/// with its node.
+async fn runs(cluster: &Cluster, api: &Api, id: &str, status: &str) {
+    api.wait_until(id, status, |told| told["status"] == status).await;
+    let nomad = Nomad::new(&cluster.server());
+    eventually("an allocation that runs by the servers' word", async || {
+        let allocations = nomad.get(&format!("/v1/job/{id}/allocations")).await;
+        (allocations[0]["ClientStatus"] == "running").then_some(())
+    })
+    .await;
+}
+
 /// How a job ended that did not succeed: status and reason.
 fn ended_as(status: &Value) -> (&str, &str) {
     (status["status"].as_str().unwrap(), status["failure"]["reason"].as_str().unwrap())
@@ -53,7 +65,7 @@ async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
     job["test_commands"] = json!(["echo tested; sleep 5"]);
     let id = api.submit(&job).await;
     for phase in ["BUILDING", "TESTING"] {
-        api.wait_until(&id, phase, |status| status["status"] == phase).await;
+        runs(cluster, api, &id, phase).await;
         cluster.kill_client();
         cluster.restart_client().await;
     }
@@ -76,7 +88,7 @@ async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_com
     // Its tests succeed while nobody hears of the node.
     job["test_commands"] = json!(["sleep 5"]);
     let id = api.submit(&job).await;
-    api.wait_until(&id, "TESTING", |status| status["status"] == "TESTING").await;
+    runs(cluster, api, &id, "TESTING").await;
     cluster.kill_client();
     node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
     assert_eq!(api.status(&id).await["status"], "TESTING");

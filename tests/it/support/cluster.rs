@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -44,7 +44,14 @@ impl Cluster {
                 cluster
             }
         };
-        (cluster, IN_USE.lock().await)
+        let in_use = IN_USE.lock().await;
+        // A test that failed may have left it dead: the next one must not fail of that.
+        let client_died =
+            cluster.client.lock().unwrap_or_else(PoisonError::into_inner).try_wait().unwrap().is_some();
+        if client_died {
+            cluster.restart_client().await;
+        }
+        (cluster, in_use)
     }
 
     /// Starts one, and waits for its leader.
@@ -184,10 +191,11 @@ impl Drop for Cluster {
             .stderr(Stdio::null())
             .status()
             .ok();
-        end_client(self.client.get_mut().unwrap(), self.dir.path(), &self.cgroup);
-        for server in self.servers.get_mut().unwrap() {
+        let client = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
+        end_client(client, self.dir.path(), &self.cgroup);
+        for server in self.servers.get_mut().unwrap_or_else(PoisonError::into_inner) {
             server.kill().ok();
-            server.wait().unwrap();
+            server.wait().ok();
         }
     }
 }
