@@ -66,6 +66,7 @@ fn rendered(stack: &Stack, id: &JobId, submission: &Value) -> anyhow::Result<Val
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 500,
+        archive: None,
     };
     let payload = Payload {
         job: id.clone(),

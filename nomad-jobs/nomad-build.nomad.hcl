@@ -53,6 +53,18 @@ variable "insecure_registries" {
   description = "registries (HOST:PORT) that are spoken to by plain HTTP"
 }
 
+variable "archive" {
+  type        = string
+  default     = ""
+  description = "where ended jobs are archived (s3://BUCKET/PREFIX, or file:///DIRECTORY shared by all nodes); empty for nowhere"
+}
+
+variable "archive_credentials" {
+  type        = string
+  default     = ""
+  description = "a Nomad Variable with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and their like; empty for a role of the node"
+}
+
 variable "log_level" {
   type        = string
   default     = "info"
@@ -136,7 +148,18 @@ job "nomad-build" {
         NOMAD_BUILD_TEMPLATE            = var.template
         NOMAD_BUILD_RUNNER              = var.template == "docker" ? var.image : var.runner
         NOMAD_BUILD_INSECURE_REGISTRIES = join(",", var.insecure_registries)
+        NOMAD_BUILD_ARCHIVE             = var.archive
         NOMAD_BUILD_LOG                 = var.log_level
+      }
+
+      # The items of the Variable, as they are; none without one.
+      dynamic "template" {
+        for_each = var.archive_credentials == "" ? [] : [var.archive_credentials]
+        content {
+          data        = "{{ with nomadVar \"${template.value}\" }}{{ range .Tuples }}{{ .K }}={{ .V | toJSON }}\n{{ end }}{{ end }}"
+          destination = "$${NOMAD_SECRETS_DIR}/archive.env"
+          env         = true
+        }
       }
 
       resources {

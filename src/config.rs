@@ -1,12 +1,14 @@
 //! The service's configuration: variables and flags in, a checked struct out, with every error at once.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use reqwest::Url;
 use secrecy::SecretString;
 
+use crate::archive;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::job::{JobId, LEAST_MEMORY_MB, Payload, Policy, Resources, Scheme, Spec};
 use crate::nomad;
@@ -31,6 +33,12 @@ pub struct Config {
     pub render: render::Settings,
     /// What becomes of what no job needs any more.
     pub sweep: SweepSettings,
+    /// Where ended jobs are archived, if anywhere.
+    pub archive: Option<archive::Settings>,
+    /// How long an archived job is kept.
+    pub keep_archive: Duration,
+    /// How many archived jobs are kept; any number without.
+    pub keep_archive_jobs: Option<usize>,
     /// The most text of one phase that `GET /jobs/{id}/logs` gives, in bytes.
     pub log_limit: usize,
     /// How the service's own log is written.
@@ -79,8 +87,18 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("NOMAD_BUILD_LISTEN", "127.0.0.1:8080", "address of the API"),
     ("NOMAD_BUILD_METRICS_LISTEN", "", "an address of its own for /metrics"),
     ("NOMAD_ADDR", "http://127.0.0.1:4646", "Nomad"),
-    ("NOMAD_TOKEN_FILE", "", "file with the service's Nomad token (or NOMAD_TOKEN)"),
-    ("NOMAD_CACERT", "", "PEM file of the authority of Nomad's certificate"),
+    (
+        "NOMAD_TOKEN_FILE",
+        "",
+        "file with the service's Nomad token, read again when it changes (or NOMAD_TOKEN)",
+    ),
+    ("NOMAD_CACERT", "", "PEM file of the authority of Nomad's certificate, read again when it changes"),
+    (
+        "NOMAD_CLIENT_CERT",
+        "",
+        "PEM file of the service's own certificate for Nomad, read again when it changes",
+    ),
+    ("NOMAD_CLIENT_KEY", "", "PEM file of its key"),
     ("NOMAD_BUILD_NAMESPACE", "default", "namespace of the builds"),
     ("NOMAD_BUILD_TEMPLATE", "raw_exec", "raw_exec, docker, or the path of a job template"),
     (
@@ -112,6 +130,13 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "how old a copy of credentials without a live job is left alone",
     ),
     ("NOMAD_BUILD_KEEP_LEDGER", "PT720H", "how long the ledger of a job that Nomad collected is kept"),
+    (
+        "NOMAD_BUILD_ARCHIVE",
+        "",
+        "where ended jobs are archived: file:///DIRECTORY, or s3://BUCKET/PREFIX with AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and their like",
+    ),
+    ("NOMAD_BUILD_KEEP_ARCHIVE", "PT2160H", "how long after its submission an archived job is kept"),
+    ("NOMAD_BUILD_KEEP_ARCHIVE_JOBS", "", "how many archived jobs are kept: the newest"),
     ("NOMAD_BUILD_LOG_LIMIT_BYTES", "16777216", "the most text of one phase in GET /jobs/{id}/logs"),
     ("NOMAD_BUILD_LOG", "info", "filter of the service's own log, as tracing's EnvFilter reads it"),
     ("NOMAD_BUILD_LOG_FORMAT", "text", "text or json"),
@@ -126,6 +151,7 @@ impl Config {
         let mut reader = Reader::new(source);
         let address = "an address and port, for example 127.0.0.1:8080";
         let namespace = reader.text("NOMAD_BUILD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let archive = archive::Settings::read(&mut reader);
         let config = Self {
             listen: reader
                 .parsed("NOMAD_BUILD_LISTEN", address)
@@ -136,8 +162,12 @@ impl Config {
             insecure_registries: reader
                 .list("NOMAD_BUILD_INSECURE_REGISTRIES", "host:port")
                 .unwrap_or_default(),
-            render: render_settings(&mut reader, &namespace),
+            render: render_settings(&mut reader, &namespace, archive.as_ref()),
             sweep: sweep_settings(&mut reader),
+            archive,
+            keep_archive: seconds(&mut reader, "NOMAD_BUILD_KEEP_ARCHIVE")
+                .unwrap_or(Duration::from_hours(2160)),
+            keep_archive_jobs: reader.parsed("NOMAD_BUILD_KEEP_ARCHIVE_JOBS", "a number of jobs"),
             namespace,
             log_limit: reader.parsed("NOMAD_BUILD_LOG_LIMIT_BYTES", "a number of bytes").unwrap_or(16 << 20),
             log_format: reader.parsed("NOMAD_BUILD_LOG_FORMAT", "text or json").unwrap_or_default(),
@@ -154,14 +184,24 @@ fn nomad_settings(reader: &mut Reader<'_>) -> nomad::Settings {
         reader.wrong("NOMAD_ADDR", "is not an http or https URL");
     }
     let token = match reader.text("NOMAD_TOKEN_FILE") {
-        Some(path) => read_file(reader, "NOMAD_TOKEN_FILE", &path).map(|text| text.trim().to_owned()),
-        None => reader.text("NOMAD_TOKEN"),
+        Some(path) => nomad::Token::File(readable(reader, "NOMAD_TOKEN_FILE", path)),
+        None => reader.text("NOMAD_TOKEN").map(SecretString::from).into(),
     };
-    let ca_certificate = reader
-        .text("NOMAD_CACERT")
-        .and_then(|path| read_file(reader, "NOMAD_CACERT", &path))
-        .map(String::into_bytes);
-    nomad::Settings { address, socket: None, token: token.map(SecretString::from), ca_certificate }
+    let mut file = |name: &str| reader.text(name).map(|path| readable(reader, name, path));
+    let authority = file("NOMAD_CACERT");
+    let (certificate, key) = (file("NOMAD_CLIENT_CERT"), file("NOMAD_CLIENT_KEY"));
+    if certificate.is_some() != key.is_some() {
+        reader.wrong("NOMAD_CLIENT_CERT", "and NOMAD_CLIENT_KEY belong together: set both, or neither");
+    }
+    let tls = nomad::Tls { authority, identity: certificate.zip(key) };
+    nomad::Settings { address, socket: None, token, tls }
+}
+
+/// The path of a file, which must be there.
+fn readable(reader: &mut Reader<'_>, name: &str, path: String) -> PathBuf {
+    // What it says is read again whenever it is used.
+    drop(read_file(reader, name, &path));
+    path.into()
 }
 
 #[expect(clippy::expect_used, reason = "a constant that a test reads")]
@@ -221,7 +261,11 @@ fn at_least(reader: &mut Reader<'_>, name: &str, least: u32) -> Option<u32> {
     Some(value)
 }
 
-fn render_settings(reader: &mut Reader<'_>, namespace: &str) -> render::Settings {
+fn render_settings(
+    reader: &mut Reader<'_>,
+    namespace: &str,
+    archive: Option<&archive::Settings>,
+) -> render::Settings {
     let settings = render::Settings {
         template: template(reader),
         runner: runner(reader),
@@ -233,6 +277,10 @@ fn render_settings(reader: &mut Reader<'_>, namespace: &str) -> render::Settings
             .unwrap_or_else(|| vec!["*".to_owned()]),
         node_pool: reader.text("NOMAD_BUILD_NODE_POOL").unwrap_or_else(|| "default".to_owned()),
         disk_mb: reader.parsed("NOMAD_BUILD_DISK_MB", "a number of MiB").unwrap_or(500),
+        archive: archive.map(|archive| render::Archive {
+            environment: archive.environment(),
+            directory: archive.directory().map(|path| path.to_string_lossy().into_owned()),
+        }),
     };
     // An empty template is one that could not be read, which was said.
     if !settings.template.is_empty()
@@ -305,6 +353,7 @@ mod tests {
             "NOMAD_BUILD_LISTEN" => Some("nowhere".to_owned()),
             "NOMAD_ADDR" => Some("unix:/x".to_owned()),
             "NOMAD_TOKEN_FILE" => Some("/does/not/exist".to_owned()),
+            "NOMAD_CLIENT_KEY" => Some("/proc/version".to_owned()),
             "NOMAD_BUILD_TEMPLATE" => Some("podman".to_owned()),
             "NOMAD_BUILD_ALLOW_REPO_SCHEMES" => Some("https,ext".to_owned()),
             _ => None,
@@ -317,6 +366,7 @@ mod tests {
                 "NOMAD_BUILD_LISTEN",
                 "NOMAD_ADDR",
                 "NOMAD_TOKEN_FILE",
+                "NOMAD_CLIENT_CERT",
                 "NOMAD_BUILD_ALLOW_REPO_SCHEMES",
                 "NOMAD_BUILD_TEMPLATE"
             ]

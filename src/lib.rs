@@ -19,6 +19,8 @@ pub mod config;
 
 pub mod render;
 
+pub mod archive;
+
 pub mod registry;
 
 pub mod engine;

@@ -36,6 +36,8 @@ pub struct Telemetry {
     watch_corrections: IntCounterVec,
     leftovers: IntGaugeVec,
     leftovers_removed: IntCounterVec,
+    archived: IntCounterVec,
+    archive_pending: IntGauge,
     http_requests: IntCounterVec,
     http_seconds: HistogramVec,
     /// Upstreams of task logs that are open.
@@ -118,6 +120,15 @@ impl Telemetry {
                 "nomad_build_leftovers_removed_total",
                 "Variables without a job that were removed.",
                 &["kind"],
+            )?,
+            archived: counter(
+                "nomad_build_archived_jobs_total",
+                "Ended jobs that the service archived because their finish task had not, or could not archive, and archived jobs that were kept long enough.",
+                &["result"],
+            )?,
+            archive_pending: gauge(
+                "nomad_build_archive_pending",
+                "Ended jobs that are not wholly archived yet.",
             )?,
             http_requests: counter(
                 "nomad_build_http_requests_total",
@@ -234,6 +245,16 @@ impl Telemetry {
         self.leftovers_removed.with_label_values(&[kind.as_str()]).inc();
     }
 
+    /// The service archived a job, or could not, or let go of one.
+    pub fn archived(&self, result: Archived) {
+        self.archived.with_label_values(&[result.as_str()]).inc();
+    }
+
+    /// How many ended jobs wait to be archived.
+    pub fn archive_pending(&self, jobs: usize) {
+        self.archive_pending.set(i64::try_from(jobs).unwrap_or(i64::MAX));
+    }
+
     /// A request was answered. The route is the pattern, never the path.
     pub fn answered(&self, method: &str, route: &str, status: u16, seconds: f64) {
         self.http_requests.with_label_values(&[method, route, &status.to_string()]).inc();
@@ -265,6 +286,27 @@ impl Leftover {
         match self {
             Self::Credentials => "credentials",
             Self::Ledger => "ledger",
+        }
+    }
+}
+
+/// What became of a job in the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Archived {
+    /// The service archived it.
+    Written,
+    /// It could not.
+    Failed,
+    /// It was kept long enough, and is removed.
+    Expired,
+}
+
+impl Archived {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
         }
     }
 }

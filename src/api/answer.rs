@@ -7,9 +7,9 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
-use crate::job::{FieldError, Invalid};
+use crate::job::{FieldError, Invalid, JobId};
 use crate::nomad;
-use crate::service::{CleanupError, FindError, KeyError, KillError, SubmitError};
+use crate::service::{CleanupError, FindError, KeyError, KillError, SubmitError, logs};
 use crate::telemetry::chain;
 
 #[derive(Serialize)]
@@ -66,6 +66,8 @@ pub enum Code {
     IdempotencyKeyReused,
     /// Nomad does not answer, or not as it should.
     NomadUnavailable,
+    /// The archive does not answer, or not as it should.
+    ArchiveUnavailable,
     /// Not ready to serve.
     NotReady,
     /// The service's fault.
@@ -86,10 +88,20 @@ impl Code {
             Self::JobLive => (StatusCode::CONFLICT, "job_live"),
             Self::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::NomadUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "nomad_unavailable"),
+            Self::ArchiveUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
+}
+
+/// A log that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the log of job {job} could not be read")]
+pub(super) struct Unread {
+    pub(super) job: JobId,
+    #[source]
+    pub(super) cause: logs::Unread,
 }
 
 /// An error as the API answers it.
@@ -118,9 +130,24 @@ impl Problem {
         Self { code, message, details: Vec::new() }
     }
 
+    fn archive(error: &dyn std::error::Error) -> Self {
+        let message = format!("{error}: Nomad no longer has it, and the archive did not answer as it should");
+        Self::caused(Code::ArchiveUnavailable, message, error)
+    }
+
     pub(super) fn of_nomad(cause: &nomad::Error, whole: &dyn std::error::Error) -> Self {
         let code = if cause.is_passing() { Code::NomadUnavailable } else { Code::Internal };
         Self::caused(code, format!("{whole}: {cause}"), whole)
+    }
+}
+
+impl From<Unread> for Problem {
+    fn from(error: Unread) -> Self {
+        match &error.cause {
+            logs::Unread::Nomad(cause) => Self::of_nomad(cause, &error),
+            // The store's own text is for the log: it may tell an access key's ID.
+            logs::Unread::Archive(_) | logs::Unread::Late => Self::archive(&error),
+        }
     }
 }
 
@@ -154,6 +181,7 @@ impl From<SubmitError> for Problem {
             SubmitError::Unconfirmed(..) | SubmitError::Unanswered(..) | SubmitError::Ledger(_) => {
                 Self::caused(Code::NomadUnavailable, error.to_string(), &error)
             }
+            SubmitError::Find(find) => find.into(),
             SubmitError::KeyTaken => Self::new(Code::IdempotencyKeyReused, &error.to_string()),
             SubmitError::Token => Self::parameter(
                 "X-Nomad-Token",
@@ -173,6 +201,7 @@ impl From<FindError> for Problem {
         match error {
             FindError::Unknown(_) => Self::new(Code::JobNotFound, &error.to_string()),
             FindError::Nomad(_, ref cause) => Self::of_nomad(cause, &error),
+            FindError::Archive(..) => Self::archive(&error),
             FindError::Ledger(..) => Self::caused(Code::NomadUnavailable, error.to_string(), &error),
         }
     }

@@ -16,10 +16,9 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::answer::{Code, Data, Problem};
+use super::answer::{Code, Data, Problem, Unread};
 use super::jobs::Id;
-use crate::job::{JobId, Phase};
-use crate::nomad;
+use crate::job::Phase;
 use crate::service::logs::{Cursor, InvalidCursor, Logs, Message, Request};
 
 /// A connection is never silent for longer.
@@ -54,11 +53,6 @@ impl LogQuery {
     }
 }
 
-/// A log that Nomad did not give.
-#[derive(Debug, thiserror::Error)]
-#[error("the log of job {0} could not be read")]
-struct Unread(JobId, #[source] nomad::Error);
-
 /// `GET /jobs/{id}/logs`
 pub(super) async fn whole(
     State(app): State<App>,
@@ -73,10 +67,7 @@ pub(super) async fn whole(
     let record = app.service.record(&id).await?;
     let limit = app.service.config().log_limit;
     let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
-    logs.map(Data).map_err(|error| {
-        let unread = Unread(id, error);
-        Problem::of_nomad(&unread.1, &unread)
-    })
+    logs.map(Data).map_err(|cause| Unread { job: id, cause }.into())
 }
 
 /// `GET /jobs/{id}/logs/stream`

@@ -40,6 +40,11 @@ pub(super) fn run(args: &Args) -> Result<Exit, Error> {
 
 async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
     let starting = || Error::new(Exit::Failure, "starting the service");
+    if config.archive.is_none() {
+        tracing::warn!(
+            "there is no archive: a job's log and status last as long as Nomad keeps the job; set NOMAD_BUILD_ARCHIVE to keep them"
+        );
+    }
     let (listen, metrics_listen) = (config.listen, config.metrics_listen);
     let telemetry = Telemetry::new().map_err(|source| starting().caused_by(source))?;
     let service = Service::new(config, Arc::new(telemetry)).map_err(|source| starting().caused_by(source))?;
@@ -57,8 +62,9 @@ async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
     }
     let address = listener.local_addr().map_or_else(|_| listen.to_string(), |address| address.to_string());
     tracing::info!(address, version = env!("CARGO_PKG_VERSION"), "serving");
-    let background = Arc::clone(&service);
-    let watch = tokio::spawn(async move { Box::pin(background.run()).await });
+    let (background, retire) = (Arc::clone(&service), CancellationToken::new());
+    let retired = retire.clone();
+    let watch = tokio::spawn(async move { Box::pin(background.run(retired)).await });
     work.spawn(api::serve(listener, service, stop.clone().cancelled_owned()));
     wait_for_stop(while_stdin_open).await.map_err(|source| starting().caused_by(source))?;
     tracing::info!("stopping: answers that were begun are finished");
@@ -67,12 +73,18 @@ async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
     if drained.is_err() {
         tracing::warn!("some answers did not end in time, and are cut");
     }
-    watch.abort();
+    retire.cancel();
+    if tokio::time::timeout(RETIRE, watch).await.is_err() {
+        tracing::debug!("what this replica holds runs out by itself");
+    }
     Ok(Exit::Success)
 }
 
 /// How long answers that were begun may take once the service is told to stop.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long giving back what this replica holds may take.
+const RETIRE: std::time::Duration = std::time::Duration::from_secs(3);
 
 async fn wait_for_stop(while_stdin_open: bool) -> std::io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -109,8 +109,8 @@ impl DataDir {
         std::fs::write(&path, text).map_err(Error::file("writing", &path))
     }
 
-    /// Nothing runs here any more: removes a temporary directory. Of another the registry's images and Nomad's server
-    /// state stay; the client's go, which names processes that are gone, and a node that comes back as a new one.
+    /// Nothing runs here any more: removes a temporary directory. Of another the registry's images, the archive and Nomad's
+    /// server state stay; the client's go, which names processes that are gone, and a node that comes back as a new one.
     pub(super) fn close(&self) -> Result<(), Error> {
         if self.temporary {
             return removed(std::fs::remove_dir_all, self.path.clone());
@@ -136,6 +136,14 @@ impl DataDir {
 
     pub(super) fn registry(&self) -> PathBuf {
         self.path.join("registry")
+    }
+
+    /// The archive of ended jobs; created where it is not there, for this user only.
+    pub(super) fn archive(&self) -> Result<PathBuf, Error> {
+        let path = self.path.join("archive");
+        let mut create = DirBuilder::new();
+        create.recursive(true).mode(0o700).create(&path).map_err(Error::file("creating", &path))?;
+        Ok(path)
     }
 
     /// A cgroup for this directory only: the clients of two agents must not share one.

@@ -22,8 +22,12 @@ pub(super) fn start(
     api: SocketAddr,
     registry: SocketAddr,
 ) -> Result<Child, Error> {
+    let archive = dir.archive()?;
+    let archive = reqwest::Url::from_directory_path(&archive)
+        .map_err(|()| Error::file("naming", &archive)(std::io::ErrorKind::InvalidFilename.into()))?;
     agent::command(&config.executable, config, dir)
         .arg("serve")
+        .env("NOMAD_BUILD_ARCHIVE", archive.as_str())
         .env("NOMAD_ADDR", nomad)
         .env("NOMAD_BUILD_LISTEN", api.to_string())
         .env("NOMAD_BUILD_RUNNER", &config.executable)

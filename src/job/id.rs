@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -59,6 +60,13 @@ impl JobId {
         Self(format!("{PREFIX}{}", uuid.hyphenated()))
     }
 
+    /// When the ID was made, to the millisecond, which is when its job was submitted; none where it does not say.
+    pub fn made_at(&self) -> Option<DateTime<Utc>> {
+        let uuid = Uuid::try_parse(self.0.strip_prefix(PREFIX)?).ok()?;
+        let (seconds, nanos) = uuid.get_timestamp().filter(|_| uuid.get_version_num() == 7)?.to_unix();
+        DateTime::from_timestamp(seconds.try_into().ok()?, nanos)
+    }
+
     /// The ID as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -104,6 +112,14 @@ mod tests {
     fn an_id_reads_back_as_it_was_written() {
         let id = JobId::from_uuid(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001));
         assert_eq!(id.to_string().parse(), Ok(id));
+    }
+
+    #[test]
+    fn an_id_says_when_it_was_made_where_it_has_a_time() {
+        let made_at = |text: &str| text.parse::<JobId>().unwrap().made_at();
+        let at = DateTime::from_timestamp_millis(1_700_000_000_123);
+        assert_eq!(made_at("nb-018bcfe5-687b-7000-8000-000000000001"), at);
+        assert_eq!(made_at("nb-28900495-0bfd-50db-bc3b-c039a851cba0"), None);
     }
 
     #[test]

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
 
 const SAFE: &[u8] = b"._~:/@+=-";
 
 /// A job's labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {
     /// The owner.
     pub owner: String,
@@ -27,6 +28,10 @@ pub struct Labels {
 }
 
 impl Labels {
+    /// The keys of the meta.
+    pub const KEYS: [&'static str; 7] =
+        ["nb_owner", "nb_repo", "nb_ref", "nb_image", "nb_tags", "nb_tests", "nb_submitted"];
+
     /// The meta of the Nomad job.
     pub fn to_meta(&self, submitted_at: DateTime<Utc>) -> BTreeMap<String, String> {
         let tags: Vec<_> = self.tags.iter().map(|tag| encode(tag)).collect();
@@ -105,6 +110,7 @@ mod tests {
             };
             let at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
             let meta = labels.to_meta(at);
+            prop_assert!(meta.keys().all(|key| Labels::KEYS.contains(&key.as_str())));
             let expandable = ['{', '}', '$', '"', '\\', '\n'];
             prop_assert!(meta.values().all(|value| !value.contains(expandable)));
             prop_assert_eq!(Labels::from_meta(&meta), Some((labels, at)));

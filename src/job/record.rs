@@ -4,12 +4,12 @@
 //! Both are written once, so a final status never changes, whatever Nomad says later.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Claim, Facts, JobId, Labels, Outcome, Phase, Published, Reason, State, Status, Verdict};
 
 /// A job as the API shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The job.
     pub id: JobId,
@@ -36,7 +36,7 @@ pub struct Record {
 }
 
 /// When a job was submitted, when each phase began and ended, and when the job ended; none is what has not happened.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timestamps {
     /// The submission was accepted.
     pub job_start: Option<DateTime<Utc>>,
@@ -57,7 +57,7 @@ pub struct Timestamps {
 }
 
 /// What was checked out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Git {
     /// The ref that was asked for, or the default branch once it is known.
     #[serde(rename = "ref")]
@@ -67,7 +67,7 @@ pub struct Git {
 }
 
 /// What was published.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The manifest's digest, once the job has claimed the right to publish it.
     pub digest: Option<String>,
@@ -76,7 +76,7 @@ pub struct Image {
 }
 
 /// One tag of the image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reference {
     /// `host[:port]/path:tag`.
     pub reference: String,
@@ -85,7 +85,7 @@ pub struct Reference {
 }
 
 /// Why a job did not succeed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// The phase it ended in, if one had begun.
     pub phase: Option<Phase>,
@@ -98,7 +98,7 @@ pub struct Failure {
 }
 
 /// Where a job is in Nomad.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Location {
     /// The namespace.
     pub namespace: String,

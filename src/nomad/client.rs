@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::error::Error;
+use super::transport::{Tls, Token, Transport};
 use super::types::Indexed;
 
 /// Nomad answers 429 past 100 connections of one address; streams have places of their own.
@@ -27,12 +28,17 @@ pub struct Settings {
     /// A Unix socket to send everything to instead: a task's own `api.sock`.
     pub socket: Option<PathBuf>,
     /// The token.
-    pub token: Option<SecretString>,
-    /// PEM of the authority that signed Nomad's certificate, where it is not a public one.
-    pub ca_certificate: Option<Vec<u8>>,
+    pub token: Token,
+    /// How to know Nomad, and be known to it, by TLS.
+    pub tls: Tls,
 }
 
 impl Settings {
+    /// A Nomad at an address, asked without a token.
+    pub fn plain(address: Url) -> Self {
+        Self { address, socket: None, token: Token::None, tls: Tls::default() }
+    }
+
     /// The address to go with a Unix socket: its host is only a header.
     pub fn socket_address() -> Url {
         // A constant; the test below reads it.
@@ -42,12 +48,19 @@ impl Settings {
 
 const SOCKET_ADDRESS: &str = "http://localhost";
 
+/// Whose token is sent.
+#[derive(Clone)]
+enum Asker {
+    Ourselves,
+    Caller(Option<SecretString>),
+}
+
 /// Nomad's HTTP API. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    transport: Arc<Transport>,
     base: Url,
-    token: Option<SecretString>,
+    asker: Asker,
     calls: Arc<Semaphore>,
 }
 
@@ -88,29 +101,10 @@ impl Request {
 impl Client {
     /// Sets up the pool; sends nothing yet.
     pub fn new(settings: &Settings) -> Result<Self, Error> {
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(3))
-            .tcp_keepalive(Duration::from_secs(15))
-            .pool_idle_timeout(Duration::from_mins(1))
-            .redirect(reqwest::redirect::Policy::none());
-        if let Some(socket) = &settings.socket {
-            builder = builder.unix_socket(socket.as_path());
-        }
-        if settings.address.scheme() == "http" {
-            // Without this a machine that has no CA store could not even speak plain HTTP.
-            builder = builder.tls_certs_only([]);
-        }
-        if let Some(pem) = &settings.ca_certificate {
-            let certificate = reqwest::Certificate::from_pem(pem)
-                .map_err(|error| Error::malformed("reading Nomad's CA certificate", error))?;
-            builder = builder.tls_certs_merge([certificate]);
-        }
-        let http =
-            builder.build().map_err(|error| Error::malformed("setting up the connection to Nomad", error))?;
         Ok(Self {
-            http,
+            transport: Arc::new(Transport::new(settings)?),
             base: settings.address.clone(),
-            token: settings.token.clone(),
+            asker: Asker::Ourselves,
             calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
         })
     }
@@ -118,7 +112,7 @@ impl Client {
     /// The same Nomad, asked with another token, or with none.
     #[must_use]
     pub fn with_token(&self, token: Option<SecretString>) -> Self {
-        Self { token, ..self.clone() }
+        Self { asker: Asker::Caller(token), ..self.clone() }
     }
 
     pub(super) async fn send(&self, request: Request, timeout: Option<Duration>) -> Result<Response, Error> {
@@ -128,8 +122,12 @@ impl Client {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v1").extend(&path);
         }
-        let mut builder = self.http.request(method, url).query(&query);
-        if let Some(token) = &self.token {
+        let mut builder = self.transport.pool().request(method, url).query(&query);
+        let token = match &self.asker {
+            Asker::Ourselves => self.transport.token(),
+            Asker::Caller(token) => token.clone(),
+        };
+        if let Some(token) = token {
             builder = builder.header("X-Nomad-Token", token.expose_secret());
         }
         if let Some(body) = body {
@@ -205,8 +203,7 @@ mod tests {
         // Takes connections, and never answers.
         let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", hung.local_addr().unwrap()).parse().unwrap();
-        let settings = Settings { address, socket: None, token: None, ca_certificate: None };
-        let client = Client::new(&settings).unwrap();
+        let client = Client::new(&Settings::plain(address)).unwrap();
         let request = Request::get(&["event", "stream"], "opening".to_owned());
         let opened = client.open(request, Duration::from_millis(100));
         let opened = tokio::time::timeout(Duration::from_mins(1), opened).await.unwrap();

@@ -9,6 +9,7 @@ mod events;
 mod files;
 mod jobs;
 mod retry;
+mod transport;
 mod types;
 mod variables;
 
@@ -18,6 +19,7 @@ pub use events::{Event, EventStream, Heard};
 pub use files::{Frame, FrameStream, Origin};
 pub use jobs::Registration;
 pub use retry::patiently;
+pub use transport::{Tls, Token};
 pub use types::{
     Allocation, Evaluation, Indexed, Job, JobStub, PlacementFailure, TaskEvent, TaskState, Variable,
     VariableStub,

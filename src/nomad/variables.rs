@@ -177,6 +177,15 @@ impl Client {
         }
     }
 
+    /// Gives a lock back. One that was lost is no error.
+    pub async fn release_lock(&self, namespace: &str, variable: &str, held: &Lock) -> Result<(), Error> {
+        let body = json!({"Namespace": namespace, "Path": variable, "Lock": {"ID": held.id}});
+        match self.call::<Value>(lock(namespace, variable, "lock-release", &body)?).await {
+            Ok(_) | Err(Error { kind: Kind::Conflict | Kind::NotFound, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Holds a lock for another of its times; false where it was lost.
     pub async fn renew_lock(&self, namespace: &str, variable: &str, held: &Lock) -> Result<bool, Error> {
         let body = json!({"Namespace": namespace, "Path": variable, "Lock": {"ID": held.id}});

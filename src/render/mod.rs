@@ -76,6 +76,17 @@ pub struct Settings {
     pub node_pool: String,
     /// What the checkout and the runner's files may take, in MiB, beside the logs.
     pub disk_mb: u32,
+    /// What `finish` is told of the archive, if there is one.
+    pub archive: Option<Archive>,
+}
+
+/// How `finish` finds the archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Archive {
+    /// Variables; nothing secret.
+    pub environment: BTreeMap<String, String>,
+    /// The directory on the node, where the archive is one.
+    pub directory: Option<String>,
 }
 
 /// Why a job could not be rendered. It is the operator's to mend, never the user's.
@@ -99,6 +110,8 @@ struct TaskContext<'a> {
     hook: Option<&'static str>,
     payload: Option<&'a str>,
     env: BTreeMap<&'a str, &'a str>,
+    /// A directory of the node that the task writes to.
+    archive_dir: Option<&'a str>,
     log_files: u32,
     log_file_mb: u32,
     kill_timeout_ns: u64,
@@ -116,15 +129,26 @@ const KILL_TIMEOUT_NS: u64 = 25_000_000_000;
 /// A node that comes back within this time finds its job as it was.
 const LOST_AFTER_NS: u64 = 30 * 24 * 3600 * 1_000_000_000;
 
+/// The node's name, which Nomad fills in.
+const NODE: &str = "${node.unique.name}";
+
+/// What archiving takes: parts of a log on their way, and the store's client.
+const ARCHIVING_MB: u32 = 64;
+
 fn task<'a>(task: Task, payload: &'a Payload, encoded: &'a str, settings: &'a Settings) -> TaskContext<'a> {
-    let env = BTreeMap::from([("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str())]);
+    let mut env = BTreeMap::from([("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str())]);
+    let archive = settings.archive.as_ref().filter(|_| task == Task::Finish);
+    if let Some(archive) = archive {
+        env.extend(archive.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        env.insert("NOMAD_BUILD_NODE", NODE);
+    }
     let (hook, resources) = match task {
         Task::Phase(phase) => {
             let hook = (phase == Phase::Build).then_some("prestart");
             let resources = payload.spec.resources.of(phase);
             (hook, (resources.cpu, resources.memory_mb))
         }
-        Task::Finish => (Some("poststop"), (50, 64)),
+        Task::Finish => (Some("poststop"), (50, 64 + archive.map_or(0, |_| ARCHIVING_MB))),
     };
     TaskContext {
         name: task.as_str(),
@@ -132,6 +156,7 @@ fn task<'a>(task: Task, payload: &'a Payload, encoded: &'a str, settings: &'a Se
         // The prestart task puts it where every later task finds it.
         payload: (task == Task::Phase(Phase::Build)).then_some(encoded),
         env,
+        archive_dir: archive.and_then(|archive| archive.directory.as_deref()),
         log_files: if task == Task::Finish { 1 } else { LOG_FILES },
         log_file_mb: LOG_FILE_MB,
         kill_timeout_ns: KILL_TIMEOUT_NS,
@@ -226,6 +251,7 @@ pub fn render_sweep(
             ("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str()),
             ("NOMAD_BUILD_SWEEP", job.as_str()),
         ]),
+        archive_dir: None,
         log_files: 1,
         log_file_mb: LOG_FILE_MB,
         kill_timeout_ns: KILL_TIMEOUT_NS,

@@ -12,6 +12,7 @@ fn settings(template: &str, runner: Runner) -> Settings {
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 1000,
+        archive: None,
     }
 }
 
@@ -135,4 +136,24 @@ fn an_unknown_word_in_a_template_is_an_error() {
     let result =
         render(&payload(&json!({})), "ci", at, &Settings { template, ..settings("raw_exec", path()) });
     assert!(matches!(result, Err(RenderError::Template(_))));
+}
+
+#[test]
+fn only_finish_is_told_of_the_archive() {
+    let archive = Archive {
+        environment: BTreeMap::from([("NOMAD_BUILD_ARCHIVE".to_owned(), "file:///archive".to_owned())]),
+        directory: Some("/archive".to_owned()),
+    };
+    let image = Runner::Image("nomad-build:1".to_owned());
+    let at = DateTime::from_timestamp(0, 0).unwrap();
+    for (template, runner) in [("raw_exec", path()), ("docker", image)] {
+        let settings = Settings { archive: Some(archive.clone()), ..settings(template, runner) };
+        let job = render(&payload(&json!({})), "ci", at, &settings).unwrap();
+        for task in job["TaskGroups"][0]["Tasks"].as_array().unwrap() {
+            let is_finish = task["Name"] == "finish";
+            assert_eq!(task["Env"]["NOMAD_BUILD_ARCHIVE"] == "file:///archive", is_finish, "{task}");
+            let mounts = task["Config"]["mounts"].as_array().map_or(0, Vec::len);
+            assert_eq!(mounts, if template == "docker" { 1 + usize::from(is_finish) } else { 0 }, "{task}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Finish: the poststop task. It ends what was claimed and removes what the job made here.
+//! Finish: the poststop task. It ends what was claimed, archives the job and removes what the job made here.
 //!
 //! Nomad runs it however the other tasks ended. It does not run, or not to its end, where the node is lost, where the
 //! allocation never came to start a task, or where it cannot be started itself: the service's undertaker ends such a job,
@@ -10,24 +10,34 @@ use std::path::Path;
 
 use chrono::Utc;
 
+use super::archiving::Keeper;
 use super::log::{self, Log};
 use super::publish::Target;
 use super::surroundings::{Surroundings, engine_socket};
 use super::{Ended, Fatal, end, removal};
 use crate::engine::DockerEngine;
-use crate::environment::{Reader, Source};
+use crate::environment::{BadConfiguration, Reader, Source};
 use crate::job::{Claim, JobId, Outcome, Payload, Phase, Task};
 use crate::telemetry::chain;
 
 /// The task after all others.
-pub(super) async fn finish(around: Surroundings, payload: Option<Payload>) -> Result<Ended, Fatal> {
+pub(super) async fn finish(
+    around: Surroundings,
+    payload: Option<Payload>,
+    keeper: Result<Option<Keeper>, BadConfiguration>,
+) -> Result<Ended, Fatal> {
     let (log, writer) = log::open().map_err(Fatal::Log)?;
     let ended = match payload {
         Some(payload) => repair(&around, &payload, &log).await,
         // The build's task never got its payload, so nothing was claimed.
         None => Ok(Ended::Well),
     };
-    // After the repair, which logs in. No task of this job is left that could need them.
+    match keeper {
+        Ok(Some(keeper)) => keeper.keep(&around, &log).await,
+        Ok(None) => {}
+        Err(error) => log.say(&format!("the job is not archived here: {error}")).await,
+    }
+    // After the repair and the archive, which log in. No task of this job is left that could need them.
     if let Err(error) = around.remove_credentials().await {
         let left = "copies of credentials stay behind until the job is cleaned up";
         log.say(&format!("{left}: {}", chain(&error))).await;

@@ -3,6 +3,7 @@
 //! A task reads the ledger, asks the gate, does its work, writes its log and its outcome.
 //! Invariant: a failed phase revokes the right to publish before anything else is told of it.
 
+mod archiving;
 mod build;
 mod finish;
 mod gate;
@@ -115,7 +116,10 @@ pub(crate) async fn run(name: &str, source: Source<'_>) -> Result<Ended, Fatal> 
     let around = Surroundings::read(source)?;
     let payload = read_payload(&around).await;
     match task {
-        Task::Finish => Box::pin(finish::finish(around, payload.ok())).await,
+        Task::Finish => {
+            let keeper = archiving::Keeper::read(source);
+            Box::pin(finish::finish(around, payload.ok(), keeper)).await
+        }
         Task::Phase(phase) => match payload {
             Ok(payload) => Box::pin(run_phase(phase, around, payload)).await,
             Err(fatal) => {

@@ -36,7 +36,7 @@ pub(super) struct Surroundings {
     pub(super) ledger: Ledger,
     /// What git's environment has beside its own.
     pub(super) git_environment: Vec<(String, String)>,
-    namespace: String,
+    pub(super) namespace: String,
     alloc_dir: PathBuf,
     secrets_dir: PathBuf,
     nomad: Client,
@@ -48,9 +48,6 @@ pub(crate) enum Lost {
     /// A variable that Nomad sets is not there.
     #[error("this runs as a task of a Nomad job, and nowhere else")]
     Environment(#[from] BadConfiguration),
-    /// A file that Nomad writes is not there.
-    #[error("{0} cannot be read")]
-    File(PathBuf, #[source] std::io::Error),
     /// The connection to Nomad could not be set up.
     #[error("the connection to Nomad's task API could not be set up")]
     Nomad(#[from] nomad::Error),
@@ -138,15 +135,12 @@ impl Surroundings {
     }
 }
 
-/// A task's connection to Nomad: its own socket, with its own identity.
+/// A task's connection to Nomad: its own socket, with its own identity, which Nomad may renew.
 fn connect(secrets: &Path) -> Result<Client, Lost> {
-    let path = secrets.join("nomad_token");
-    let token = std::fs::read_to_string(&path).map_err(|error| Lost::File(path, error))?;
     let settings = nomad::Settings {
-        address: nomad::Settings::socket_address(),
         socket: Some(secrets.join("api.sock")),
-        token: Some(SecretString::from(token.trim())),
-        ca_certificate: None,
+        token: nomad::Token::File(secrets.join("nomad_token")),
+        ..nomad::Settings::plain(nomad::Settings::socket_address())
     };
     Ok(Client::new(&settings)?)
 }
@@ -160,6 +154,11 @@ pub(super) fn engine_socket(reader: &mut Reader<'_>) -> String {
 pub(super) struct Credentials(BTreeMap<String, String>);
 
 impl Credentials {
+    /// As they are.
+    pub(super) fn items(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
     fn login(&self, of: &str) -> Option<(String, SecretString)> {
         let item = |name: &str| self.0.get(&format!("{of}_{name}")).filter(|value| !value.is_empty());
         if let (Some(username), Some(password)) = (item("username"), item("password")) {

@@ -61,6 +61,8 @@ impl Service {
         let earlier = sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(failed)?;
         match self.record(id).await {
             Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),
+            // Known from the archive only: Nomad has nothing of it but, perhaps, its ledger, which is swept.
+            Ok(_) if self.store.record(id).is_none() && earlier.is_none() => return Ok(()),
             Ok(_) => {}
             // A job that Nomad no longer has, but that a cleanup was begun for: that one is brought to its end.
             Err(FindError::Unknown(_)) if earlier.is_some() => {}

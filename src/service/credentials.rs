@@ -1,6 +1,7 @@
-//! Credentials by path: read with the caller's own token, copied to where only the job's tasks can read them.
+//! Credentials by path: read with the caller's own token, copied to where only the job's tasks can read them. What opens
+//! the archive goes the same way, to `finish` only.
 //!
-//! Invariant: the service's token reads no credential, and none of them passes through a job, a log or an error.
+//! Invariant: the service's token reads no credential that a caller names, and none of them passes through a job, a log or an error.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,7 @@ use secrecy::SecretString;
 
 use super::submit::Doubt;
 use super::{FOR_EVER, PATIENCE, Service};
+use crate::archive::Settings;
 use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
@@ -45,6 +47,10 @@ impl Service {
         let nomad = self.nomad.with_token(caller);
         let mut errors = Vec::new();
         let mut copies: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        let archive = self.config.archive.as_ref().map(Settings::items).unwrap_or_default();
+        if !archive.is_empty() {
+            copies.insert(task_variable(job, Task::Finish), archive);
+        }
         for (field, prefix, path, tasks) in asks {
             let Some(path) = path else { continue };
             match self.read_one(&nomad, path).await.map_err(Unreadable::Nomad)? {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::nomad::{Client, Error, Lock};
 use crate::telemetry::{Telemetry, chain};
@@ -26,13 +27,15 @@ pub(super) struct Duty {
     pub(super) telemetry: Arc<Telemetry>,
     /// Tells the others of this replica.
     pub(super) on: watch::Sender<bool>,
+    /// When to give the lock back and end.
+    pub(super) retired: CancellationToken,
 }
 
 impl Duty {
-    /// Tries for ever; ends only by being dropped.
+    /// Tries until this replica retires.
     pub(super) async fn run(self) {
         let mut held = None;
-        loop {
+        while !self.retired.is_cancelled() {
             held = match self.hold(held).await {
                 Ok(held) => held,
                 Err(error) => {
@@ -46,7 +49,17 @@ impl Duty {
             };
             self.telemetry.set_reports(held.is_some());
             self.on.send_replace(held.is_some());
-            tokio::time::sleep(EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = self.retired.cancelled() => {}
+            }
+        }
+        let Some(lock) = held else { return };
+        self.telemetry.set_reports(false);
+        self.on.send_replace(false);
+        // Another replica need not wait until it runs out.
+        if let Err(error) = self.nomad.release_lock(&self.namespace, VARIABLE, &lock).await {
+            tracing::debug!(error = chain(&error), "the lock of the replica on duty runs out by itself");
         }
     }
 

@@ -47,6 +47,10 @@ impl Service {
         if record.status.is_final() && record.status != Status::Killed {
             return Ok(Killed::No(format!("the job has ended: {}", record.status)));
         }
+        if record.status.is_final() && self.store.record(id).is_none() {
+            // Known from the archive only: there is nothing left to stop.
+            return Ok(Killed::Yes);
+        }
         let verdict =
             Verdict::new(Status::Killed, record.phase, Reason::Killed, "killed by a caller", Utc::now());
         let decision = self

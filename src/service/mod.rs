@@ -1,5 +1,6 @@
 //! Where jobs meet Nomad: submit, kill, clean up, the store of records and what keeps it true, and what sweeps up.
 
+mod archivist;
 mod cleanup;
 mod credentials;
 mod duty;
@@ -20,7 +21,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch::Receiver;
+use tokio_util::sync::CancellationToken;
 
+use crate::archive::{self, Archive};
 use crate::config::Config;
 use crate::job::{JobId, Record};
 use crate::ledger::{Ledger, LedgerError};
@@ -32,6 +35,7 @@ pub use keys::KeyError;
 pub use kill::{KillError, Killed};
 pub use submit::SubmitError;
 
+use archivist::Archivist;
 use duty::Duty;
 use freshness::Freshness;
 use keys::Keys;
@@ -55,7 +59,19 @@ pub struct Service {
     store: Arc<Store>,
     freshness: Arc<Freshness>,
     hub: logs::Hub,
+    archive: Option<Archive>,
     telemetry: Arc<Telemetry>,
+}
+
+/// Why a service could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// Nomad's client.
+    #[error("Nomad's client could not be set up")]
+    Nomad(#[from] nomad::Error),
+    /// The archive.
+    #[error("the archive could not be opened")]
+    Archive(#[from] archive::Error),
 }
 
 /// Why a job could not be found.
@@ -70,21 +86,28 @@ pub enum FindError {
     /// Its ledger could not be read.
     #[error("job {0} could not be looked up")]
     Ledger(JobId, #[source] LedgerError),
+    /// Nomad does not have it, and the archive could not be asked.
+    #[error("job {0} could not be looked up")]
+    Archive(JobId, #[source] archive::Error),
 }
 
 impl Service {
     /// Sets the service up; nothing runs before [`Service::run`].
-    pub fn new(config: Config, telemetry: Arc<Telemetry>) -> Result<Self, nomad::Error> {
+    pub fn new(config: Config, telemetry: Arc<Telemetry>) -> Result<Self, SetUpError> {
         let nomad = Client::new(&config.nomad)?;
+        let archive = config.archive.as_ref();
+        let archive = archive.map(|settings| Archive::open(settings, &config.namespace)).transpose()?;
         let ledger = Ledger::new(nomad.clone(), &config.namespace, PATIENCE);
         let keys = Keys { nomad: nomad.clone(), namespace: config.namespace.clone() };
         let store = Arc::new(Store::new(Arc::clone(&telemetry)));
-        let hub = logs::Hub::new(nomad.clone(), logs::Settings::default());
-        Ok(Self { config, nomad, ledger, keys, store, freshness: Arc::default(), hub, telemetry })
+        let settings = logs::Settings { archive: archive.clone(), ..logs::Settings::default() };
+        let hub = logs::Hub::new(nomad.clone(), settings);
+        let freshness = Arc::default();
+        Ok(Self { config, nomad, ledger, keys, store, freshness, hub, archive, telemetry })
     }
 
-    /// Keeps the store true, and ends what nobody else ends. For ever.
-    pub async fn run(&self) {
+    /// Keeps the store true, and ends what nobody else ends, until this replica retires: then it gives back what it holds.
+    pub async fn run(&self, retired: CancellationToken) {
         let watcher = Watcher {
             nomad: self.nomad.clone(),
             namespace: self.config.namespace.clone(),
@@ -100,9 +123,14 @@ impl Service {
             namespace: self.config.namespace.clone(),
             telemetry: Arc::clone(&self.telemetry),
             on,
+            retired,
         };
-        let sweeper = Sweeper { service: self, on_duty };
-        tokio::join!(watcher.run(), undertaker.run(), duty.run(), sweeper.run());
+        let sweeper = Sweeper { service: self, on_duty: on_duty.clone() };
+        let archivist = Archivist { service: self, on_duty };
+        tokio::select! {
+            () = duty.run() => {}
+            _ = async { tokio::join!(watcher.run(), undertaker.run(), sweeper.run(), archivist.run()) } => {}
+        }
     }
 
     /// The configuration.
@@ -151,20 +179,21 @@ impl Service {
         self.freshness.as_of().unwrap_or_else(Utc::now)
     }
 
-    /// A job's record. One that is known costs no call to Nomad.
+    /// A job's record. One that is known costs no call to Nomad; one that Nomad has forgotten is read from the archive.
     pub async fn record(&self, id: &JobId) -> Result<Arc<Record>, FindError> {
         // Half of what is to be known would tell a job that has ended as one that waits.
-        if let Some(record) = self.store.record(id).filter(|_| self.freshness.is_complete()) {
-            return Ok(record);
+        match self.store.record(id).filter(|_| self.freshness.is_complete()) {
+            Some(record) => Ok(record),
+            None => Ok(self.follow_anew(id).await?.borrow().clone()),
         }
-        self.look_up(id).await?;
-        self.store.record(id).ok_or_else(|| FindError::Unknown(id.clone()))
     }
 
     /// A job's record as it changes.
     pub async fn follow(&self, id: &JobId) -> Result<Receiver<Arc<Record>>, FindError> {
-        self.record(id).await?;
-        self.store.follow(id).ok_or_else(|| FindError::Unknown(id.clone()))
+        match self.store.follow(id).filter(|_| self.freshness.is_complete()) {
+            Some(record) => Ok(record),
+            None => self.follow_anew(id).await,
+        }
     }
 
     /// The same, once everything that Nomad says of the job now is taken in.
@@ -174,7 +203,17 @@ impl Service {
             Ok(()) | Err(FindError::Unknown(_)) => {}
             Err(error) => return Err(error),
         }
-        self.store.follow(id).ok_or_else(|| FindError::Unknown(id.clone()))
+        if let Some(record) = self.store.follow(id) {
+            return Ok(record);
+        }
+        let archived = self.archived(id).await?.ok_or_else(|| FindError::Unknown(id.clone()))?;
+        // It never changes: nobody holds the other end.
+        Ok(tokio::sync::watch::channel(Arc::new(archived)).1)
+    }
+
+    async fn archived(&self, id: &JobId) -> Result<Option<Record>, FindError> {
+        let Some(archive) = &self.archive else { return Ok(None) };
+        archive.record(id).await.map_err(|error| FindError::Archive(id.clone(), error))
     }
 
     /// Asks Nomad for a job that the store does not know: it may have been submitted to another replica just now.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::credentials::{Copies, Unreadable, remove_copies};
 use super::keys::{KeyError, Reservation, Reserved};
-use super::{FOR_EVER, PATIENCE, Service, translate};
+use super::{FOR_EVER, FindError, PATIENCE, Service, translate};
 use crate::job::{Claim, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
 use crate::ledger::{Ledger, LedgerError};
 use crate::nomad::{Client, Error, Job, Kind, patiently};
@@ -54,6 +54,9 @@ pub enum SubmitError {
     /// The job of the key could not be looked up.
     #[error("the job of the submission's Idempotency-Key could not be looked up; submit again with it")]
     Ledger(#[from] LedgerError),
+    /// Nor could it be found in the archive.
+    #[error(transparent)]
+    Find(#[from] FindError),
 }
 
 /// What becomes of a job of which Nomad does not say whether it is registered.
@@ -146,7 +149,9 @@ impl Service {
         }
         match patiently(PATIENCE, || self.nomad.job(&self.config.namespace, id.as_str())).await {
             Ok(_) => Ok(true),
-            Err(Error { kind: Kind::NotFound, .. }) => Ok(self.ledger.claim(id).await?.is_some()),
+            Err(Error { kind: Kind::NotFound, .. }) => {
+                Ok(self.ledger.claim(id).await?.is_some() || self.archived(id).await?.is_some())
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -22,7 +22,7 @@ async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -
     messages
 }
 
-async fn read_all(url: &str, id: &str, query: &str) -> Vec<Value> {
+pub(crate) async fn read_all(url: &str, id: &str, query: &str) -> Vec<Value> {
     read(url, id, query, |_| false).await
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod api;
+mod archive;
 mod cleanup;
 mod cli;
 mod dev;
@@ -20,6 +21,7 @@ mod git;
 mod hostile;
 mod kill;
 mod leaders;
+mod life;
 mod logs;
 mod main_job;
 mod nodes;

@@ -43,7 +43,7 @@ impl Allocation {
             insecure_registries: vec![world.registry.clone()],
         };
         std::fs::write(folder.path().join("alloc/payload"), payload.encode().unwrap()).unwrap();
-        std::fs::write(folder.path().join("secrets/nomad_token"), "").unwrap();
+        std::fs::write(folder.path().join("secrets/nomad_token"), "none").unwrap();
         let lost = Arc::new(AtomicUsize::new(0));
         let socket = tokio::net::UnixListener::bind(folder.path().join("secrets/api.sock")).unwrap();
         let router = losing(&world.nomad, Arc::clone(&lost));

@@ -1,56 +1,18 @@
 //! Leftovers: Variables that no job needs are found and removed, and nothing else is.
 
-use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::support::{Api, Service, Sleeper, eventually, world};
+use crate::support::{Api, Namespace, Service, Sleeper, eventually, world};
 
-/// A namespace of Nomad that no other test uses.
-struct Namespace(String);
-
-impl Namespace {
-    fn new() -> Self {
-        let name = format!("it-{}", uuid::Uuid::new_v4().simple());
-        let (applied, said) = world().nomad_program(&["namespace", "apply", &name]);
-        assert!(applied, "{said}");
-        Self(name)
-    }
-
-    async fn put(&self, path: &str, items: Value) -> String {
-        let body = json!({"Namespace": self.0, "Path": path, "Items": items});
-        let url = format!("/v1/var/{path}?namespace={}", self.0);
-        let (status, answer) = Api::new(&world().nomad).call(Method::PUT, &url, Some(&body)).await;
-        assert!(status.is_success(), "{answer}");
-        path.to_owned()
-    }
-
-    /// The paths of its Variables.
-    async fn variables(&self) -> Vec<String> {
-        let listed = world().nomad_api().get(&format!("/v1/vars?namespace={}", self.0)).await;
-        let paths = listed.as_array().unwrap().iter().map(|variable| variable["Path"].as_str().unwrap());
-        paths.map(str::to_owned).collect()
-    }
-
-    /// Waits until each of its Variables may be swept.
-    async fn is_older_than_a_second(&self) {
-        eventually("Variables that are older than a second", async || {
-            let listed = world().nomad_api().get(&format!("/v1/vars?namespace={}", self.0)).await;
-            let now = chrono::Utc::now().timestamp_nanos_opt().unwrap();
-            let old = |variable: &Value| now - variable["ModifyTime"].as_i64().unwrap() > 1_500_000_000;
-            listed.as_array().unwrap().iter().all(old).then_some(())
-        })
-        .await;
-    }
-
-    fn service(&self, sweep: &str) -> Service {
-        let variables = [
-            ("NOMAD_BUILD_NAMESPACE", self.0.as_str()),
-            ("NOMAD_BUILD_SWEEP", sweep),
-            ("NOMAD_BUILD_KEEP_CREDENTIALS", "PT1S"),
-            ("NOMAD_BUILD_KEEP_LEDGER", "PT1S"),
-        ];
-        Service::start(&world().nomad, &world().registry, &variables)
-    }
+/// A service of a namespace that sweeps what is a second old.
+fn sweeping(namespace: &Namespace, sweep: &str) -> Service {
+    let variables = [
+        ("NOMAD_BUILD_NAMESPACE", namespace.0.as_str()),
+        ("NOMAD_BUILD_SWEEP", sweep),
+        ("NOMAD_BUILD_KEEP_CREDENTIALS", "PT1S"),
+        ("NOMAD_BUILD_KEEP_LEDGER", "PT1S"),
+    ];
+    Service::start(&world().nomad, &world().registry, &variables)
 }
 
 async fn metric(service: &Service, name: &str) -> Option<u64> {
@@ -75,7 +37,7 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
         namespace.put(&format!("creds/{gone}"), json!({"a": "b"})).await,
     ];
     namespace.is_older_than_a_second().await;
-    let mut dry = namespace.service("dry-run");
+    let mut dry = sweeping(&namespace, "dry-run");
     let mut sleeper = Sleeper::in_phase("test");
     sleeper.job["registry_credentials_path"] = json!(credentials);
     let id = sleeper.submit(&Api::new(&dry.url)).await;
@@ -89,7 +51,7 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
     let there = namespace.variables().await;
     assert!(left.iter().all(|path| there.contains(path)), "a dry run removed {left:?}: {there:?}");
     dry.kill();
-    let service = namespace.service("on");
+    let service = sweeping(&namespace, "on");
     eventually("the leftovers are removed", async || {
         let there = namespace.variables().await;
         (!left.iter().any(|path| there.contains(path))).then_some(())

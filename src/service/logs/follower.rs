@@ -16,9 +16,8 @@ use super::decoder::Entry;
 use super::message::EndReason;
 use super::ring::{Chunk, Ending, Next, Ring};
 use super::tap::{Mark, Tap, Target};
-use super::{Inner, retries};
+use super::{Inner, Unread, retries};
 use crate::job::Record;
-use crate::nomad::{Error, Kind};
 
 /// How often Nomad is asked whether a task that should have ended has ended.
 const CHECK: Duration = Duration::from_secs(1);
@@ -212,7 +211,8 @@ impl Follower {
     }
 
     /// Reads until the log is complete, the connection ends, or its place is somebody else's turn.
-    async fn connection(&mut self) -> Result<Option<Ending>, Error> {
+    async fn connection(&mut self) -> Result<Option<Ending>, Unread> {
+        self.target.ended = self.is_final();
         let Inner { places, counters, .. } = &*Arc::clone(&self.inner);
         let mut tap = Tap::open(&self.target, places, counters, self.mark, true).await?;
         // A log whose length is known ends by itself.
@@ -230,15 +230,19 @@ impl Follower {
                 () = changed(&mut self.record, &mut self.removed) => {}
                 _ = check.tick() => settle = self.is_over(),
             }
+            if ended && tap.is_archived() {
+                self.push(tap.finish());
+                return Ok(Some(Ending::Done));
+            }
             if self.is_complete() {
                 return Ok(Some(Ending::Done));
             }
-            if settle {
+            if settle && !tap.is_archived() {
                 match self.task().await? {
                     // What never began by the record's word is not waited for: its right to begin was revoked.
                     task if task.is_over() || (self.is_final() && !self.has_run()) => {
                         drop(tap);
-                        return self.drain().await.map(Some);
+                        return self.drain().await;
                     }
                     _ if self.is_out_of_patience() => {
                         let text =
@@ -254,8 +258,9 @@ impl Follower {
         }
     }
 
-    /// Reads what is left of a log that nobody writes to any more.
-    async fn drain(&mut self) -> Result<Ending, Error> {
+    /// Reads what is left of a log that nobody writes to any more; no end where it may yet be found elsewhere.
+    async fn drain(&mut self) -> Result<Option<Ending>, Unread> {
+        self.target.ended = self.is_final();
         let Inner { places, counters, .. } = &*Arc::clone(&self.inner);
         let end = self.record.borrow().timestamps.job_end;
         let is_fresh = self.has_run() && end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10);
@@ -281,9 +286,9 @@ impl Follower {
         // While a node removes an allocation it gives an empty log, before it says that there is none.
         let is_empty = self.mark.position == Position::default();
         if is_empty && self.has_run() && matches!(self.task().await?, Task::Gone) {
-            return Ok(expired());
+            return Ok((!self.may_be_archived()).then(expired));
         }
-        Ok(Ending::Done)
+        Ok(Some(Ending::Done))
     }
 
     fn push(&mut self, entries: Vec<Entry>) {
@@ -298,11 +303,11 @@ impl Follower {
     }
 
     /// Whether an error is the end.
-    async fn judge(&mut self, error: &Error) -> Option<Ending> {
+    async fn judge(&mut self, error: &Unread) -> Option<Ending> {
         let missing = |text: String| Some(Ending::Missing(EndReason::Unavailable, text));
-        match &error.kind {
-            // Nomad answers 400 for a task of an allocation that has not reached its node.
-            Kind::NotFound | Kind::Refused { status: 400, .. } => match self.task().await {
+        match error {
+            error if error.is_unknown() => match self.task().await {
+                Ok(Task::Gone) if self.has_run() && self.may_be_archived() => None,
                 Ok(Task::Gone) if self.has_run() => Some(expired()),
                 Ok(Task::Gone) => Some(Ending::Done),
                 // Nomad's servers hear of a task's start up to a second after the record may.
@@ -317,7 +322,7 @@ impl Follower {
                 }
                 Ok(_) | Err(_) => None,
             },
-            Kind::Forbidden => missing(format!("the log may not be read: {error}")),
+            error if error.is_forbidden() => missing(format!("the log may not be read: {error}")),
             _ => {
                 tracing::debug!(%error, "reading a log again");
                 self.inner.counters.reconnected();
@@ -330,7 +335,7 @@ impl Follower {
         }
     }
 
-    async fn task(&self) -> Result<Task, Error> {
+    async fn task(&self) -> Result<Task, Unread> {
         let Some(found) = self.target.allocation().await? else { return Ok(Task::Gone) };
         Ok(match found.task_states.get(self.target.phase.as_str()) {
             Some(task) if task.started_at.is_none() => Task::Waits,
@@ -338,6 +343,10 @@ impl Follower {
             Some(_) => Task::Live,
             None => Task::Waits,
         })
+    }
+
+    fn may_be_archived(&self) -> bool {
+        !self.removed && self.inner.may_be_archived(&self.record.borrow())
     }
 
     fn lines(&self) -> Option<u64> {

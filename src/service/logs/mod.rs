@@ -1,7 +1,8 @@
 //! A job's log, from Nomad to any number of readers.
 //!
 //! Each task's log has one follower, started by the first reader and stopped after the last. It keeps the lines decoded
-//! last in a ring that its readers share. Who is behind the ring reads the missing piece from Nomad by itself.
+//! last in a ring that its readers share. Who is behind the ring reads the missing piece from Nomad by itself. The log of a
+//! job that has ended is read from the archive, if it is there.
 //!
 //! Invariant: a line is shown exactly as written, once, in order, or the gap is named.
 //! Invariant: memory is bounded by the settings, whatever a reader or a log does.
@@ -15,8 +16,9 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::sync::{Semaphore, watch};
 
+use crate::archive::{self, Archive};
 use crate::job::{Phase, Record};
-use crate::nomad;
+use crate::nomad::{self, Kind};
 
 mod cursor;
 mod decoder;
@@ -45,6 +47,8 @@ pub struct Settings {
     pub texts: usize,
     /// How long after a job's end its log is waited for.
     pub patience: Duration,
+    /// Where the logs of ended jobs are, if they are archived.
+    pub archive: Option<Archive>,
 }
 
 impl Default for Settings {
@@ -55,7 +59,41 @@ impl Default for Settings {
             connections: 48,
             texts: 4,
             patience: Duration::from_mins(1),
+            archive: None,
         }
+    }
+}
+
+/// Why a log could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unread {
+    /// Nomad did not give it.
+    #[error(transparent)]
+    Nomad(#[from] nomad::Error),
+    /// The archive, which may have it, did not say.
+    #[error("the archive, which may have it, could not be read")]
+    Archive(#[source] archive::Error),
+    /// Nor did it in time.
+    #[error("the archive, which may have it, did not answer in time")]
+    Late,
+}
+
+impl Unread {
+    /// Whether asking again may help.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Nomad(error) => error.is_passing(),
+            Self::Archive(_) | Self::Late => true,
+        }
+    }
+
+    /// Whether nobody has it. Nomad answers 400 for a task of an allocation that has not reached its node.
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::Nomad(error) if matches!(error.kind, Kind::NotFound | Kind::Refused { status: 400, .. }))
+    }
+
+    fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Nomad(error) if error.kind == Kind::Forbidden)
     }
 }
 
@@ -160,10 +198,21 @@ impl Hub {
         phases: Option<&[Phase]>,
         tail: Option<usize>,
         max_bytes: usize,
-    ) -> Result<Logs, nomad::Error> {
+    ) -> Result<Logs, Unread> {
         // The semaphore is never closed.
         let _turn = self.0.texts.acquire().await.ok();
         text::read(&self.0, record, &self::phases(phases), tail, max_bytes).await
+    }
+}
+
+/// How long after a job's end its log may still be on its way into the archive.
+const ARCHIVED: chrono::TimeDelta = chrono::TimeDelta::seconds(180);
+
+impl Inner {
+    /// Whether a log that Nomad no longer has may still come to be in the archive.
+    fn may_be_archived(&self, record: &Record) -> bool {
+        let end = record.timestamps.job_end;
+        self.settings.archive.is_some() && end.is_none_or(|end| chrono::Utc::now() - end < ARCHIVED)
     }
 }
 

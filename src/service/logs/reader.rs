@@ -17,9 +17,8 @@ use super::follower::{Handle, changed};
 use super::message::{EndReason, Message};
 use super::ring::{Chunk, Ending, Next};
 use super::tap::{Hint, Mark, Tap, Target};
-use super::{Inner, Request, retries, tail};
+use super::{Inner, Request, Unread, retries, tail};
 use crate::job::{Phase, Record, Status};
-use crate::nomad::Error;
 
 /// How long a reader tries by itself to catch up: an agent that starts may not know its allocations yet.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -171,8 +170,12 @@ impl Reader {
                 self.next_phase();
                 return None;
             }
-            let handle =
-                Handle::get(&self.inner, self.target(&record, phase), self.mark, self.record.clone());
+            let handle = Handle::get(
+                &self.inner,
+                Target::of(&self.inner, &record, phase),
+                self.mark,
+                self.record.clone(),
+            );
             let changes = handle.changes();
             self.handle = Some((handle, changes));
         }
@@ -228,7 +231,7 @@ impl Reader {
 
     /// Reads a bounded piece of what the ring does not have from Nomad.
     async fn catch_up(&mut self, record: &Record, phase: Phase) {
-        let target = self.target(record, phase);
+        let target = Target::of(&self.inner, record, phase);
         let mut delays = retries();
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
@@ -251,7 +254,7 @@ impl Reader {
         self.handle = Some((handle, changes));
     }
 
-    async fn bite(&self, target: &Target) -> Result<Option<Arc<Chunk>>, Error> {
+    async fn bite(&self, target: &Target) -> Result<Option<Arc<Chunk>>, Unread> {
         let Inner { places, counters, settings, .. } = &*self.inner;
         counters.caught_up();
         let mut tap = Tap::open(target, places, counters, self.mark, false).await?;
@@ -275,7 +278,7 @@ impl Reader {
             if !begun {
                 continue;
             }
-            let target = self.target(&record, phase);
+            let target = Target::of(&self.inner, &record, phase);
             // What cannot be read now is read by the follower, and named there if it cannot either.
             let Ok(found) = tail::find(&self.inner, &target, left).await else { continue };
             left -= found.lines.min(left);
@@ -330,15 +333,6 @@ impl Reader {
             Hint::None | Hint::End(_) => None,
         };
         Cursor::new(self.allocation.unwrap_or_default(), phase, self.mark.position, offset)
-    }
-
-    fn target(&self, record: &Record, phase: Phase) -> Target {
-        Target {
-            nomad: self.inner.nomad.clone(),
-            namespace: record.nomad.namespace.clone(),
-            allocation: record.nomad.allocation.clone().unwrap_or_default(),
-            phase,
-        }
     }
 }
 

@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 
-use super::Inner;
 use super::cursor::Position;
 use super::tap::{Hint, Mark, Tap, Target};
-use crate::nomad::{Allocation, Error, Kind};
+use super::{Inner, Unread};
 
 /// The most lines a tail has; positions are held of as many.
 pub(super) const MOST: u64 = 10_000;
@@ -25,10 +24,11 @@ pub(super) struct Found {
 /// Finds the mark before the last lines of a log, reading back from its end as far as it takes.
 ///
 /// From the end of a log nobody can tell how often its numbering began anew: that of a task that ran again is read whole.
-pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<Found, Error> {
+pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<Found, Unread> {
     let Inner { places, counters, .. } = inner;
     let wanted = lines.min(MOST);
-    let from_start = ran_again(target).await?;
+    // A log that is gone is for its reader to tell.
+    let from_start = target.starts().await?.is_some_and(|starts| starts > 1);
     let mut guess = wanted.saturating_mul(LINE).max(LEAST);
     loop {
         let opened = if from_start {
@@ -38,7 +38,7 @@ pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<F
         };
         let mut tap = match opened {
             Ok(tap) => tap,
-            Err(error) if error.kind == Kind::NotFound => return Ok(Found { mark: Mark::START, lines: 0 }),
+            Err(error) if error.is_unknown() => return Ok(Found { mark: Mark::START, lines: 0 }),
             Err(error) => return Err(error),
         };
         let mut first = None;
@@ -70,16 +70,6 @@ pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<F
         }
         guess = guess.saturating_mul(8);
     }
-}
-
-/// Whether a task was started more than once in its allocation: by a node that rebooted, or by hand.
-async fn ran_again(target: &Target) -> Result<bool, Error> {
-    let starts = |found: Allocation| {
-        let task = found.task_states.get(target.phase.as_str())?;
-        Some(task.events.iter().filter(|event| event.kind == "Started").count())
-    };
-    // A log that is gone is for its reader to tell.
-    Ok(target.allocation().await?.and_then(starts).is_some_and(|starts| starts > 1))
 }
 
 fn count(marks: &VecDeque<Mark>) -> u64 {

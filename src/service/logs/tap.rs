@@ -8,25 +8,63 @@ use chrono::Utc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::Counters;
 use super::cursor::Position;
 use super::decoder::{Decoder, Entry};
-use crate::job::Phase;
-use crate::nomad::{Allocation, Client, Error, FrameStream, Kind, Origin};
+use super::{Counters, Inner, Unread};
+use crate::archive::{Archive, LogReader};
+use crate::job::{JobId, Phase, Record};
+use crate::nomad::{Allocation, Client, Error, Frame, FrameStream, Kind, Origin};
 
 /// How long a place in a log may take to show its first line before it is held to be the wrong place.
 const PROOF: Duration = Duration::from_secs(3);
 
+/// How long the archive is asked before Nomad is.
+const ASKED: Duration = Duration::from_secs(5);
+
 /// One task's log.
 #[derive(Clone)]
 pub(super) struct Target {
-    pub(super) nomad: Client,
-    pub(super) namespace: String,
+    nomad: Client,
+    archive: Option<Archive>,
+    namespace: String,
+    job: JobId,
     pub(super) allocation: String,
     pub(super) phase: Phase,
+    /// Whether the job has ended: then the archive is asked first, since what it has is whole.
+    pub(super) ended: bool,
 }
 
 impl Target {
+    /// A phase's log, of the allocation that counts.
+    pub(super) fn of(inner: &Inner, record: &Record, phase: Phase) -> Self {
+        Self {
+            nomad: inner.nomad.clone(),
+            archive: inner.settings.archive.clone(),
+            namespace: record.nomad.namespace.clone(),
+            job: record.id.clone(),
+            allocation: record.nomad.allocation.clone().unwrap_or_default(),
+            phase,
+            ended: record.status.is_final(),
+        }
+    }
+
+    /// How often the task was started in its allocation; none where nobody knows.
+    pub(super) async fn starts(&self) -> Result<Option<usize>, Unread> {
+        if let Some(archive) = self.archive.as_ref().filter(|_| self.ended) {
+            // An archive that does not say is as good as none.
+            let asked = tokio::time::timeout(ASKED, archive.index(&self.job, &self.allocation)).await;
+            let index = asked.ok().and_then(Result::ok).flatten();
+            if let Some(log) = index.and_then(|logs| logs.get(&self.phase).copied()) {
+                return Ok(usize::try_from(log.runs).ok());
+            }
+        }
+        let starts = |found: Allocation| {
+            let task = found.task_states.get(self.phase.as_str())?;
+            Some(task.events.iter().filter(|event| event.kind == "Started").count())
+        };
+        Ok(self.allocation().await?.and_then(starts))
+    }
+
     /// The allocation as Nomad has it; none where Nomad has forgotten it.
     pub(super) async fn allocation(&self) -> Result<Option<Allocation>, Error> {
         match self.nomad.allocation(&self.namespace, &self.allocation).await {
@@ -111,9 +149,29 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Where the bytes come from.
+enum Frames {
+    Nomad(FrameStream),
+    Archive(LogReader),
+}
+
+impl Frames {
+    async fn next(&mut self) -> Result<Option<Frame>, Unread> {
+        match self {
+            Self::Nomad(frames) => Ok(frames.next().await?),
+            // One file, whatever the log was in.
+            Self::Archive(log) => Ok(log.next().await.map_err(Unread::Archive)?.map(|(bytes, end)| Frame {
+                data: bytes.into(),
+                file: "archive.0".to_owned(),
+                offset: end,
+            })),
+        }
+    }
+}
+
 /// An open log.
 pub(super) struct Tap {
-    frames: FrameStream,
+    frames: Frames,
     decoder: Decoder,
     /// Decoded while the place was verified.
     first: Vec<Entry>,
@@ -130,7 +188,7 @@ impl Tap {
         counters: &Counters,
         mark: Mark,
         follow: bool,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Unread> {
         let place = places.take().await;
         let hinted = match mark.hint {
             Hint::None | Hint::Line(0) => None,
@@ -164,7 +222,7 @@ impl Tap {
         places: &Places,
         counters: &Counters,
         bytes: u64,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Unread> {
         let place = places.take().await;
         let frames = connect(target, counters, Origin::End(bytes), false).await?;
         let decoder = Decoder::from_anywhere(0, Utc::now());
@@ -179,7 +237,7 @@ impl Tap {
         origin: Origin,
         mut decoder: Decoder,
         follow: bool,
-    ) -> Result<Option<(FrameStream, Decoder, Vec<Entry>, u64)>, Error> {
+    ) -> Result<Option<(Frames, Decoder, Vec<Entry>, u64)>, Unread> {
         let mut frames = connect(target, counters, origin, follow).await?;
         let mut first = Vec::new();
         let mut bytes = 0;
@@ -200,7 +258,7 @@ impl Tap {
     }
 
     /// The next lines, perhaps none; nothing at the log's end. May be cancelled without loss.
-    pub(super) async fn next(&mut self, counters: &Counters) -> Result<Option<Vec<Entry>>, Error> {
+    pub(super) async fn next(&mut self, counters: &Counters) -> Result<Option<Vec<Entry>>, Unread> {
         let mut entries = std::mem::take(&mut self.first);
         if entries.is_empty() {
             let Some(frame) = self.frames.next().await? else { return Ok(None) };
@@ -216,6 +274,11 @@ impl Tap {
         let mut entries = Vec::new();
         self.decoder.finish(&mut entries);
         self.news(entries)
+    }
+
+    /// Whether everything that ever will be there is read at its end.
+    pub(super) fn is_archived(&self) -> bool {
+        matches!(self.frames, Frames::Archive(_))
     }
 
     /// How many bytes were read.
@@ -244,9 +307,27 @@ async fn connect(
     counters: &Counters,
     origin: Origin,
     follow: bool,
-) -> Result<FrameStream, Error> {
-    let Target { nomad, namespace, allocation, phase } = target;
-    let frames = nomad.task_log(namespace, allocation, phase.as_str(), origin, follow).await?;
-    counters.connected();
-    Ok(frames)
+) -> Result<Frames, Unread> {
+    let Target { nomad, archive, namespace, job, allocation, phase, ended } = target;
+    let mut unread = None;
+    if let Some(archive) = archive.as_ref().filter(|_| *ended) {
+        let begin = |bytes: u64| match origin {
+            Origin::Start(offset) => offset,
+            Origin::End(offset) => bytes.saturating_sub(offset),
+        };
+        match tokio::time::timeout(ASKED, archive.read_log(job, allocation, *phase, begin)).await {
+            Ok(Ok(Some(log))) => return Ok(Frames::Archive(log)),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => unread = Some(Unread::Archive(error)),
+            Err(_) => unread = Some(Unread::Late),
+        }
+    }
+    match nomad.task_log(namespace, allocation, phase.as_str(), origin, follow).await {
+        Ok(frames) => {
+            counters.connected();
+            Ok(Frames::Nomad(frames))
+        }
+        // That Nomad no longer has it says nothing of what the archive has.
+        Err(error) => Err(unread.unwrap_or_else(|| error.into())),
+    }
 }

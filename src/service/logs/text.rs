@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::decoder::Entry;
 use super::tap::{Mark, Tap, Target};
-use super::{ByPhase, Inner, retries, tail};
+use super::{ByPhase, Inner, Unread, retries, tail};
 use crate::job::{Phase, Record, Stream};
-use crate::nomad::{Allocation, Error, Kind};
+use crate::nomad::{Allocation, Error};
 
 /// How often a log is read on in vain, for lines that its runner has written and that are still on their way: 10 s on a
 /// busy node. How often the connection may fail.
@@ -18,6 +18,7 @@ const TRIES: u32 = 40;
 const FAILURES: u32 = 3;
 
 const EXPIRED: &str = "expired: Nomad no longer has this log";
+const ON_ITS_WAY: &str = "Nomad no longer has this log, and it is not archived yet: ask again";
 
 /// How long lines are on their way from the runner to Nomad's file.
 const LAG: Duration = Duration::from_millis(250);
@@ -53,16 +54,13 @@ pub(super) async fn read(
     phases: &[Phase],
     tail: Option<usize>,
     max_bytes: usize,
-) -> Result<Logs, Error> {
+) -> Result<Logs, Unread> {
     let mut logs = Logs::default();
-    let Some(allocation) = &record.nomad.allocation else { return Ok(logs) };
+    if record.nomad.allocation.is_none() {
+        return Ok(logs);
+    }
     for &phase in phases.iter().filter(|&&phase| phase != Phase::Test || record.labels.has_tests) {
-        let target = Target {
-            nomad: inner.nomad.clone(),
-            namespace: record.nomad.namespace.clone(),
-            allocation: allocation.clone(),
-            phase,
-        };
+        let target = Target::of(inner, record, phase);
         let mut text = Text::new(tail.unwrap_or(usize::MAX), max_bytes);
         let mark = begin(inner, &target, tail).await;
         let missing = collect(inner, &target, record, mark, &mut text).await?;
@@ -107,7 +105,7 @@ async fn collect(
     record: &Record,
     mut mark: Mark,
     text: &mut Text,
-) -> Result<Option<String>, Error> {
+) -> Result<Option<String>, Unread> {
     let lines = record.lines[target.phase as usize];
     let began = record.timestamps.of(target.phase).0.is_some() || lines.is_some();
     // A line without an end is the last thing a killed runner wrote; otherwise its end is on its way.
@@ -116,6 +114,7 @@ async fn collect(
     let mut delays = retries();
     let mut failures = 0;
     let mut in_vain = 0;
+    let mut archived = false;
     loop {
         let before = mark.position.seq;
         let passed = pass(inner, target, ends_open, &mut mark, &mut lost, text).await;
@@ -123,14 +122,18 @@ async fn collect(
         in_vain = if mark.position.seq > before { 0 } else { in_vain + 1 };
         let is_last = in_vain == TRIES;
         match passed {
-            Ok(()) if is_last || lines.is_none_or(|lines| mark.position.seq >= lines) => break,
-            Ok(()) if !is_fresh(record) => break,
-            Ok(()) => tokio::time::sleep(LAG).await,
-            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Refused { status: 400, .. }) => {
-                let gone = began && is_gone(target).await?;
-                return Ok(gone.then(|| EXPIRED.to_owned()));
+            Ok(true) => {
+                archived = true;
+                break;
             }
-            Err(error) if is_last || failures == FAILURES || error.kind == Kind::Forbidden => {
+            Ok(false) if is_last || lines.is_none_or(|lines| mark.position.seq >= lines) => break,
+            Ok(false) if !is_fresh(record) => break,
+            Ok(false) => tokio::time::sleep(LAG).await,
+            Err(error) if error.is_unknown() => {
+                let gone = began && is_gone(target).await?;
+                return Ok(gone.then(|| gone_for(inner, record)));
+            }
+            Err(error) if is_last || failures == FAILURES || error.is_forbidden() => {
                 return Err(error);
             }
             Err(_) => {
@@ -141,11 +144,11 @@ async fn collect(
     }
     let known = mark.position.seq;
     // While a node removes an allocation it gives an empty log, before it says that there is none.
-    if known == 0 && began && record.status.is_final() && target.allocation().await?.is_none() {
-        return Ok(Some(EXPIRED.to_owned()));
+    if known == 0 && !archived && began && record.status.is_final() && target.allocation().await?.is_none() {
+        return Ok(Some(gone_for(inner, record)));
     }
     if let Some(lines) = lines.filter(|&lines| lines > known) {
-        if is_fresh(record) {
+        if !archived && is_fresh(record) {
             return Ok(Some(format!("lines {} to {lines} have not arrived yet: ask again", known + 1)));
         }
         lost.push((known + 1, lines));
@@ -155,7 +158,7 @@ async fn collect(
     Ok(Some(format!("{what} {} to {} are missing: Nomad no longer has them", first.0, all.1)))
 }
 
-/// Reads from a mark to the end that the log has now.
+/// Reads from a mark to the end that the log has now; whether that is all there will ever be.
 async fn pass(
     inner: &Inner,
     target: &Target,
@@ -163,7 +166,7 @@ async fn pass(
     mark: &mut Mark,
     lost: &mut Vec<(u64, u64)>,
     text: &mut Text,
-) -> Result<(), Error> {
+) -> Result<bool, Unread> {
     let mut tap = Tap::open(target, &inner.places, &inner.counters, *mark, false).await?;
     loop {
         let next = tap.next(&inner.counters).await?;
@@ -183,9 +186,15 @@ async fn pass(
             text.push(&entry);
         }
         if ended {
-            return Ok(());
+            return Ok(tap.is_archived());
         }
     }
+}
+
+/// What is said of a log that is nowhere.
+fn gone_for(inner: &Inner, record: &Record) -> String {
+    let said = if inner.may_be_archived(record) { ON_ITS_WAY } else { EXPIRED };
+    said.to_owned()
 }
 
 /// Whether lines may still be on their way.

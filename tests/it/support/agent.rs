@@ -12,7 +12,12 @@ use nix::unistd::Pid;
 use nomad_build::nomad::{Client, Settings};
 use tempfile::TempDir;
 
+use crate::stack::processes_of;
+
 static AGENT: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
+
+/// The variable by which an agent's processes, and all that they start, are known: that of a stack.
+pub(super) const MARK: &str = "NOMAD_BUILD_STACK";
 
 /// A running agent, server and client in one.
 pub(crate) struct Agent {
@@ -21,6 +26,9 @@ pub(crate) struct Agent {
     process: Mutex<Child>,
     jobs: Mutex<Vec<String>>,
     cgroup: String,
+    /// The token to take it down with, where it has ACLs, and the namespace of its jobs.
+    pub(super) token: Option<String>,
+    pub(super) namespace: &'static str,
 }
 
 impl Agent {
@@ -29,7 +37,7 @@ impl Agent {
         let agent = {
             let mut shared = AGENT.lock().unwrap();
             shared.upgrade().unwrap_or_else(|| {
-                let agent = Arc::new(Self::start());
+                let agent = Arc::new(Self::start(""));
                 *shared = Arc::downgrade(&agent);
                 agent
             })
@@ -44,7 +52,8 @@ impl Agent {
         agent
     }
 
-    fn start() -> Self {
+    /// Starts one, with further configuration.
+    pub(super) fn start(further: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("nbl-").tempdir_in("/tmp").unwrap();
         let [port, rpc, serf] = free_ports();
         let name = dir.path().file_name().unwrap().to_str().unwrap();
@@ -75,6 +84,7 @@ impl Agent {
             plugin "raw_exec" {{
               config {{ enabled = true }}
             }}
+            {further}
             "#,
             data = dir.path().display()
         );
@@ -84,12 +94,21 @@ impl Agent {
         let process = Command::new(binary())
             .args(["agent", "-config"])
             .arg(&path)
+            .env(MARK, dir.path())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        Self { dir, port, process: Mutex::new(process), jobs: Mutex::default(), cgroup }
+        Self {
+            dir,
+            port,
+            process: Mutex::new(process),
+            jobs: Mutex::default(),
+            cgroup,
+            token: None,
+            namespace: "default",
+        }
     }
 
     pub(crate) fn address(&self) -> std::net::SocketAddr {
@@ -124,6 +143,7 @@ impl Agent {
         let _ignored = Command::new(binary())
             .args(args)
             .env("NOMAD_ADDR", format!("http://{}", self.address()))
+            .envs(self.token.iter().map(|token| ("NOMAD_TOKEN", token)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
@@ -133,7 +153,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         for job in self.jobs.lock().unwrap().iter() {
-            self.cli(&["job", "stop", "-purge", "-yes", "-detach", job]);
+            self.cli(&["job", "stop", "-namespace", self.namespace, "-purge", "-yes", "-detach", job]);
         }
         // Collecting stops the helpers of every task and unmounts what they had.
         self.cli(&["system", "gc"]);
@@ -155,6 +175,10 @@ pub(super) fn end_client(process: &mut Child, dir: &Path, cgroup: &str) {
     if let Ok(None) = process.try_wait() {
         kill(pid, Signal::SIGINT).ok();
         process.wait().ok();
+    }
+    // Tasks of one that was killed outlive it, and so do Nomad's own helpers of them.
+    for pid in processes_of(Path::new(dir)) {
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).ok();
     }
     for line in mounted().lines() {
         if let Some(at) = ours(line) {
@@ -180,7 +204,7 @@ fn remove_cgroup(path: &Path) {
 /// A client of the Nomad at an address.
 pub(crate) fn client(address: std::net::SocketAddr) -> Client {
     let address = format!("http://{address}").parse().unwrap();
-    Client::new(&Settings { address, socket: None, token: None, ca_certificate: None }).unwrap()
+    Client::new(&Settings::plain(address)).unwrap()
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests have no configuration but the environment")]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::agent::{binary, end_client, free_ports, wait_for};
+use super::agent::{MARK, binary, end_client, free_ports, wait_for};
 
 const SERVERS: usize = 3;
 
@@ -183,17 +183,20 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        let servers = self.servers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let client = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
         // Collecting unmounts what tasks had. Where there is no leader any more, nothing was run.
-        Command::new(binary())
+        Command::new("timeout")
+            .arg("30")
+            .arg(binary())
             .args(["system", "gc"])
             .env("NOMAD_ADDR", &self.url)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()
             .ok();
-        let client = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
         end_client(client, self.dir.path(), &self.cgroup);
-        for server in self.servers.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        for server in servers {
             server.kill().ok();
             server.wait().ok();
         }
@@ -215,6 +218,7 @@ fn spawn(dir: &Path, name: &str) -> Child {
     Command::new(binary())
         .args(["agent", "-config"])
         .arg(dir.join(format!("{name}.hcl")))
+        .env(MARK, dir)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -1,4 +1,4 @@
-//! A registry front: passes everything on to the real registry, but for the requests that a test holds or refuses.
+//! A registry's or a bucket's front: passes everything on to the real one, but for the requests that a test holds or refuses.
 
 use axum::Router;
 use axum::extract::Request;
@@ -13,6 +13,8 @@ use super::upstream::{Upstream, serve};
 pub(crate) enum At {
     /// Every request of a publish.
     Everything,
+    /// Whatever is put.
+    Put,
     /// The begin of an upload.
     Upload,
     /// A manifest put, under whatever name.
@@ -31,6 +33,7 @@ impl At {
         let by_tag = manifest.is_some_and(|reference| !reference.starts_with("sha256:"));
         match self {
             Self::Everything => true,
+            Self::Put => method == Method::PUT,
             Self::Upload => method == Method::POST && path.contains("/blobs/uploads"),
             Self::Manifest => method == Method::PUT && manifest.is_some(),
             Self::Digest => method == Method::PUT && manifest.is_some() && !by_tag,

@@ -2,10 +2,13 @@
 
 pub(crate) mod agent;
 mod api;
+mod bucket;
 mod cluster;
 mod engine;
 mod faults;
 mod front;
+mod guarded;
+mod namespace;
 mod nomad;
 mod nomad_front;
 pub(crate) mod proxy;
@@ -23,12 +26,15 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 pub(crate) use api::Api;
+pub(crate) use bucket::Bucket;
 pub(crate) use cluster::Cluster;
 pub(crate) use engine::{
     containers_of, crash, docker, engine_is_rid_of, images_of, processes_with, unique_seconds,
 };
 pub(crate) use faults::{Fault, Faults};
 pub(crate) use front::{At, Front};
+pub(crate) use guarded::{Guarded, NAMESPACE};
+pub(crate) use namespace::Namespace;
 pub(crate) use nomad::Nomad;
 pub(crate) use nomad_front::{Instead, nomad_front, numbered, registering_only};
 pub(crate) use random::Random;

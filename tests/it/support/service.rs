@@ -56,6 +56,13 @@ impl Service {
         });
     }
 
+    /// Tells it to stop, and waits until it has; how it ended.
+    pub(crate) async fn stop(mut self) -> std::process::ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        super::eventually("the service has stopped", async || self.child.try_wait().unwrap()).await
+    }
+
     /// Ends it at once, as a crash does.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
