@@ -102,9 +102,11 @@ impl Error {
 
 /// What Nomad says with status 500 while its servers agree on a leader, or cannot reach each other.
 ///
-/// Source: Nomad 1.11, `nomad/structs/errors.go` and `helper/pool`; raft 1.7, `api.go`; yamux 0.1, `const.go`; Go's `net`.
+/// Source: Nomad 1.11, `nomad/structs/errors.go`, `helper/pool` and, for a task that asks, `command/agent/http.go`; raft 1.7,
+/// `api.go`; yamux 0.1, `const.go`; Go's `net`.
 const PASSING: &[&str] = &[
     "No cluster leader",
+    "Server error authenticating request",
     "Not ready to serve consistent reads",
     "No path to region",
     "leadership lost",
@@ -138,6 +140,7 @@ mod tests {
         for (status, body, passing, refusal) in [
             (500, "No cluster leader", true, false),
             (500, "rpc error: EOF", true, false),
+            (500, "Server error authenticating request", true, false),
             (429, "", true, false),
             (503, "", true, false),
             // A node that is out of sight may come back, and its files with it.

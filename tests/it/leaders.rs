@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Api, Cluster, Nomad, Service, eventually, numbered, registering_only, scale};
+use crate::support::{
+    Api, Cluster, Nomad, Service, containers_of, eventually, image_of, numbered, registering_only, scale,
+    world,
+};
 
 /// Submits without a pause until it is stopped; the jobs that were acknowledged, with their numbers.
 async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<HashMap<String, usize>>) {
@@ -95,4 +98,26 @@ async fn without_a_leader_a_service_tells_what_it_knows_and_how_old_it_is() {
     }
     eventually("the service is ready", async || (ready().await == 200).then_some(())).await;
     api.wait_until(&id, "current again", |status| as_of(status) > killed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_phase_ends_without_a_leader_ends_as_it_would_have() {
+    let cluster = Cluster::start().await;
+    let service = Service::start(&cluster.url, &world().registry, &[]);
+    let api = Api::new(&service.url);
+    let repository = world().repository("");
+    let mut job = world().job(&repository);
+    job["test_commands"] = json!(["sleep 2"]);
+    let id = api.submit(&job).await;
+    eventually("the test runs", async || (!containers_of(&id).is_empty()).then_some(())).await;
+    let leader = cluster.leader(None).await;
+    let other = cluster.kill_majority(leader);
+    // Then its runner has something to tell.
+    eventually("the test has ended", async || containers_of(&id).is_empty().then_some(())).await;
+    for server in [leader, other] {
+        cluster.start_again(server);
+    }
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert_eq!(world().served(image_of(&job), "one").await.as_deref(), status["image"]["digest"].as_str());
 }
