@@ -154,6 +154,11 @@ impl Telemetry {
     pub fn set_reports(&self, reports: bool) {
         self.reports.store(reports, Ordering::Relaxed);
         self.concurrent.set(if reports { self.live() } else { 0 });
+        if !reports {
+            // What it found on duty is for the next one to tell, or the replicas would add up to more than there is.
+            self.leftovers(&[]);
+            self.archive_pending(0);
+        }
     }
 
     fn reports(&self) -> bool {

@@ -35,11 +35,6 @@ pub struct Log {
 /// The archived logs of an allocation.
 pub type Index = BTreeMap<Phase, Log>;
 
-#[derive(Serialize, Deserialize)]
-struct KeptIndex {
-    logs: Index,
-}
-
 /// A log that is being archived.
 pub struct LogWriter {
     writer: BufWriter,
@@ -82,14 +77,13 @@ impl Archive {
     /// Says which logs of an allocation are archived, once they are.
     pub async fn put_index(&self, job: &JobId, allocation: &str, logs: Index) -> Result<(), Error> {
         let doing = format!("archiving which logs job {job} has");
-        self.put(&self.beside(job, allocation, "index.json"), KeptIndex { logs }, &doing).await
+        self.put(&self.beside(job, allocation, "index.json"), logs, &doing).await
     }
 
     /// Which logs of an allocation are archived; none where nobody has archived them.
     pub async fn index(&self, job: &JobId, allocation: &str) -> Result<Option<Index>, Error> {
         let doing = format!("reading which logs of job {job} are archived");
-        let kept: Option<KeptIndex> = self.read(&self.beside(job, allocation, "index.json"), &doing).await?;
-        Ok(kept.map(|kept| kept.logs))
+        self.read(&self.beside(job, allocation, "index.json"), &doing).await
     }
 
     /// Opens a log at the byte that `begin` says for its length; none where it is not archived.

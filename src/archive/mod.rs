@@ -4,7 +4,7 @@
 //! wrote it, and `index.json` beside it says which logs there are.
 //!
 //! Invariant: the index is written last, and a log that it does not name does not count.
-//! Invariant: whoever writes an object writes what everybody else would, so it does not matter who was first.
+//! Invariant: a record that is archived is final, so whoever writes it says the same of the job's end, and needs no lock.
 
 mod log;
 mod scan;
@@ -55,18 +55,12 @@ impl Error {
 #[derive(Serialize, Deserialize)]
 struct Kept<T> {
     v: u32,
-    #[serde(flatten)]
     content: T,
 }
 
 #[derive(Deserialize)]
 struct Version {
     v: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-struct KeptRecord {
-    record: Record,
 }
 
 /// The archive of one namespace. Cheap to clone.
@@ -87,8 +81,7 @@ impl Archive {
     /// Opens the archive; nothing is asked of the store yet.
     pub fn open(settings: &Settings, namespace: &str) -> Result<Self, Error> {
         let failed = |error: object_store::Error| Error::new("opening the archive", error);
-        let directory = settings.directory();
-        let (store, root): (Arc<dyn ObjectStore>, Path) = if let Some(directory) = &directory {
+        let (store, root): (Arc<dyn ObjectStore>, Path) = if let Some(directory) = settings.directory() {
             let files = LocalFileSystem::new_with_prefix(directory).map_err(failed)?;
             (Arc::new(files.with_automatic_cleanup(true).with_fsync(true)), Path::default())
         } else {
@@ -109,14 +102,13 @@ impl Archive {
     /// Keeps a final record.
     pub async fn put_record(&self, record: &Record) -> Result<(), Error> {
         let doing = format!("archiving the record of job {}", record.id);
-        self.put(&self.record_of(&record.id), KeptRecord { record: record.clone() }, &doing).await
+        self.put(&self.record_of(&record.id), record, &doing).await
     }
 
     /// A job's final record; none where it is not archived.
     pub async fn record(&self, job: &JobId) -> Result<Option<Record>, Error> {
         let doing = format!("reading the archived record of job {job}");
-        let kept: Option<KeptRecord> = self.read(&self.record_of(job), &doing).await?;
-        Ok(kept.map(|kept| kept.record))
+        self.read(&self.record_of(job), &doing).await
     }
 
     /// The jobs of which anything is archived.

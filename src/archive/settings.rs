@@ -80,8 +80,8 @@ impl Settings {
                 reader.wrong(NAME, "needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or neither of them");
             }
             for name in ENDPOINTS.into_iter().filter(|name| settings.shared.contains_key(name)) {
-                let is_place = settings.shared[name].parse().is_ok_and(|url: Url| is_place(&url));
-                if !is_place {
+                let is_endpoint = |url: Url| matches!(url.scheme(), "http" | "https") && is_place(&url);
+                if !settings.shared[name].parse().is_ok_and(is_endpoint) {
                     reader.wrong(
                         name,
                         "is no plain http or https URL: credentials are given by AWS_ACCESS_KEY_ID",
@@ -196,9 +196,13 @@ mod tests {
             let errors = read(&[(NAME, url)]).unwrap_err();
             assert!(!errors[0].contains("canary"), "{errors:?}");
         }
-        let endpoint = ("AWS_ENDPOINT_URL", "http://me:canary@store");
-        let errors = read(&[(NAME, "s3://a/b"), endpoint]).unwrap_err();
-        assert!(errors[0].starts_with("AWS_ENDPOINT_URL ") && !errors[0].contains("canary"), "{errors:?}");
+        for url in ["http://me:canary@store", "ftp://store/canary", "canary:9000"] {
+            let errors = read(&[(NAME, "s3://a/b"), ("AWS_ENDPOINT_URL", url)]).unwrap_err();
+            assert!(
+                errors[0].starts_with("AWS_ENDPOINT_URL ") && !errors[0].contains("canary"),
+                "{errors:?}"
+            );
+        }
         let half = read(&[(NAME, "s3://a/b"), ("AWS_ACCESS_KEY_ID", "id")]).unwrap_err();
         assert!(half[0].contains("AWS_SECRET_ACCESS_KEY"), "{half:?}");
     }

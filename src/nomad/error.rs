@@ -86,6 +86,11 @@ impl Error {
         }
     }
 
+    /// Whether Nomad has no such log. It answers 400 for a task of an allocation that has not reached its node.
+    pub fn has_no_log(&self) -> bool {
+        matches!(self.kind, Kind::NotFound | Kind::Refused { status: 400, .. })
+    }
+
     /// Whether trying again may help: no answer, half an answer, no leader, or too many requests.
     pub fn is_passing(&self) -> bool {
         match &self.kind {

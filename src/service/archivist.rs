@@ -205,7 +205,7 @@ impl Archivist<'_> {
         let opened = nomad.task_log(namespace, allocation, phase.as_str(), Origin::Start(0), false).await;
         let mut frames = match opened {
             Ok(frames) => frames,
-            Err(error) if is_unknown(&error) => {
+            Err(error) if error.has_no_log() => {
                 return Ok(if began && may_come { Copied::NotYet } else { Copied::Nothing });
             }
             Err(error) => return Err(error.into()),
@@ -249,10 +249,6 @@ impl Archivist<'_> {
             tracing::warn!(error = chain(&error), "the archive could not be looked through for old jobs");
         }
     }
-}
-
-fn is_unknown(error: &nomad::Error) -> bool {
-    matches!(error.kind, Kind::NotFound | Kind::Refused { status: 400, .. })
 }
 
 /// The jobs that are older than what is kept, or more than that.

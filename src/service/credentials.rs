@@ -1,7 +1,8 @@
 //! Credentials by path: read with the caller's own token, copied to where only the job's tasks can read them. What opens
 //! the archive goes the same way, to `finish` only.
 //!
-//! Invariant: the service's token reads no credential that a caller names, and none of them passes through a job, a log or an error.
+//! Invariant: the service's token reads no credential that a caller names, and none of them passes through a job, a log or
+//! an error.
 
 use std::collections::BTreeMap;
 

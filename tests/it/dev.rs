@@ -122,7 +122,11 @@ fn the_job_files_are_valid() {
         let path = jobs.join(format!("{job}.nomad.hcl"));
         let path = path.to_str().unwrap();
         let mut variables = match job {
-            "nomad-build" => vec![vec!["-var", "image=registry.example.com/nomad-build:1"]],
+            "nomad-build" => {
+                let image = ["-var", "image=registry.example.com/nomad-build:1"];
+                let archive = ["-var", "archive=s3://a/b", "-var", "archive_credentials=creds/archive"];
+                vec![image.to_vec(), [&image[..], &archive].concat()]
+            }
             _ => vec![vec!["-var", "driver=docker"], vec!["-var", "driver=raw_exec"]],
         };
         for variables in &mut variables {

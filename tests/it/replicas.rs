@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{Api, At, Front, Instead, Service, eventually, image_of, nomad_front, world};
 
 /// A status without what other jobs, or the replica's last look at Nomad, change.
-fn alone(mut status: Value) -> Value {
+pub(crate) fn alone(mut status: Value) -> Value {
     status["as_of"].take();
     status["metrics"]["concurrent_jobs_total"].take();
     status

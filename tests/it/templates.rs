@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use crate::sources::http;
 use crate::support::{Api, Repository, Service, World, image_of, world};
 
-async fn builds_tests_and_publishes(world: &World, service: &Service, repository: &Repository) {
+/// Has a job built, and cleans it up; its ID.
+async fn builds_tests_and_publishes(world: &World, service: &Service, repository: &Repository) -> String {
     let mut job = world.job(repository);
     // A runner in a container sees no folder of this machine.
     job["repo_url"] = json!(http::serve(repository, None).await);
@@ -23,6 +24,7 @@ async fn builds_tests_and_publishes(world: &World, service: &Service, repository
     assert_eq!(served.map(Value::from).as_ref(), Some(&status["image"]["digest"]));
     // What cleans up on the node gets there in the same way.
     assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await["success"], true);
+    id
 }
 
 fn said(command: &mut Command) -> String {
@@ -81,9 +83,17 @@ async fn the_docker_template_runs_each_task_in_the_service_s_own_image() {
     let world = world();
     let repository = world.repository("RUN touch /built");
     let image = image_of_the_program(world).await;
-    let variables = [("NOMAD_BUILD_TEMPLATE", "docker"), ("NOMAD_BUILD_RUNNER", image.as_str())];
+    let archive = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", archive.path().display());
+    let variables = [
+        ("NOMAD_BUILD_TEMPLATE", "docker"),
+        ("NOMAD_BUILD_RUNNER", image.as_str()),
+        ("NOMAD_BUILD_ARCHIVE", url.as_str()),
+    ];
     let service = Service::start(&world.nomad, &world.registry, &variables);
-    builds_tests_and_publishes(world, &service, &repository).await;
+    let id = builds_tests_and_publishes(world, &service, &repository).await;
+    // The cleanup waits for `finish`, to which the directory is mounted.
+    assert!(archive.path().join("default").join(id).join("record.json").exists());
 }
 
 #[tokio::test]

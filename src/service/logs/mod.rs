@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use chrono::{TimeDelta, Utc};
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::sync::{Semaphore, watch};
 
@@ -80,16 +81,16 @@ pub enum Unread {
 
 impl Unread {
     /// Whether asking again may help.
-    pub fn is_passing(&self) -> bool {
+    fn is_passing(&self) -> bool {
         match self {
             Self::Nomad(error) => error.is_passing(),
             Self::Archive(_) | Self::Late => true,
         }
     }
 
-    /// Whether nobody has it. Nomad answers 400 for a task of an allocation that has not reached its node.
+    /// Whether nobody has it.
     fn is_unknown(&self) -> bool {
-        matches!(self, Self::Nomad(error) if matches!(error.kind, Kind::NotFound | Kind::Refused { status: 400, .. }))
+        matches!(self, Self::Nomad(error) if error.has_no_log())
     }
 
     fn is_forbidden(&self) -> bool {
@@ -206,13 +207,13 @@ impl Hub {
 }
 
 /// How long after a job's end its log may still be on its way into the archive.
-const ARCHIVED: chrono::TimeDelta = chrono::TimeDelta::seconds(180);
+const ARCHIVED: TimeDelta = TimeDelta::seconds(180);
 
 impl Inner {
     /// Whether a log that Nomad no longer has may still come to be in the archive.
     fn may_be_archived(&self, record: &Record) -> bool {
         let end = record.timestamps.job_end;
-        self.settings.archive.is_some() && end.is_none_or(|end| chrono::Utc::now() - end < ARCHIVED)
+        self.settings.archive.is_some() && end.is_none_or(|end| Utc::now() - end < ARCHIVED)
     }
 }
 
