@@ -77,7 +77,7 @@ pub enum RunCommand {
 pub struct Exit {
     /// Its exit code.
     pub code: i64,
-    /// Whether the kernel killed something in it for lack of memory.
+    /// Whether the kernel killed something in it for lack of memory, as far as the engine heard.
     pub out_of_memory: bool,
 }
 

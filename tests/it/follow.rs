@@ -70,7 +70,8 @@ async fn a_stream_opened_before_anything_is_placed_carries_all_phases_in_order_t
     let mut sorted = phases.clone();
     sorted.sort_by_key(|phase| ["build", "test", "publish"].iter().position(|p| p == phase));
     assert_eq!(phases, sorted);
-    assert_eq!(printed(&messages), expected(200));
+    let arrived = printed(&messages) == expected(200);
+    assert!(arrived, "{}", world.known_of(&id, &messages).await);
     // The whole log says the same.
     let whole = world.api().logs(&id).await;
     for phase in ["build", "test", "publish"] {
@@ -103,7 +104,8 @@ async fn a_reader_that_is_cut_off_resumes_on_another_replica_with_no_line_lost_o
             break;
         }
     }
-    assert_eq!(printed(&seen), expected(400));
+    let arrived = printed(&seen) == expected(400);
+    assert!(arrived, "{}", world.known_of(&id, &seen).await);
     assert!(seen.iter().all(|message| message["type"] != "gap"));
 }
 

@@ -124,6 +124,21 @@ impl World {
         status.is_success().then_some(body)
     }
 
+    /// What there is to know of a job whose log is not what it should be, for the message of a failed test.
+    pub(crate) async fn known_of(&self, id: &str, messages: &[Value]) -> String {
+        let status = self.api().status(id).await;
+        let allocation = status["nomad"]["allocation"].as_str().unwrap_or_default();
+        let found = self.nomad(&format!("/v1/allocation/{allocation}")).await;
+        let files = self.nomad(&format!("/v1/client/fs/ls/{allocation}?path=alloc/logs")).await;
+        let said = std::fs::read_to_string(self.stack.data_dir.join("nomad.log")).unwrap_or_default();
+        let said: Vec<_> = said.lines().filter(|line| line.contains(allocation)).collect();
+        let few = &messages[..messages.len().min(40)];
+        let tasks = found.map(|found| found["TaskStates"].clone());
+        format!(
+            "messages: {few:?}\nstatus: {status}\ntasks: {tasks:?}\nfiles: {files:?}\nNomad said: {said:?}"
+        )
+    }
+
     /// Every tag of the repository that a submission publishes to, sorted.
     pub(crate) async fn tags(&self, job: &Value) -> Vec<String> {
         let mut tags = tags_of(&self.registry, image_of(job)).await;
