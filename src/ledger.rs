@@ -1,12 +1,14 @@
 //! A job's two Variables: the claim, which is written once, and the progress of its phases.
 //!
 //! Written by the runner with its workload identity and by the service; read by every replica. Both sides go through
-//! this room, so both keep its one rule: what was decided first stands.
+//! this room, so both keep its one rule: what was decided first stands. Each carries the job's labels, since it outlives
+//! the job in Nomad.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::job::{Claim, JobId, Outcome, Phase, Progress};
-use crate::nomad::{Client, Error, Put, patiently};
+use crate::job::{Claim, Facts, JobId, Labels, Outcome, Phase, Progress};
+use crate::nomad::{Client, Error, Put, Variable, patiently};
 
 /// Everything this project keeps in Variables lies below.
 pub const PREFIX: &str = "nomad-build/";
@@ -29,6 +31,52 @@ pub fn parse_path(path: &str) -> Option<(JobId, Entry)> {
         return Some((id.parse().ok()?, Entry::Claim));
     }
     Some((path.strip_prefix(OUTCOMES)?.parse().ok()?, Entry::Progress))
+}
+
+/// What one of a job's Variables says.
+#[derive(Debug)]
+pub struct Page {
+    /// Nomad's index of it.
+    index: u64,
+    /// Whose job it is, where the writer knew.
+    labels: Option<Labels>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Claim(Claim),
+    Progress(Progress),
+}
+
+impl Page {
+    /// Reads a Variable; none where its path is not one of the ledger's.
+    pub fn read(variable: &Variable) -> Option<Result<(JobId, Self), String>> {
+        let (id, entry) = parse_path(&variable.path)?;
+        let items = &variable.items;
+        let content = match entry {
+            Entry::Claim => Claim::from_items(items).map(Content::Claim),
+            Entry::Progress => Progress::from_items(items).map(Content::Progress),
+        };
+        let page = |content| Self { index: variable.modify_index, labels: Labels::from_meta(items), content };
+        Some(content.map(|content| (id, page(content))))
+    }
+
+    /// Whether it says whose job it is.
+    pub fn has_labels(&self) -> bool {
+        self.labels.is_some()
+    }
+
+    /// Takes it into what is known of its job. Returns whether it was news.
+    pub fn tell(self, namespace: &str, known: &mut Facts) -> bool {
+        let Self { index, labels, content } = self;
+        let news = labels.is_some_and(|labels| known.see_labels(index, namespace, labels));
+        let told = match content {
+            Content::Claim(claim) => known.see_claim(index, claim),
+            Content::Progress(progress) => known.see_progress(index, progress),
+        };
+        news || told
+    }
 }
 
 /// Why the ledger could not be read or written.
@@ -75,11 +123,23 @@ impl Ledger {
         patiently(self.patience, call).await.map_err(|error| LedgerError::Nomad(job.clone(), error))
     }
 
+    async fn variable(&self, job: &JobId, prefix: &str) -> Result<Option<Variable>, LedgerError> {
+        let path = format!("{prefix}{job}");
+        self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await
+    }
+
+    /// All that there is of a job.
+    pub async fn pages(&self, job: &JobId) -> Result<Vec<Page>, LedgerError> {
+        let (claim, progress) = tokio::try_join!(self.variable(job, CLAIMS), self.variable(job, OUTCOMES))?;
+        let pages = claim.iter().chain(&progress).filter_map(Page::read);
+        let malformed = |why| LedgerError::Malformed(job.clone(), why);
+        pages.map(|page| page.map(|(_, page)| page).map_err(malformed)).collect()
+    }
+
     /// The claim, with its index; none where nobody decided yet.
     pub async fn claim(&self, job: &JobId) -> Result<Option<(u64, Claim)>, LedgerError> {
-        let path = format!("{CLAIMS}{job}");
-        let read = self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await?;
-        let parse = |variable: crate::nomad::Variable| {
+        let read = self.variable(job, CLAIMS).await?;
+        let parse = |variable: Variable| {
             let claim = Claim::from_items(&variable.items);
             claim
                 .map(|claim| (variable.modify_index, claim))
@@ -91,9 +151,14 @@ impl Ledger {
     /// Decides the job, unless it is decided.
     ///
     /// An attempt whose answer was lost finds its own claim: that is ours too.
-    pub async fn decide(&self, job: &JobId, claim: &Claim) -> Result<Decision, LedgerError> {
+    pub async fn decide(
+        &self,
+        job: &JobId,
+        labels: Option<&Labels>,
+        claim: &Claim,
+    ) -> Result<Decision, LedgerError> {
         let malformed = |error: serde_json::Error| LedgerError::Malformed(job.clone(), error.to_string());
-        let items = claim.to_items().map_err(malformed)?;
+        let items = with_labels(claim.to_items().map_err(malformed)?, labels);
         let path = format!("{CLAIMS}{job}");
         loop {
             match self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await? {
@@ -110,8 +175,7 @@ impl Ledger {
 
     /// The progress, with its index; 0 and nothing where no phase has begun.
     pub async fn progress(&self, job: &JobId) -> Result<(u64, Progress), LedgerError> {
-        let path = format!("{OUTCOMES}{job}");
-        match self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await? {
+        match self.variable(job, OUTCOMES).await? {
             None => Ok((0, Progress::default())),
             Some(variable) => Progress::from_items(&variable.items)
                 .map(|progress| (variable.modify_index, progress))
@@ -124,6 +188,7 @@ impl Ledger {
     pub async fn record(
         &self,
         job: &JobId,
+        labels: Option<&Labels>,
         phase: Phase,
         outcome: &Outcome,
     ) -> Result<(u64, Progress), LedgerError> {
@@ -135,6 +200,7 @@ impl Ledger {
             }
             let items =
                 progress.to_items().map_err(|e| LedgerError::Malformed(job.clone(), e.to_string()))?;
+            let items = with_labels(items, labels);
             let put = self
                 .patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, index))
                 .await?;
@@ -154,6 +220,11 @@ impl Ledger {
     }
 }
 
+fn with_labels(mut items: BTreeMap<String, String>, labels: Option<&Labels>) -> BTreeMap<String, String> {
+    items.extend(labels.into_iter().flat_map(Labels::to_meta));
+    items
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -167,5 +238,23 @@ mod tests {
         assert_eq!(parse_path(&format!("{OUTCOMES}{id}")), Some((id, Entry::Progress)));
         assert_eq!(parse_path("nomad-build/claims/x"), None);
         assert_eq!(parse_path("other"), None);
+    }
+
+    #[test]
+    fn a_page_says_whose_job_it_is_where_its_writer_knew() {
+        let id = JobId::from_uuid(Uuid::from_u128(1));
+        let labels = Labels { owner: "acme".to_owned(), tags: vec!["1".to_owned()], ..Labels::default() };
+        let claim = Claim::claimed("a", "sha256:00", chrono::DateTime::UNIX_EPOCH);
+        for known in [None, Some(&labels)] {
+            let items = with_labels(claim.to_items().unwrap(), known);
+            let path = format!("{CLAIMS}{id}");
+            let variable = Variable { path, items, modify_index: 7, ..Variable::default() };
+            let (of, page) = Page::read(&variable).unwrap().unwrap();
+            assert_eq!((&of, page.has_labels()), (&id, known.is_some()));
+            let mut facts = Facts::new(of);
+            assert!(page.tell("ci", &mut facts));
+            assert_eq!(facts.claim, (7, Some(claim.clone())));
+            assert_eq!(facts.job.map(|job| job.labels).as_ref(), known);
+        }
     }
 }

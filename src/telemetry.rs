@@ -191,11 +191,14 @@ impl Telemetry {
         }
     }
 
-    /// A job's record changed.
-    pub fn job_changed(&self, before: &Record, now: &Record) {
+    /// A job's record changed; whether that is news, or was put together of what happened before this replica began.
+    pub fn job_changed(&self, before: &Record, now: &Record, is_news: bool) {
         let ended = now.status.is_final() && !before.status.is_final();
         if ended {
             self.add_live(-1);
+        }
+        if !is_news {
+            return;
         }
         let (was, is) = (&before.timestamps, &now.timestamps);
         for phase in Phase::ALL {

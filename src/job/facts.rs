@@ -12,6 +12,8 @@ use super::{Claim, JobId, Labels, Outcome, Phase, Progress, Published, Reason, S
 /// How long whoever revoked a job has to stop it.
 const STOP_GRACE: TimeDelta = TimeDelta::seconds(3);
 
+const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";
+
 /// What is known of the Nomad job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobFacts {
@@ -21,12 +23,20 @@ pub struct JobFacts {
     pub namespace: String,
     /// What a list shows.
     pub labels: Labels,
-    /// When the submission was accepted.
-    pub submitted_at: DateTime<Utc>,
     /// Whether somebody stopped it.
     pub stopped: bool,
     /// Whether it is no longer in Nomad.
     pub gone: bool,
+    /// Whether its ledger is all that was heard of it: Nomad may have forgotten it.
+    pub remembered: bool,
+}
+
+impl JobFacts {
+    /// A job that Nomad has.
+    pub fn new(index: u64, namespace: &str, labels: Labels) -> Self {
+        let namespace = namespace.to_owned();
+        Self { index, namespace, labels, stopped: false, gone: false, remembered: false }
+    }
 }
 
 /// What is known of one allocation.
@@ -107,11 +117,31 @@ impl Facts {
 
     /// Takes in a state of the Nomad job. Returns whether it was news; so do the others.
     pub fn see_job(&mut self, job: JobFacts) -> bool {
-        let news = self.job.as_ref().is_none_or(|known| known.index < job.index);
+        let news = self.job.as_ref().is_none_or(|known| {
+            // What was written of a job is newer than the job itself.
+            known.index < job.index || (known.remembered && !known.gone)
+        });
         if news {
             self.job = Some(job);
         }
         news
+    }
+
+    /// Takes in whose job it is from its ledger, as written at an index: the ledger outlives the job in Nomad.
+    pub fn see_labels(&mut self, index: u64, namespace: &str, labels: Labels) -> bool {
+        match &mut self.job {
+            None => {
+                self.job = Some(JobFacts { remembered: true, ..JobFacts::new(index, namespace, labels) });
+                true
+            }
+            Some(job) => {
+                // A list that was made before this was written says nothing of a job that is newer than the list.
+                if job.remembered && !job.gone {
+                    job.index = job.index.max(index);
+                }
+                false
+            }
+        }
     }
 
     /// Takes in a state of the Nomad job from a list at an index, which is the truth of its time: what it shows counts, though
@@ -222,7 +252,8 @@ impl Facts {
 
     /// What has to be done because Nomad is done with the job and the job has not ended, or the other way round.
     pub fn due(&self, now: DateTime<Utc>) -> Option<Due> {
-        let job = self.job.as_ref()?;
+        // Of one that is only remembered it is not known yet whether Nomad has it.
+        let job = self.job.as_ref().filter(|job| !job.remembered || job.gone)?;
         if self.published().is_some() {
             return None;
         }
@@ -250,6 +281,13 @@ impl Facts {
 
     fn verdict(&self, job: &JobFacts, over: Option<&AllocationFacts>, now: DateTime<Utc>) -> Option<Due> {
         let (status, reason, message) = match over {
+            _ if job.remembered && self.was_told_to_stop() => {
+                (Status::Killed, Reason::Stopped, TOLD_TO_STOP.to_owned())
+            }
+            _ if job.remembered => {
+                let message = "Nomad had forgotten the job before it was heard how it ended".to_owned();
+                (Status::Lost, Reason::NodeLost, message)
+            }
             _ if job.gone => {
                 (Status::Killed, Reason::Stopped, "the Nomad job was purged by somebody else".to_owned())
             }
@@ -259,9 +297,7 @@ impl Facts {
             None => return None,
             // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
             Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
-                let message = format!(
-                    "Nomad told the runner to stop (a drain, a preemption or an alloc stop), last seen on node {node_name}"
-                );
+                let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
                 (Status::Killed, Reason::Stopped, message)
             }
             Some(AllocationFacts { detail: None, is_lost: false, .. }) => return Some(Due::Look),

@@ -1,4 +1,5 @@
-//! What is known of a job without its specification: kept in the Nomad job's meta, so that a list of jobs is enough.
+//! What is known of a job without its specification: kept in the Nomad job's meta, so that a list of jobs is enough, and
+//! in the job's ledger, so that it outlives the job in Nomad.
 //!
 //! Invariant: Nomad expands `${…}` and `%{…}` in meta, so every value is percent-encoded down to characters that
 //! mean nothing to it.
@@ -25,6 +26,8 @@ pub struct Labels {
     pub tags: Vec<String>,
     /// Whether there is a test phase.
     pub has_tests: bool,
+    /// When the submission was accepted.
+    pub submitted_at: DateTime<Utc>,
 }
 
 impl Labels {
@@ -33,7 +36,7 @@ impl Labels {
         ["nb_owner", "nb_repo", "nb_ref", "nb_image", "nb_tags", "nb_tests", "nb_submitted"];
 
     /// The meta of the Nomad job.
-    pub fn to_meta(&self, submitted_at: DateTime<Utc>) -> BTreeMap<String, String> {
+    pub fn to_meta(&self) -> BTreeMap<String, String> {
         let tags: Vec<_> = self.tags.iter().map(|tag| encode(tag)).collect();
         let mut meta = BTreeMap::from([
             ("nb_owner".to_owned(), encode(&self.owner)),
@@ -41,7 +44,7 @@ impl Labels {
             ("nb_image".to_owned(), encode(&self.image)),
             ("nb_tags".to_owned(), tags.join(",")),
             ("nb_tests".to_owned(), self.has_tests.to_string()),
-            ("nb_submitted".to_owned(), submitted_at.to_rfc3339_opts(SecondsFormat::Millis, true)),
+            ("nb_submitted".to_owned(), self.submitted_at.to_rfc3339_opts(SecondsFormat::Millis, true)),
         ]);
         if let Some(git_ref) = &self.git_ref {
             meta.insert("nb_ref".to_owned(), encode(git_ref));
@@ -50,18 +53,18 @@ impl Labels {
     }
 
     /// Reads the meta of a Nomad job; none where it is not one of this service's.
-    pub fn from_meta(meta: &BTreeMap<String, String>) -> Option<(Self, DateTime<Utc>)> {
+    pub fn from_meta(meta: &BTreeMap<String, String>) -> Option<Self> {
         let text = |name: &str| meta.get(name).and_then(|value| decode(value));
         let submitted_at = DateTime::parse_from_rfc3339(meta.get("nb_submitted")?).ok()?.with_timezone(&Utc);
-        let labels = Self {
+        Some(Self {
             owner: text("nb_owner")?,
             repo_url: text("nb_repo")?,
             git_ref: text("nb_ref"),
             image: text("nb_image")?,
             tags: meta.get("nb_tags")?.split(',').map(decode).collect::<Option<_>>()?,
             has_tests: meta.get("nb_tests")? == "true",
-        };
-        Some((labels, submitted_at))
+            submitted_at,
+        })
     }
 }
 
@@ -104,16 +107,16 @@ mod tests {
         fn labels_survive_the_way_through_meta_and_give_nomad_nothing_to_expand(
             owner in "\\PC{0,30}", git_ref in proptest::option::of("\\PC{0,30}"), tag in "[a-z]{1,5}",
         ) {
+            let submitted_at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
             let labels = Labels {
                 owner, git_ref, repo_url: "https://e/${NOMAD_TOKEN}".to_owned(), image: "r:1/a".to_owned(),
-                tags: vec![tag, "b,c".to_owned()], has_tests: true,
+                tags: vec![tag, "b,c".to_owned()], has_tests: true, submitted_at,
             };
-            let at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
-            let meta = labels.to_meta(at);
+            let meta = labels.to_meta();
             prop_assert!(meta.keys().all(|key| Labels::KEYS.contains(&key.as_str())));
             let expandable = ['{', '}', '$', '"', '\\', '\n'];
             prop_assert!(meta.values().all(|value| !value.contains(expandable)));
-            prop_assert_eq!(Labels::from_meta(&meta), Some((labels, at)));
+            prop_assert_eq!(Labels::from_meta(&meta), Some(labels));
         }
     }
 

@@ -33,6 +33,9 @@ pub struct Record {
     pub nomad: Location,
     /// For each phase, how many lines its log has, once it has ended.
     pub lines: [Option<u64>; 3],
+    /// Whether it was made of the job's ledger alone, since Nomad has forgotten the job: an archived one says more.
+    #[serde(skip)]
+    pub remembered: bool,
 }
 
 /// When a job was submitted, when each phase began and ended, and when the job ended; none is what has not happened.
@@ -145,13 +148,15 @@ impl Record {
         let status = status(facts, verdict, published);
         let build = progress.of(Phase::Build);
         let allocation = facts.allocation();
+        // Nomad forgets an allocation before its ledger is swept.
+        let writer = progress.latest().map(|(_, outcome)| outcome);
         let waits = status == Status::Pending && allocation.is_none();
         Some(Self {
             id: facts.id.clone(),
             labels: job.labels.clone(),
             status,
             phase: verdict.map_or_else(|| facts.phase(), |verdict| verdict.phase),
-            timestamps: timestamps(facts, job.submitted_at, verdict, published),
+            timestamps: timestamps(facts, job.labels.submitted_at, verdict, published),
             git: Git {
                 reference: build.and_then(|o| o.git_ref.clone()).or_else(|| job.labels.git_ref.clone()),
                 commit: build.and_then(|o| o.commit.clone()),
@@ -162,10 +167,11 @@ impl Record {
             nomad: Location {
                 namespace: job.namespace.clone(),
                 job: facts.id.to_string(),
-                allocation: allocation.map(|a| a.id.clone()),
+                allocation: allocation.map(|a| a.id.clone()).or_else(|| writer.map(|o| o.allocation.clone())),
                 node: allocation.map(|a| a.node_name.clone()),
             },
             lines: Phase::ALL.map(|phase| progress.of(phase).and_then(|outcome| outcome.lines)),
+            remembered: job.remembered,
         })
     }
 }

@@ -17,9 +17,10 @@ fn job(index: u64) -> JobFacts {
         image: "r:1/a".to_owned(),
         tags: vec!["one".to_owned(), "two".to_owned()],
         has_tests: true,
+        submitted_at: at(0),
         ..Labels::default()
     };
-    JobFacts { index, namespace: "ci".to_owned(), labels, submitted_at: at(0), stopped: false, gone: false }
+    JobFacts::new(index, "ci", labels)
 }
 
 fn allocation(index: u64, is_over: bool) -> AllocationFacts {
@@ -88,6 +89,54 @@ fn a_list_overrules_what_was_heard_up_to_its_index_and_nothing_newer() {
     let mut facts = known();
     facts.see_allocation(allocation(51, true));
     assert!(!facts.see_listed_allocations(Vec::new(), 60));
+}
+
+#[test]
+fn a_job_that_nomad_forgot_is_remembered_by_its_ledger() {
+    let remembered = |claim: Option<Claim>| {
+        let mut facts = Facts::new(id());
+        facts.see_labels(20, "ci", job(0).labels);
+        facts.see_progress(20, progress(&DONE));
+        if let Some(claim) = claim {
+            facts.see_claim(30, claim);
+        }
+        facts
+    };
+    let killed = remembered(Some(killed(20)));
+    let record = Record::of(&killed).unwrap();
+    let known = Record::of(&facts(progress(&DONE), killed.claim.1.clone())).unwrap();
+    let nomad = Location { node: None, ..known.nomad.clone() };
+    assert_eq!(record, Record { nomad, remembered: true, ..known });
+
+    // Nothing is due before it is known whether Nomad has it, and a list that is older than its ledger does not say.
+    let now = at(99);
+    for claim in [None, Some(claimed())] {
+        let mut facts = remembered(claim);
+        assert_eq!(facts.due(now), None);
+        assert!(!facts.see_gone(19));
+        assert_eq!(facts.due(now), None);
+        let mut there = facts.clone();
+        assert!(there.see_job(job(1)));
+        assert!(!Record::of(&there).unwrap().remembered);
+        assert!(facts.see_gone(20));
+        match facts.due(now) {
+            Some(Due::Revoke(verdict)) if facts.claim.1.is_none() => {
+                assert_eq!((verdict.status, verdict.reason), (Status::Lost, Reason::NodeLost));
+            }
+            Some(Due::Conclude(outcome)) if facts.claim.1.is_some() => {
+                assert_eq!(outcome.reason, Some(Reason::RunnerDied));
+            }
+            due => panic!("{due:?}"),
+        }
+    }
+    let mut stopped = remembered(None);
+    let outcome = Outcome::begun("alloc", at(25)).failed(at(26), Reason::Killed, None, "told to stop");
+    let mut told = progress(&DONE);
+    told.set(Phase::Publish, outcome);
+    stopped.see_progress(21, told);
+    stopped.see_gone(21);
+    let Some(Due::Revoke(verdict)) = stopped.due(now) else { panic!("nothing is due") };
+    assert_eq!((verdict.status, verdict.reason), (Status::Killed, Reason::Stopped));
 }
 
 #[test]
@@ -209,6 +258,7 @@ fn what_nobody_else_ends_is_due() {
 #[derive(Clone, Debug)]
 enum Heard {
     Job(bool),
+    Labels,
     Anew,
     Gone,
     Allocation(bool),
@@ -221,6 +271,7 @@ fn hear(facts: &mut Facts, index: u64, heard: &Heard) {
     let phases = [(Build, true), (Test, true), (Publish, true)];
     match heard {
         Heard::Job(stopped) => facts.see_job(JobFacts { stopped: *stopped, ..job(index) }),
+        Heard::Labels => facts.see_labels(index, "ci", job(0).labels),
         Heard::Anew => {
             facts.begin_anew();
             true
@@ -235,6 +286,7 @@ fn hear(facts: &mut Facts, index: u64, heard: &Heard) {
 fn anything() -> impl Strategy<Value = Heard> {
     prop_oneof![
         any::<bool>().prop_map(Heard::Job),
+        Just(Heard::Labels),
         any::<bool>().prop_map(Heard::Allocation),
         (0_usize..4).prop_map(Heard::Progress),
     ]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -139,7 +140,7 @@ impl Spec {
     }
 
     /// The labels a list shows.
-    pub fn labels_for_lists(&self) -> Labels {
+    pub fn labels_for_lists(&self, submitted_at: DateTime<Utc>) -> Labels {
         Labels {
             owner: self.owner.to_string(),
             repo_url: self.repo_url.to_string(),
@@ -147,6 +148,7 @@ impl Spec {
             image: self.image(),
             tags: self.image_tags.iter().map(ToString::to_string).collect(),
             has_tests: self.has_tests(),
+            submitted_at,
         }
     }
 

@@ -195,7 +195,7 @@ pub fn render(
         priority: payload.spec.priority,
         datacenters: &settings.datacenters,
         node_pool: &settings.node_pool,
-        meta: payload.spec.labels_for_lists().to_meta(submitted_at),
+        meta: payload.spec.labels_for_lists(submitted_at).to_meta(),
         disk_mb: settings.disk_mb + logs,
         lost_after_ns: LOST_AFTER_NS,
     };

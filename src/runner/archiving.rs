@@ -2,12 +2,10 @@
 //!
 //! The service does the same for a job whose finish could not.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
@@ -16,7 +14,7 @@ use super::log::Log;
 use super::surroundings::Surroundings;
 use crate::archive::{self, Archive, Index, LogWriter, Settings};
 use crate::environment::{BadConfiguration, Reader, Source};
-use crate::job::{AllocationFacts, Facts, JobFacts, Labels, Outcome, Phase, Progress, Record, Task};
+use crate::job::{AllocationFacts, Facts, JobFacts, Outcome, Phase, Progress, Record, Task};
 use crate::ledger::LedgerError;
 use crate::nomad;
 use crate::telemetry::chain;
@@ -56,7 +54,6 @@ enum Unkept {
 pub(super) struct Keeper {
     settings: Settings,
     node: String,
-    labels: Option<(Labels, DateTime<Utc>)>,
 }
 
 impl Keeper {
@@ -65,10 +62,8 @@ impl Keeper {
         let mut reader = Reader::new(source);
         let settings = Settings::read(&mut reader);
         let node = reader.text("NOMAD_BUILD_NODE").unwrap_or_default();
-        let item = |key: &str| Some((key.to_owned(), reader.text(&format!("NOMAD_META_{key}"))?));
-        let meta: BTreeMap<_, _> = Labels::KEYS.into_iter().filter_map(item).collect();
         let settings = reader.finish(settings)?;
-        Ok(settings.map(|settings| Self { settings, node, labels: Labels::from_meta(&meta) }))
+        Ok(settings.map(|settings| Self { settings, node }))
     }
 
     /// Archives what there is. What cannot be archived is told in the log: the service tries it again.
@@ -102,16 +97,9 @@ impl Keeper {
         }
         archive.put_index(job, allocation, logs).await?;
         let ((index, progress), claim) = known?;
-        let record = self.labels.as_ref().and_then(|(labels, submitted_at)| {
+        let record = around.labels.clone().and_then(|labels| {
             let mut facts = Facts::new(job.clone());
-            facts.see_job(JobFacts {
-                index: 1,
-                namespace: around.namespace.clone(),
-                labels: labels.clone(),
-                submitted_at: *submitted_at,
-                stopped: false,
-                gone: false,
-            });
+            facts.see_job(JobFacts::new(1, &around.namespace, labels));
             facts.see_allocation(self.allocation(allocation));
             facts.see_progress(index.max(1), progress);
             if let Some((index, claim)) = claim {

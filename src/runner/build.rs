@@ -41,7 +41,7 @@ impl Runner {
         let labels = image_labels(spec, &checked_out.commit, &created, around.job.as_str());
         let request = build_request(spec, around, &credentials, (context, dockerfile), labels);
         // The commit is told while it is built, so that it is known of a build that fails or is killed, too.
-        let told = around.ledger.record(&around.job, Phase::Build, &outcome);
+        let told = around.tell(Phase::Build, &outcome);
         let built = self.log.with_output(|output| self.engine.build(request, output));
         let (built, told) = tokio::join!(built, told);
         if let Err(error) = told {

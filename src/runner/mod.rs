@@ -124,7 +124,7 @@ pub(crate) async fn run(name: &str, source: Source<'_>) -> Result<Ended, Fatal> 
             Ok(payload) => Box::pin(run_phase(phase, around, payload)).await,
             Err(fatal) => {
                 let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
-                around.ledger.decide(&around.job, &Claim::revoked(verdict)).await?;
+                around.decide(&Claim::revoked(verdict)).await?;
                 Err(fatal)
             }
         },
@@ -164,7 +164,7 @@ async fn run_phase(phase: Phase, around: Surroundings, payload: Payload) -> Resu
         }
     };
     // That the phase has begun is told while it works.
-    let told = runner.around.ledger.record(&runner.around.job, phase, &begun);
+    let told = runner.around.tell(phase, &begun);
     let (work, told) = tokio::join!(work, told);
     if let Err(error) = told {
         runner.log.say(&format!("the start of {phase} could not be told: {}", chain(&error))).await;
@@ -184,7 +184,7 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
         Work::Done(outcome) => (outcome.succeeded(now), Ended::Well),
         Work::Failed(outcome, failure) => {
             let revoked = Claim::revoked(verdict(phase, &failure));
-            let decision = around.ledger.decide(&around.job, &revoked).await?;
+            let decision = around.decide(&revoked).await?;
             // Its answer was lost. An outcome would keep `finish` from bringing the tags to what was claimed.
             if let Claim::Claimed { .. } = decision.claim {
                 return Err(Fatal::Claimed { phase, why: failure.message });
@@ -197,7 +197,7 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
         Work::Stopped(outcome, why) => (outcome.failed(now, Reason::Killed, None, &why), Ended::Badly),
     };
     outcome.lines = lines;
-    around.ledger.record(&around.job, phase, &outcome).await?;
+    around.tell(phase, &outcome).await?;
     // Only a sign for the task that waits: what counts stands in the ledger.
     let sign = around.sign_of(phase);
     tokio::fs::write(&sign, b"").await.map_err(|error| Fatal::Sign(sign, error))?;

@@ -179,13 +179,12 @@ impl Runner {
 
     /// Claims the right to publish; the claim that stands then.
     async fn claim(&self, ours: &Claim) -> Result<Claim, Failure> {
-        let (job, ledger) = (&self.around.job, &self.around.ledger);
-        let error = match ledger.decide(job, ours).await {
+        let error = match self.around.decide(ours).await {
             Ok(decision) => return Ok(decision.claim),
             Err(error) => error,
         };
         // It may have been written, and only the answer lost.
-        match ledger.claim(job).await {
+        match self.around.ledger.claim(&self.around.job).await {
             Ok(Some((_, standing))) => Ok(standing),
             // Should it be written all the same, whoever tells of this failure finds it.
             Ok(None) | Err(_) => Err(Failure::of(Reason::ClaimFailed, &error)),

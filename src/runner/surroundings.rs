@@ -8,8 +8,8 @@ use secrecy::SecretString;
 
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
-use crate::job::{JobId, Phase, Task};
-use crate::ledger::Ledger;
+use crate::job::{Claim, JobId, Labels, Outcome, Phase, Task};
+use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
 use crate::registry;
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
@@ -31,8 +31,9 @@ pub(super) struct Surroundings {
     pub(super) job: JobId,
     pub(super) allocation: String,
     pub(super) engine_socket: String,
-    /// The labels of the job's containers.
-    pub(super) labels: BTreeMap<String, String>,
+    /// What is known of the job without its specification.
+    pub(super) labels: Option<Labels>,
+    pub(super) container_labels: BTreeMap<String, String>,
     pub(super) ledger: Ledger,
     /// What git's environment has beside its own.
     pub(super) git_environment: Vec<(String, String)>,
@@ -65,6 +66,8 @@ impl Surroundings {
         let (alloc_dir, secrets_dir) = (reader.path("NOMAD_ALLOC_DIR"), reader.path("NOMAD_SECRETS_DIR"));
         let engine_socket = engine_socket(&mut reader);
         let stack = reader.text("NOMAD_BUILD_STACK");
+        let item = |key: &str| Some((key.to_owned(), reader.text(&format!("NOMAD_META_{key}"))?));
+        let labels = Labels::from_meta(&Labels::KEYS.into_iter().filter_map(item).collect());
         let git_environment = git::PASSED.iter();
         let git_environment = git_environment
             .filter_map(|&name| Some((name.to_owned(), reader.text(name)?)))
@@ -72,9 +75,9 @@ impl Surroundings {
         let (job, allocation) = reader.finish((job, allocation))?;
         // Never none behind `finish`.
         let job = job.ok_or_else(|| BadConfiguration(vec!["NOMAD_JOB_ID is not set".to_owned()]))?;
-        let mut labels = BTreeMap::from([(CONTAINER_LABEL.to_owned(), job.to_string())]);
+        let mut container_labels = BTreeMap::from([(CONTAINER_LABEL.to_owned(), job.to_string())]);
         // A development stack that is taken down takes its containers with it.
-        labels.extend(stack.map(|stack| (STACK_LABEL.to_owned(), stack)));
+        container_labels.extend(stack.map(|stack| (STACK_LABEL.to_owned(), stack)));
         let nomad = connect(&secrets_dir)?;
         let ledger = Ledger::new(nomad.clone(), &namespace, PATIENCE);
         Ok(Self {
@@ -82,6 +85,7 @@ impl Surroundings {
             allocation,
             engine_socket,
             labels,
+            container_labels,
             ledger,
             git_environment,
             namespace,
@@ -89,6 +93,16 @@ impl Surroundings {
             secrets_dir,
             nomad,
         })
+    }
+
+    /// Decides the job, unless it is decided.
+    pub(super) async fn decide(&self, claim: &Claim) -> Result<Decision, LedgerError> {
+        self.ledger.decide(&self.job, self.labels.as_ref(), claim).await
+    }
+
+    /// Tells the ledger of a phase, unless that phase is over.
+    pub(super) async fn tell(&self, phase: Phase, outcome: &Outcome) -> Result<(), LedgerError> {
+        self.ledger.record(&self.job, self.labels.as_ref(), phase, outcome).await.map(drop)
     }
 
     /// A folder or file in the directory that the job's tasks share and user code never sees.

@@ -37,7 +37,7 @@ impl Runner {
             image: image.to_owned(),
             command,
             env: spec.test_env.clone(),
-            labels: self.around.labels.clone(),
+            labels: self.around.container_labels.clone(),
             memory_bytes: i64::from(spec.resources.test.memory_mb) << 20,
         };
         let began = Instant::now();

@@ -104,7 +104,9 @@ impl Archivist<'_> {
         };
         let has_ended = |record: &Record| {
             let end = record.timestamps.job_end.filter(|_| record.status.is_final());
-            end.is_some_and(|end| now - end > FINISHES)
+            // Without an allocation there is no `finish` to wait for.
+            let waits = record.nomad.allocation.as_ref().map_or(TimeDelta::zero(), |_| FINISHES);
+            end.is_some_and(|end| now - end > waits)
         };
         let due: Vec<_> =
             records.values().filter(|record| has_ended(record) && is_due(&record.id)).cloned().collect();
@@ -146,8 +148,7 @@ impl Archivist<'_> {
     /// Archives what is not archived of a job; whether that is all there will be.
     async fn archive(&self, archive: &Archive, record: &Record) -> Result<bool, Unkept> {
         let mut written = false;
-        // What `finish` archived may be what was known then.
-        if archive.record(&record.id).await?.as_ref() != Some(record) {
+        if says_more(record, archive.record(&record.id).await?.as_ref()) {
             archive.put_record(record).await?;
             written = true;
         }
@@ -251,6 +252,11 @@ impl Archivist<'_> {
     }
 }
 
+/// Whether a record says more than what is archived: `finish` knew less, and of a job that Nomad forgot less is known now.
+fn says_more(record: &Record, archived: Option<&Record>) -> bool {
+    archived.is_none_or(|archived| !record.remembered && archived != record)
+}
+
 /// The jobs that are older than what is kept, or more than that.
 fn expired(mut jobs: Vec<JobId>, keep: Duration, most: Option<usize>, now: DateTime<Utc>) -> Vec<JobId> {
     // An ID begins with the time of its submission.
@@ -271,6 +277,29 @@ mod tests {
     use uuid::{ContextV7, Timestamp, Uuid};
 
     use super::*;
+    use crate::job::{Claim, Facts, Labels, Reason, Status, Verdict};
+
+    #[test]
+    fn what_was_archived_gives_way_to_what_says_more() {
+        let record = |end: i64, remembered: bool| {
+            let id = JobId::from_uuid(Uuid::from_u128(1));
+            let mut facts = Facts::new(id);
+            facts.see_labels(1, "ci", Labels::default());
+            let at = DateTime::from_timestamp(end, 0).unwrap();
+            let verdict = Verdict::new(Status::Killed, None, Reason::Killed, "", at);
+            facts.see_claim(2, Claim::revoked(verdict));
+            Record { remembered, ..Record::of(&facts).unwrap() }
+        };
+        for (known, archived, more) in [
+            (record(1, false), None, true),
+            (record(1, true), None, true),
+            (record(1, false), Some(record(1, false)), false),
+            (record(1, false), Some(record(2, false)), true),
+            (record(1, true), Some(record(2, false)), false),
+        ] {
+            assert_eq!(says_more(&known, archived.as_ref()), more, "{known:?} {archived:?}");
+        }
+    }
 
     #[test]
     fn the_newest_jobs_are_kept_and_none_that_is_too_old() {

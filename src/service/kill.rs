@@ -55,7 +55,7 @@ impl Service {
             Verdict::new(Status::Killed, record.phase, Reason::Killed, "killed by a caller", Utc::now());
         let decision = self
             .ledger
-            .decide(id, &Claim::revoked(verdict))
+            .decide(id, Some(&record.labels), &Claim::revoked(verdict))
             .await
             .map_err(|error| KillError::Undecided(id.clone(), error))?;
         let killed = match &decision.claim {

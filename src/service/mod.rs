@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{self, Archive};
 use crate::config::Config;
 use crate::job::{JobId, Record};
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Page};
 use crate::nomad::{self, Client, Kind};
 use crate::telemetry::Telemetry;
 
@@ -99,10 +99,10 @@ impl Service {
         let archive = archive.map(|settings| Archive::open(settings, &config.namespace)).transpose()?;
         let ledger = Ledger::new(nomad.clone(), &config.namespace, PATIENCE);
         let keys = Keys { nomad: nomad.clone(), namespace: config.namespace.clone() };
-        let store = Arc::new(Store::new(Arc::clone(&telemetry)));
+        let freshness = Arc::<Freshness>::default();
+        let store = Arc::new(Store::new(Arc::clone(&freshness), Arc::clone(&telemetry)));
         let settings = logs::Settings { archive: archive.clone(), ..logs::Settings::default() };
         let hub = logs::Hub::new(nomad.clone(), settings);
-        let freshness = Arc::default();
         Ok(Self { config, nomad, ledger, keys, store, freshness, hub, archive, telemetry })
     }
 
@@ -181,18 +181,18 @@ impl Service {
 
     /// A job's record. One that is known costs no call to Nomad; one that Nomad has forgotten is read from the archive.
     pub async fn record(&self, id: &JobId) -> Result<Arc<Record>, FindError> {
-        // Half of what is to be known would tell a job that has ended as one that waits.
-        match self.store.record(id).filter(|_| self.freshness.is_complete()) {
+        match self.store.record(id).filter(|record| self.freshness.is_complete() && !record.remembered) {
             Some(record) => Ok(record),
-            None => Ok(self.follow_anew(id).await?.borrow().clone()),
+            None => Ok(self.follow(id).await?.borrow().clone()),
         }
     }
 
     /// A job's record as it changes.
     pub async fn follow(&self, id: &JobId) -> Result<Receiver<Arc<Record>>, FindError> {
-        match self.store.follow(id).filter(|_| self.freshness.is_complete()) {
-            Some(record) => Ok(record),
-            None => self.follow_anew(id).await,
+        match self.store.follow(id) {
+            // Half of what is to be known would tell a job that has ended as one that waits.
+            known @ Some(_) if self.freshness.is_complete() => self.or_archived(id, known).await,
+            _ => self.follow_anew(id).await,
         }
     }
 
@@ -203,12 +203,25 @@ impl Service {
             Ok(()) | Err(FindError::Unknown(_)) => {}
             Err(error) => return Err(error),
         }
-        if let Some(record) = self.store.follow(id) {
-            return Ok(record);
+        self.or_archived(id, self.store.follow(id)).await
+    }
+
+    /// What is known of a job, or what was archived of one that Nomad has forgotten: that says more than its ledger.
+    async fn or_archived(
+        &self,
+        id: &JobId,
+        known: Option<Receiver<Arc<Record>>>,
+    ) -> Result<Receiver<Arc<Record>>, FindError> {
+        if let Some(known) = known.as_ref().filter(|known| !known.borrow().remembered) {
+            return Ok(known.clone());
         }
-        let archived = self.archived(id).await?.ok_or_else(|| FindError::Unknown(id.clone()))?;
-        // It never changes: nobody holds the other end.
-        Ok(tokio::sync::watch::channel(Arc::new(archived)).1)
+        match (self.archived(id).await, known) {
+            // It never changes: nobody holds the other end.
+            (Ok(Some(archived)), _) => Ok(tokio::sync::watch::channel(Arc::new(archived)).1),
+            (_, Some(known)) => Ok(known),
+            (Ok(None), None) => Err(FindError::Unknown(id.clone())),
+            (Err(error), None) => Err(error),
+        }
     }
 
     async fn archived(&self, id: &JobId) -> Result<Option<Record>, FindError> {
@@ -216,32 +229,32 @@ impl Service {
         archive.record(id).await.map_err(|error| FindError::Archive(id.clone(), error))
     }
 
-    /// Asks Nomad for a job that the store does not know: it may have been submitted to another replica just now.
+    /// Asks Nomad for a job that the store does not know: it may have been submitted to another replica just now. One that
+    /// Nomad has forgotten may still have its ledger.
     async fn look_up(&self, id: &JobId) -> Result<(), FindError> {
         let namespace = &self.config.namespace;
         let failed = |error: nomad::Error| match error.kind {
             Kind::NotFound => FindError::Unknown(id.clone()),
             _ => FindError::Nomad(id.clone(), error),
         };
-        let job = self.nomad.job(namespace, id.as_str()).await.map_err(failed)?;
-        let (_, facts) = translate::job(&job).ok_or_else(|| FindError::Unknown(id.clone()))?;
-        let unread = |error| FindError::Ledger(id.clone(), error);
-        let (claim, progress, allocations) = tokio::join!(
-            self.ledger.claim(id),
-            self.ledger.progress(id),
-            self.nomad.job_allocations(namespace, id.as_str()),
-        );
-        let (claim, (index, progress)) = (claim.map_err(unread)?, progress.map_err(unread)?);
+        let facts = match self.nomad.job(namespace, id.as_str()).await {
+            Ok(job) => Some(translate::job(&job).ok_or_else(|| FindError::Unknown(id.clone()))?.1),
+            Err(error) if error.kind == Kind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let (pages, allocations) =
+            tokio::join!(self.ledger.pages(id), self.nomad.job_allocations(namespace, id.as_str()));
+        let pages = pages.map_err(|error| FindError::Ledger(id.clone(), error))?;
         let allocations = allocations.map_err(failed)?;
+        if facts.is_none() && !pages.iter().any(Page::has_labels) {
+            return Err(FindError::Unknown(id.clone()));
+        }
         self.store.see(id, |known| {
-            let mut news = known.see_job(facts);
+            let mut news = facts.is_some_and(|facts| known.see_job(facts));
             for (_, allocation) in allocations.iter().filter_map(translate::allocation) {
                 news |= known.see_allocation(allocation);
             }
-            if let Some((index, claim)) = claim {
-                news |= known.see_claim(index, claim);
-            }
-            known.see_progress(index, progress) || news
+            pages.into_iter().fold(news, |news, page| page.tell(namespace, known) || news)
         });
         Ok(())
     }

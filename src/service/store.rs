@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, watch};
 
-use crate::job::{Claim, Due, Facts, JobId, Outcome, Record};
+use super::freshness::Freshness;
+use crate::job::{Claim, Due, Facts, JobId, Labels, Outcome, Record};
 use crate::telemetry::{JobEnded, Telemetry};
 
 /// How long a job that was forgotten stays so: a list of jobs that was read before is applied long before.
@@ -28,9 +29,18 @@ struct Jobs {
     forgotten: HashMap<JobId, Instant>,
 }
 
+/// What was decided of a job, and how it was published.
+pub(super) struct Decided {
+    pub(super) job: JobId,
+    pub(super) labels: Labels,
+    pub(super) claim: Claim,
+    pub(super) published: Option<Outcome>,
+}
+
 /// The records of one namespace.
 pub(super) struct Store {
     jobs: RwLock<Jobs>,
+    freshness: Arc<Freshness>,
     telemetry: Arc<Telemetry>,
     /// Rung when something may have become due.
     due: Notify,
@@ -38,8 +48,8 @@ pub(super) struct Store {
 
 impl Store {
     /// An empty store.
-    pub(super) fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { jobs: RwLock::default(), telemetry, due: Notify::new() }
+    pub(super) fn new(freshness: Arc<Freshness>, telemetry: Arc<Telemetry>) -> Self {
+        Self { jobs: RwLock::default(), freshness, telemetry, due: Notify::new() }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Jobs> {
@@ -93,11 +103,12 @@ impl Store {
     }
 
     /// What was decided of a job that Nomad has, and how it was published.
-    pub(super) fn decided(&self, id: &JobId) -> Option<(JobId, Claim, Option<Outcome>)> {
+    pub(super) fn decided(&self, id: &JobId) -> Option<Decided> {
         let jobs = self.read();
         let facts = &jobs.known.get(id)?.facts;
-        facts.job.as_ref().filter(|job| !job.gone)?;
-        Some((id.clone(), facts.claim.1.clone()?, facts.published().cloned()))
+        let labels = facts.job.as_ref().filter(|job| !job.gone && !job.remembered)?.labels.clone();
+        let published = facts.published().cloned();
+        Some(Decided { job: id.clone(), labels, claim: facts.claim.1.clone()?, published })
     }
 
     /// What is due of one job now.
@@ -119,8 +130,10 @@ impl Store {
         if *before == record {
             return;
         }
-        self.telemetry.job_changed(&before, &record);
-        if record.status.is_final() && !before.status.is_final() {
+        // What the first lists tell piece by piece has happened before.
+        let is_news = self.freshness.is_complete();
+        self.telemetry.job_changed(&before, &record, is_news);
+        if is_news && record.status.is_final() && !before.status.is_final() {
             JobEnded { record: &record }.emit();
         }
         sender.send_replace(Arc::new(record));
@@ -161,22 +174,15 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::job::{JobFacts, Labels, Reason, Status, Verdict};
+    use crate::job::{JobFacts, Reason, Status, Verdict};
+    use crate::service::freshness::Part;
 
     fn id(number: u128) -> JobId {
         JobId::from_uuid(Uuid::from_u128(number))
     }
 
     fn submitted(store: &Store, id: &JobId) {
-        let job = JobFacts {
-            index: 5,
-            namespace: "ci".to_owned(),
-            labels: Labels::default(),
-            submitted_at: DateTime::UNIX_EPOCH,
-            stopped: false,
-            gone: false,
-        };
-        store.see(id, |facts| facts.see_job(job));
+        store.see(id, |facts| facts.see_job(JobFacts::new(5, "ci", Labels::default())));
     }
 
     fn killed(store: &Store, id: &JobId) {
@@ -185,7 +191,7 @@ mod tests {
     }
 
     fn store() -> Store {
-        Store::new(Arc::new(Telemetry::new().unwrap()))
+        Store::new(Arc::default(), Arc::new(Telemetry::new().unwrap()))
     }
 
     #[test]
@@ -200,6 +206,23 @@ mod tests {
         // Nothing of it is due: a claim that was written now would stay for ever.
         assert_eq!(store.due(Utc::now()), []);
         assert_eq!(store.ids(), []);
+    }
+
+    #[test]
+    fn what_was_before_this_replica_began_is_no_news() {
+        let (freshness, telemetry) = (Arc::<Freshness>::default(), Arc::new(Telemetry::new().unwrap()));
+        telemetry.set_reports(true);
+        let store = Store::new(Arc::clone(&freshness), Arc::clone(&telemetry));
+        let ended = || telemetry.text().unwrap().contains("nomad_build_jobs_total{status=\"KILLED\"} 1");
+        submitted(&store, &id(1));
+        submitted(&store, &id(2));
+        assert_eq!(store.live(), 2);
+        killed(&store, &id(1));
+        assert_eq!((store.live(), ended()), (1, false));
+        freshness.current(Part::Jobs);
+        freshness.current(Part::Ledger);
+        killed(&store, &id(2));
+        assert_eq!((store.live(), ended()), (0, true));
     }
 
     #[test]

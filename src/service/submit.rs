@@ -177,14 +177,7 @@ impl Service {
                 Unreadable::Nomad(error) => SubmitError::Nomad(error),
             })?;
         let registered = self.register(&id, &job, copies, doubt).await?;
-        let facts = |index| JobFacts {
-            index,
-            namespace: self.config.namespace.clone(),
-            labels: payload.spec.labels_for_lists(),
-            submitted_at: now,
-            stopped: false,
-            gone: false,
-        };
+        let facts = |index| JobFacts::new(index, &self.config.namespace, payload.spec.labels_for_lists(now));
         let facts = match registered {
             Registered::Now(index) => Some(facts(index)),
             Registered::Before(job) => translate::job(&job).map(|(_, facts)| facts),
@@ -251,7 +244,7 @@ impl Service {
 async fn withdraw(nomad: Client, namespace: String, id: JobId, copies: Vec<String>) -> bool {
     let why = "withdrawn: Nomad did not confirm its registration in time";
     let claim = Claim::revoked(Verdict::new(Status::Killed, None, Reason::Killed, why, Utc::now()));
-    match Ledger::new(nomad.clone(), &namespace, FOR_EVER).decide(&id, &claim).await {
+    match Ledger::new(nomad.clone(), &namespace, FOR_EVER).decide(&id, None, &claim).await {
         // Its own tasks remove the copies.
         Ok(decision) if !decision.ours => return false,
         Ok(_) => remove_copies(nomad, namespace, copies).await,

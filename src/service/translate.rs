@@ -20,9 +20,8 @@ fn facts(
     meta: &BTreeMap<String, String>,
     index: u64,
 ) -> Option<(JobId, JobFacts)> {
-    let (labels, submitted_at) = Labels::from_meta(meta)?;
-    let namespace = namespace.to_owned();
-    Some((id.parse().ok()?, JobFacts { index, namespace, labels, submitted_at, stopped, gone: false }))
+    let labels = Labels::from_meta(meta)?;
+    Some((id.parse().ok()?, JobFacts { stopped, ..JobFacts::new(index, namespace, labels) }))
 }
 
 pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFacts)> {

@@ -47,6 +47,8 @@ impl Undertaker<'_> {
 
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
         let Service { nomad, ledger, store, config, .. } = self.service;
+        let record = store.record(id);
+        let labels = record.as_ref().map(|record| &record.labels);
         match due {
             Due::Revoke(Verdict { reason: Reason::NodeLost, .. }) => {
                 // The allocation that takes the place of a lost one is made at the same moment, and heard of apart from it.
@@ -57,7 +59,7 @@ impl Undertaker<'_> {
             }
             Due::Revoke(verdict) => self.revoke(id, verdict).await?,
             Due::Conclude(outcome) => {
-                let (index, progress) = ledger.record(id, Phase::Publish, &outcome).await?;
+                let (index, progress) = ledger.record(id, labels, Phase::Publish, &outcome).await?;
                 store.see(id, |facts| facts.see_progress(index, progress));
             }
             Due::Stop => nomad.stop(&config.namespace, id.as_str(), false).await?,
@@ -79,7 +81,7 @@ impl Undertaker<'_> {
     async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<(), Undone> {
         let Service { nomad, ledger, store, config, .. } = self.service;
         // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
-        if verdict.reason == Reason::Stopped
+        if matches!(verdict.reason, Reason::Stopped | Reason::NodeLost)
             && cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some()
             && ledger.claim(id).await?.is_none()
         {
@@ -87,11 +89,13 @@ impl Undertaker<'_> {
             return Ok(());
         }
         // Where no task ever ran, none removes what the job was given. First, as nobody comes back once it is revoked.
-        let never_ran = store.record(id).is_some_and(|record| record.nomad.allocation.is_none());
+        let record = store.record(id);
+        let never_ran = record.as_ref().is_some_and(|record| record.nomad.allocation.is_none());
         if never_ran {
             self.service.remove_credentials(id).await?;
         }
-        let decision = ledger.decide(id, &Claim::revoked(verdict)).await?;
+        let labels = record.as_ref().map(|record| &record.labels);
+        let decision = ledger.decide(id, labels, &Claim::revoked(verdict)).await?;
         // Where one ran, finish may never do. A job that has claimed meanwhile still needs them.
         if !never_ran && matches!(decision.claim, Claim::Revoked { .. }) {
             self.service.remove_credentials(id).await?;

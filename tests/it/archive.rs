@@ -49,20 +49,19 @@ impl Place {
         let are_there = async || wanted.iter().all(|path| path.exists()).then_some(());
         wait_for(&format!("{wanted:?}"), Duration::from_mins(3), are_there).await;
     }
+}
 
-    /// Makes Nomad forget every job that has ended.
-    async fn forget(&self, ids: &[String]) {
-        let (api, nomad) = (Api::new(&self.stack.nomad), Nomad::new(&self.stack.nomad));
-        eventually("a Nomad that has forgotten", async || {
-            let (status, _) = api.call(Method::PUT, "/v1/system/gc", None).await;
-            assert!(status.is_success());
-            let jobs = nomad.get("/v1/jobs?prefix=nb-").await;
-            let left =
-                jobs.as_array().unwrap().iter().any(|job| ids.iter().any(|id| job["ID"] == id.as_str()));
-            (!left).then_some(())
-        })
-        .await;
-    }
+/// Makes Nomad forget these jobs, which have ended.
+pub(crate) async fn forget(stack: &Stack, ids: &[String]) {
+    let (api, nomad) = (Api::new(&stack.nomad), Nomad::new(&stack.nomad));
+    eventually("a Nomad that has forgotten", async || {
+        let (status, _) = api.call(Method::PUT, "/v1/system/gc", None).await;
+        assert!(status.is_success());
+        let jobs = nomad.get("/v1/jobs?prefix=nb-").await;
+        let is_left = |id: &String| jobs.as_array().unwrap().iter().any(|job| job["ID"] == id.as_str());
+        (!ids.iter().any(is_left)).then_some(())
+    })
+    .await;
 }
 
 /// Everything that a service tells of an ended job.
@@ -149,7 +148,7 @@ async fn what_nomad_has_forgotten_is_told_as_it_was() {
     drop(plain);
     assert_eq!(ends, ["SUCCEEDED", "FAILED", "SUCCEEDED", "KILLED", "KILLED", "FAILED"]);
     assert_eq!(before[5]["status"]["failure"]["reason"], "runner_died");
-    place.forget(&ids).await;
+    forget(&place.stack, &ids).await;
     // By who has known them, and by who has never heard of them.
     for (id, before) in ids.iter().zip(&before) {
         assert_eq!(told(&service, id).await, *before, "{id}");
@@ -228,7 +227,7 @@ async fn a_job_that_nomad_forgets_while_finish_archives_it_is_archived_whole() {
     assert_eq!(status["failure"]["reason"], "test_failed", "{status:#}");
     front.holds().await;
     let allocation = status["nomad"]["allocation"].as_str().unwrap();
-    place.forget(std::slice::from_ref(&id)).await;
+    forget(&place.stack, std::slice::from_ref(&id)).await;
     // So that nobody else archives it.
     service.kill();
     front.let_go();

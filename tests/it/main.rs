@@ -24,6 +24,7 @@ mod leaders;
 mod life;
 mod logs;
 mod main_job;
+mod memory;
 mod nodes;
 mod publishing;
 mod registry;

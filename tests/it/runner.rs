@@ -59,7 +59,7 @@ impl Allocation {
         let image = docker(&["inspect", "--format", "{{.Id}}", &world().base]);
         let built = Outcome { image_id: Some(image), ..Outcome::begun("a", Utc::now()) };
         let built = built.succeeded(Utc::now());
-        allocation.ledger.record(&allocation.job, Phase::Build, &built).await.unwrap();
+        allocation.ledger.record(&allocation.job, None, Phase::Build, &built).await.unwrap();
         allocation
     }
 

@@ -6,12 +6,12 @@ use std::time::Instant;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Highest, Pause, READS, State, WAIT, Watcher};
-use crate::job::{Claim, JobId, Outcome, Phase, Progress};
-use crate::ledger::{self, Entry, LedgerError};
+use crate::job::{JobId, Phase};
+use crate::ledger::{self, Entry, LedgerError, Page};
 use crate::nomad::{Error, Variable};
 use crate::service::cleanup;
 use crate::service::freshness::Part;
-use crate::service::store::Store;
+use crate::service::store::Decided;
 use crate::telemetry::chain;
 
 /// What was read of the ledger.
@@ -62,9 +62,9 @@ impl Watcher {
     /// restored to an older state, in which the job would be decided again.
     async fn write_again(&self, lost: &mut HashSet<JobId>) {
         let decided: Vec<_> = lost.drain().filter_map(|id| self.store.decided(&id)).collect();
-        let written = stream::iter(decided).map(async |(id, claim, published)| {
-            let written = self.write_decision(&id, &claim, published.as_ref()).await;
-            (id, written)
+        let written = stream::iter(decided).map(async |decided| {
+            let written = self.write_decision(&decided).await;
+            (decided.job, written)
         });
         let mut written = std::pin::pin!(written.buffer_unordered(READS));
         while let Some((id, written)) = written.next().await {
@@ -76,23 +76,20 @@ impl Watcher {
         }
     }
 
-    async fn write_decision(
-        &self,
-        id: &JobId,
-        claim: &Claim,
-        published: Option<&Outcome>,
-    ) -> Result<(), LedgerError> {
+    async fn write_decision(&self, decided: &Decided) -> Result<(), LedgerError> {
+        let Decided { job: id, labels, claim, published } = decided;
+        let labels = Some(labels);
         let unread = |error| LedgerError::Nomad(id.clone(), error);
         if cleanup::sweep_of(&self.nomad, &self.namespace, id).await.map_err(unread)?.is_some() {
             return Ok(());
         }
-        let decision = self.ledger.decide(id, claim).await?;
+        let decision = self.ledger.decide(id, labels, claim).await?;
         if !decision.ours {
             tracing::error!(job = %id, "a restored Nomad decided this job otherwise than it was told before");
             return Ok(());
         }
         if let Some(outcome) = published {
-            self.ledger.record(id, Phase::Publish, outcome).await?;
+            self.ledger.record(id, labels, Phase::Publish, outcome).await?;
         }
         Ok(())
     }
@@ -118,7 +115,7 @@ impl Watcher {
         read.sort_by_key(|variable| variable.modify_index);
         for variable in read {
             seen.indexes.insert(variable.path.clone(), variable.modify_index);
-            take_variable(&self.store, &variable);
+            self.take_variable(&variable);
         }
         if seen.indexes.len()
             > listed.value.iter().filter(|stub| seen.indexes.contains_key(&stub.path)).count()
@@ -133,19 +130,21 @@ impl Watcher {
         }
         Ok(listed.index)
     }
-}
 
-/// Takes a Variable of the ledger in. What cannot be read is told once and changes nothing.
-fn take_variable(store: &Store, variable: &Variable) {
-    let Some((id, entry)) = ledger::parse_path(&variable.path) else { return };
-    let index = variable.modify_index;
-    let taken = match entry {
-        Entry::Claim => Claim::from_items(&variable.items)
-            .map(|claim| store.see(&id, |known| known.see_claim(index, claim))),
-        Entry::Progress => Progress::from_items(&variable.items)
-            .map(|progress| store.see(&id, |known| known.see_progress(index, progress))),
-    };
-    if let Err(why) = taken {
-        tracing::warn!(variable = variable.path, why, "a Variable of the ledger cannot be understood");
+    /// Takes a Variable of the ledger in. What cannot be read is told once and changes nothing.
+    fn take_variable(&self, variable: &Variable) {
+        match Page::read(variable) {
+            None => {}
+            Some(Ok((id, page))) => {
+                self.store.see(&id, |known| page.tell(&self.namespace, known));
+            }
+            Some(Err(why)) => {
+                tracing::warn!(
+                    variable = variable.path,
+                    why,
+                    "a Variable of the ledger cannot be understood"
+                );
+            }
+        }
     }
 }

@@ -77,6 +77,7 @@ impl Job {
         agent.owns(id.as_str());
         nomad.register("default", id.as_str(), &job).await.unwrap();
         let record = Record {
+            remembered: false,
             id: id.clone(),
             labels: Labels { has_tests: true, ..Labels::default() },
             status: Status::Pending,
