@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 use std::thread::JoinHandle;
 
 use chrono::Utc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::job::{Line, LineTag, Stream, escape, part_length};
 
@@ -16,6 +16,8 @@ enum Message {
     Output(Stream, Vec<u8>),
     /// What is left without a line end becomes a line.
     Flush,
+    /// Tells how many lines there are, once they are written.
+    Count(oneshot::Sender<u64>),
 }
 
 /// Where output goes. Cheap to clone; the log ends when the last one is dropped.
@@ -26,7 +28,7 @@ pub(super) struct Log {
 
 /// The thread that writes.
 pub(super) struct Writer {
-    thread: JoinHandle<std::io::Result<u64>>,
+    thread: JoinHandle<std::io::Result<()>>,
 }
 
 /// Opens the log on standard output.
@@ -56,13 +58,20 @@ impl Log {
         bytes.push(b'\n');
         self.output(Stream::Stdout, bytes).await;
     }
+
+    /// How many lines there are; none where they cannot be written.
+    pub(super) async fn lines(&self) -> Option<u64> {
+        let (answer, lines) = oneshot::channel();
+        self.queue.send(Message::Count(answer)).await.ok()?;
+        lines.await.ok()
+    }
 }
 
 impl Writer {
-    /// Waits until everything is written; returns how many lines the log has.
+    /// Waits until everything is written.
     ///
     /// Every [`Log`] must be gone, or this waits for it.
-    pub(super) async fn finish(self) -> std::io::Result<u64> {
+    pub(super) async fn finish(self) -> std::io::Result<()> {
         tokio::task::spawn_blocking(|| self.thread.join())
             .await
             .map_err(std::io::Error::other)?
@@ -70,7 +79,7 @@ impl Writer {
     }
 }
 
-fn write_all(out: impl Write, mut messages: mpsc::Receiver<Message>) -> std::io::Result<u64> {
+fn write_all(out: impl Write, mut messages: mpsc::Receiver<Message>) -> std::io::Result<()> {
     let mut writer =
         Lines { out: BufWriter::with_capacity(64 * 1024, out), seq: 0, open: [Vec::new(), Vec::new()] };
     while let Some(message) = messages.blocking_recv() {
@@ -81,8 +90,7 @@ fn write_all(out: impl Write, mut messages: mpsc::Receiver<Message>) -> std::io:
         writer.out.flush()?;
     }
     writer.flush_open()?;
-    writer.out.flush()?;
-    Ok(writer.seq)
+    writer.out.flush()
 }
 
 struct Lines<W: Write> {
@@ -103,6 +111,13 @@ impl<W: Write> Lines<W> {
     fn take(&mut self, message: Message) -> std::io::Result<()> {
         match message {
             Message::Flush => self.flush_open(),
+            Message::Count(answer) => {
+                self.flush_open()?;
+                self.out.flush()?;
+                // Who asked may be gone.
+                answer.send(self.seq).ok();
+                Ok(())
+            }
             Message::Output(stream, bytes) => self.output(stream, &bytes),
         }
     }
@@ -183,8 +198,9 @@ mod tests {
         for (stream, bytes) in messages {
             log.output(*stream, bytes.to_vec()).await;
         }
+        let count = log.lines().await.unwrap();
         drop(log);
-        let count = writer.finish().await.unwrap();
+        writer.finish().await.unwrap();
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = text.lines().map(|line| Line::parse(line).unwrap()).collect();
         assert_eq!(count, lines.len() as u64);

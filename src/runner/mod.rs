@@ -26,7 +26,7 @@ use crate::job::{Claim, Outcome, Payload, PayloadError, Phase, Reason, Status, T
 use crate::ledger::LedgerError;
 use crate::telemetry::chain;
 use gate::{Gate, gate};
-use log::{Log, Writer};
+use log::Log;
 pub(crate) use surroundings::Lost;
 use surroundings::{CONTAINER_LABEL, Surroundings};
 
@@ -140,41 +140,16 @@ async fn read_payload(around: &Surroundings) -> Result<Payload, Fatal> {
 async fn run_phase(phase: Phase, around: Surroundings, payload: Payload) -> Result<Ended, Fatal> {
     let engine = DockerEngine::new(&around.engine_socket);
     let (log, writer) = log::open().map_err(Fatal::Log)?;
-    let runner = Runner { around, payload, engine, log, stop: listen_to_signals().map_err(Fatal::Signals)? };
-    let claimed = match runner.pass_gate(phase).await? {
-        Some(Gate::Run) => None,
-        Some(Gate::Repair { digest }) => Some(digest),
-        // Stopped while it waited: this phase never began.
-        None => return Ok(Ended::Badly),
-        Some(Gate::Done) => return Ok(Ended::Well),
-        Some(Gate::Revoked(verdict)) => {
-            return runner.leave(writer, &format!("the job has ended ({})", verdict.message)).await;
-        }
-        Some(Gate::Blocked(before)) => {
-            return runner.leave(writer, &format!("{before} did not succeed")).await;
-        }
-    };
-    let begun = Outcome::begun(&runner.around.allocation, Utc::now());
-    let work = async {
-        match (claimed, phase) {
-            (Some(digest), _) => runner.repair(begun.clone(), &digest).await,
-            (None, Phase::Build) => runner.build(begun.clone()).await,
-            (None, Phase::Test) => runner.test(begun.clone()).await,
-            (None, Phase::Publish) => runner.publish(begun.clone()).await,
-        }
-    };
-    // That the phase has begun is told while it works.
-    let told = runner.around.tell(phase, &begun);
-    let (work, told) = tokio::join!(work, told);
-    if let Err(error) = told {
-        runner.log.say(&format!("the start of {phase} could not be told: {}", chain(&error))).await;
+    let stop = listen_to_signals().map_err(Fatal::Signals)?;
+    let runner = Runner { around, payload, engine, log: log.clone(), stop };
+    let ended = Box::pin(runner.run(phase)).await;
+    if let Err(fatal) = &ended {
+        log.say(&format!("{phase} cannot go on: {}", chain(fatal))).await;
     }
-    let work = runner.say_end(phase, work).await;
-    let Runner { around, log, .. } = runner;
     drop(log);
-    // A log that nobody takes any more is no reason to fail a build that is done.
-    let lines = writer.finish().await.ok();
-    end(phase, &around, work, lines).await
+    // What counts is told by now. A log that nobody takes any more is no reason to fail a build that is done.
+    writer.finish().await.ok();
+    ended
 }
 
 /// Tells the ledger how a phase ended, and the shared folder.
@@ -224,6 +199,36 @@ fn listen_to_signals() -> std::io::Result<CancellationToken> {
 }
 
 impl Runner {
+    async fn run(self, phase: Phase) -> Result<Ended, Fatal> {
+        let claimed = match self.pass_gate(phase).await? {
+            Some(Gate::Run) => None,
+            Some(Gate::Repair { digest }) => Some(digest),
+            // Stopped while it waited: this phase never began.
+            None => return Ok(Ended::Badly),
+            Some(Gate::Done) => return Ok(Ended::Well),
+            Some(Gate::Revoked(verdict)) => {
+                return Ok(self.leave(&format!("the job has ended ({})", verdict.message)).await);
+            }
+            Some(Gate::Blocked(before)) => return Ok(self.leave(&format!("{before} did not succeed")).await),
+        };
+        let begun = Outcome::begun(&self.around.allocation, Utc::now());
+        let work = async {
+            match (claimed, phase) {
+                (Some(digest), _) => self.repair(begun.clone(), &digest).await,
+                (None, Phase::Build) => self.build(begun.clone()).await,
+                (None, Phase::Test) => self.test(begun.clone()).await,
+                (None, Phase::Publish) => self.publish(begun.clone()).await,
+            }
+        };
+        // That the phase has begun is told while it works.
+        let (work, told) = tokio::join!(work, self.around.tell(phase, &begun));
+        if let Err(error) = told {
+            self.log.say(&format!("the start of {phase} could not be told: {}", chain(&error))).await;
+        }
+        let work = self.say_end(phase, work).await;
+        end(phase, &self.around, work, self.log.lines().await).await
+    }
+
     /// Asks the gate until it says something other than to wait; none when stopped while waiting.
     async fn pass_gate(&self, phase: Phase) -> Result<Option<Gate>, Fatal> {
         let (job, ledger) = (&self.around.job, &self.around.ledger);
@@ -242,12 +247,9 @@ impl Runner {
     }
 
     /// Ends a task whose phase never begins, and says why.
-    async fn leave(self, writer: Writer, why: &str) -> Result<Ended, Fatal> {
+    async fn leave(&self, why: &str) -> Ended {
         self.log.say(&format!("nothing to do: {why}")).await;
-        drop(self);
-        // The log tells of nothing that was done: that it cannot be written changes nothing either.
-        writer.finish().await.ok();
-        Ok(Ended::Badly)
+        Ended::Badly
     }
 
     /// Waits for the sign that another task of this allocation is over: a file, looked for often, as that costs nothing.
