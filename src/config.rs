@@ -78,6 +78,8 @@ pub struct SweepSettings {
     pub sweep: Sweep,
     /// How old a copy of credentials is at least: a submission writes it before its job is there.
     pub keep_credentials: Duration,
+    /// How long after a job's end what it left in a node's engine is left alone.
+    pub keep_images: Duration,
     /// How long the ledger of a job that Nomad no longer has is kept after its last change.
     pub keep_ledger: Duration,
 }
@@ -122,12 +124,17 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     (
         "NOMAD_BUILD_SWEEP",
         "on",
-        "what becomes of Variables that no job needs: on (removed), dry-run (told) or off",
+        "what becomes of Variables, containers and images that no job needs: on (removed), dry-run (told) or off",
     ),
     (
         "NOMAD_BUILD_KEEP_CREDENTIALS",
         "PT1H",
         "how old a copy of credentials without a live job is left alone",
+    ),
+    (
+        "NOMAD_BUILD_KEEP_IMAGES",
+        "PT1H",
+        "how long after its end what a job left in a node's engine is left alone",
     ),
     ("NOMAD_BUILD_KEEP_LEDGER", "PT720H", "how long the ledger of a job that Nomad collected is kept"),
     (
@@ -238,6 +245,7 @@ fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {
     SweepSettings {
         sweep,
         keep_credentials: seconds(reader, "NOMAD_BUILD_KEEP_CREDENTIALS").unwrap_or(hours(1)),
+        keep_images: seconds(reader, "NOMAD_BUILD_KEEP_IMAGES").unwrap_or(hours(1)),
         keep_ledger: seconds(reader, "NOMAD_BUILD_KEEP_LEDGER").unwrap_or(hours(720)),
     }
 }
@@ -304,6 +312,7 @@ fn try_template(settings: &render::Settings, namespace: &str) -> Result<(), Stri
     let payload = Payload { job, spec, policy, insecure_registries: Vec::new() };
     let rendered = render::render(&payload, namespace, chrono::DateTime::UNIX_EPOCH, settings);
     let swept = render::render_sweep(&payload.job, "sweep", namespace, &["node"], settings);
+    let swept = swept.and(render::render_node_sweep("sweep", namespace, 1, true, settings));
     rendered.and(swept).map(drop).map_err(|error| chain(&error))
 }
 

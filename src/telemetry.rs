@@ -156,7 +156,9 @@ impl Telemetry {
         self.concurrent.set(if reports { self.live() } else { 0 });
         if !reports {
             // What it found on duty is for the next one to tell, or the replicas would add up to more than there is.
-            self.leftovers(&[]);
+            for kind in Leftover::ALL {
+                self.leftovers(kind, 0);
+            }
             self.archive_pending(0);
         }
     }
@@ -240,17 +242,14 @@ impl Telemetry {
         self.watch_corrections.with_label_values(&[part]).inc_by(facts);
     }
 
-    /// What a sweep found.
-    pub fn leftovers(&self, found: &[Leftover]) {
-        for kind in Leftover::ALL {
-            let count = found.iter().filter(|of| **of == kind).count();
-            self.leftovers.with_label_values(&[kind.as_str()]).set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
+    /// How many leftovers a sweep found.
+    pub fn leftovers(&self, kind: Leftover, count: u64) {
+        self.leftovers.with_label_values(&[kind.as_str()]).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// A leftover was removed.
-    pub fn leftover_removed(&self, kind: Leftover) {
-        self.leftovers_removed.with_label_values(&[kind.as_str()]).inc();
+    /// Leftovers were removed.
+    pub fn leftovers_removed(&self, kind: Leftover, count: u64) {
+        self.leftovers_removed.with_label_values(&[kind.as_str()]).inc_by(count);
     }
 
     /// The service archived a job, or could not, or let go of one.
@@ -282,18 +281,25 @@ impl Telemetry {
 pub enum Leftover {
     /// A copy of credentials.
     Credentials,
-    /// A claim, an outcome or a key.
+    /// A claim, an outcome, a key or a node's report.
     Ledger,
+    /// A container in a node's engine.
+    Containers,
+    /// An image in a node's engine.
+    Images,
 }
 
 impl Leftover {
-    const ALL: [Self; 2] = [Self::Credentials, Self::Ledger];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Credentials, Self::Ledger, Self::Containers, Self::Images];
 
     /// Its name, as a label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Credentials => "credentials",
             Self::Ledger => "ledger",
+            Self::Containers => "containers",
+            Self::Images => "images",
         }
     }
 }

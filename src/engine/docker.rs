@@ -11,7 +11,7 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as DockerError;
-use bollard::models::{BuildInfo, BuildInfoAux};
+use bollard::models::{BuildInfo, BuildInfoAux, ContainerSummary, ImageSummary};
 use bollard::query_parameters::{
     BuildImageOptions, BuildImageOptionsBuilder, BuilderVersion, ListContainersOptionsBuilder,
     ListImagesOptionsBuilder, PushImageOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
@@ -51,6 +51,22 @@ impl DockerEngine {
     fn docker(&self) -> Result<Docker, EngineError> {
         let docker = Docker::connect_with_socket(&self.socket, ANSWER, bollard::API_DEFAULT_VERSION);
         docker.map_err(|error| self.unreachable(error))
+    }
+
+    /// The containers with a label, running or not.
+    async fn containers(&self, label: String) -> Result<Vec<ContainerSummary>, EngineError> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let listed = self.docker()?.list_containers(Some(options)).await;
+        listed.map_err(|error| self.failed("listing containers", error))
+    }
+
+    /// The images with a label.
+    async fn images(&self, label: String) -> Result<Vec<ImageSummary>, EngineError> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListImagesOptionsBuilder::new().all(true).filters(&filters).build();
+        let listed = self.docker()?.list_images(Some(options)).await;
+        listed.map_err(|error| self.failed("listing images", error))
     }
 
     fn unreachable(&self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> EngineError {
@@ -247,10 +263,7 @@ impl Engine for DockerEngine {
     async fn remove_containers(&self, label: (&str, &str)) -> Result<usize, EngineError> {
         // One that hangs does not keep from removing what is there, where the caller waits for longer.
         tokio::time::timeout(CREATION, self.creations.wait()).await.ok();
-        let filters = HashMap::from([("label", vec![format!("{}={}", label.0, label.1)])]);
-        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = self.docker()?.list_containers(Some(options)).await;
-        let listed = listed.map_err(|error| self.failed("listing containers", error))?;
+        let listed = self.containers(format!("{}={}", label.0, label.1)).await?;
         let mut removed = 0;
         for id in listed.into_iter().filter_map(|container| container.id) {
             self.remove_container(&id).await?;
@@ -259,11 +272,20 @@ impl Engine for DockerEngine {
         Ok(removed)
     }
 
+    async fn containers_by(&self, label: &str) -> Result<Vec<String>, EngineError> {
+        let listed = self.containers(label.to_owned()).await?;
+        Ok(listed.into_iter().filter_map(|container| container.labels?.remove(label)).collect())
+    }
+
+    async fn images_by(&self, label: &str, ours: fn(&str) -> bool) -> Result<Vec<String>, EngineError> {
+        let listed = self.images(label.to_owned()).await?;
+        let named =
+            |image: &ImageSummary| image.repo_digests.iter().chain(&image.repo_tags).any(|name| ours(name));
+        Ok(listed.into_iter().filter(named).filter_map(|mut image| image.labels.remove(label)).collect())
+    }
+
     async fn remove_images(&self, label: (&str, &str), ours: fn(&str) -> bool) -> Result<usize, EngineError> {
-        let filters = HashMap::from([("label", vec![format!("{}={}", label.0, label.1)])]);
-        let options = ListImagesOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = self.docker()?.list_images(Some(options)).await;
-        let listed = listed.map_err(|error| self.failed("listing images", error))?;
+        let listed = self.images(format!("{}={}", label.0, label.1)).await?;
         let mut removed = 0;
         for image in listed {
             // Digests first: the last tag takes the image with it.

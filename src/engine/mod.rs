@@ -173,6 +173,16 @@ pub trait Engine {
         label: (&str, &str),
     ) -> impl Future<Output = Result<usize, EngineError>> + Send;
 
+    /// The values of a label: one for each container that has it.
+    fn containers_by(&self, label: &str) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+
+    /// The values of a label: one for each image that has it, and a name that is `ours`.
+    fn images_by(
+        &self,
+        label: &str,
+        ours: fn(&str) -> bool,
+    ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+
     /// Removes the names that are `ours` from the images with a label, and the images that have no other name; returns
     /// how many names.
     fn remove_images(

@@ -245,6 +245,12 @@ impl Facts {
         }
     }
 
+    /// When the job ended; none while it has not.
+    pub fn ended_at(&self) -> Option<DateTime<Utc>> {
+        let verdict = self.claim.1.as_ref().and_then(Claim::verdict);
+        verdict.map(|verdict| verdict.at).or_else(|| self.published().and_then(|outcome| outcome.ended_at))
+    }
+
     /// The phase that runs or ran last.
     pub fn phase(&self) -> Option<Phase> {
         self.progress.1.latest().map(|(phase, _)| phase)

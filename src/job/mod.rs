@@ -16,6 +16,7 @@ mod record;
 mod spec;
 mod status;
 mod submission;
+mod sweep;
 
 pub use claim::{Claim, Verdict};
 pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
@@ -31,3 +32,4 @@ pub use record::{Failure, Git, Image, Location, Record, Reference, Timestamps};
 pub use spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 pub use status::{Phase, Reason, Status, Task};
 pub(crate) use submission::image_labels;
+pub use sweep::SweepReport;

@@ -156,7 +156,7 @@ impl Record {
             labels: job.labels.clone(),
             status,
             phase: verdict.map_or_else(|| facts.phase(), |verdict| verdict.phase),
-            timestamps: timestamps(facts, job.labels.submitted_at, verdict, published),
+            timestamps: timestamps(facts, job.labels.submitted_at),
             git: Git {
                 reference: build.and_then(|o| o.git_ref.clone()).or_else(|| job.labels.git_ref.clone()),
                 commit: build.and_then(|o| o.commit.clone()),
@@ -189,13 +189,8 @@ fn status(facts: &Facts, verdict: Option<&Verdict>, published: Option<&Outcome>)
     }
 }
 
-fn timestamps(
-    facts: &Facts,
-    submitted_at: DateTime<Utc>,
-    verdict: Option<&Verdict>,
-    published: Option<&Outcome>,
-) -> Timestamps {
-    let end = verdict.map(|verdict| verdict.at).or_else(|| published.and_then(|outcome| outcome.ended_at));
+fn timestamps(facts: &Facts, submitted_at: DateTime<Utc>) -> Timestamps {
+    let end = facts.ended_at();
     let mut times = Timestamps { job_start: Some(submitted_at), job_end: end, ..Timestamps::default() };
     for phase in Phase::ALL {
         let Some(outcome) = facts.progress.1.of(phase) else { continue };

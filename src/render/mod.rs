@@ -132,6 +132,9 @@ const LOST_AFTER_NS: u64 = 30 * 24 * 3600 * 1_000_000_000;
 /// The node's name, which Nomad fills in.
 const NODE: &str = "${node.unique.name}";
 
+/// The node's ID.
+const NODE_ID: &str = "${node.unique.id}";
+
 /// What archiving takes: parts of a log on their way, and the store's client.
 const ARCHIVING_MB: u32 = 64;
 
@@ -243,14 +246,63 @@ pub fn render_sweep(
     nodes: &[&str],
     settings: &Settings,
 ) -> Result<Value, RenderError> {
+    let env = BTreeMap::from([
+        ("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str()),
+        ("NOMAD_BUILD_SWEEP", job.as_str()),
+    ]);
+    let meta = BTreeMap::from([(SWEPT_NODES.to_owned(), nodes.join(","))]);
+    let mut rendered = fill_sweep(sweep_id, namespace, env, meta, settings)?;
+    let group = rendered["TaskGroups"][0].take();
+    let groups: Vec<_> = match nodes {
+        [] => vec![pinned(group, "sweep", None)],
+        nodes => (1..)
+            .zip(nodes)
+            .map(|(place, node)| pinned(group.clone(), &format!("sweep-{place}"), Some(node)))
+            .collect(),
+    };
+    rendered["TaskGroups"] = groups.into();
+    Ok(rendered)
+}
+
+/// The job that removes what ended jobs left, on every node that the template's tasks may run on.
+pub fn render_node_sweep(
+    sweep_id: &str,
+    namespace: &str,
+    ended_s: u64,
+    dry_run: bool,
+    settings: &Settings,
+) -> Result<Value, RenderError> {
+    let ended_s = ended_s.to_string();
+    let mut env = BTreeMap::from([
+        ("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str()),
+        ("NOMAD_BUILD_NODE_ID", NODE_ID),
+        ("NOMAD_BUILD_SWEEP_ENDED_S", ended_s.as_str()),
+    ]);
+    if dry_run {
+        env.insert("NOMAD_BUILD_SWEEP_DRY_RUN", "1");
+    }
+    let mut rendered = fill_sweep(sweep_id, namespace, env, BTreeMap::new(), settings)?;
+    rendered["Type"] = "sysbatch".into();
+    // Nomad takes neither for a job of this type.
+    if let Some(group) = rendered["TaskGroups"][0].as_object_mut() {
+        group.remove("ReschedulePolicy");
+        group.remove("Disconnect");
+    }
+    Ok(rendered)
+}
+
+fn fill_sweep(
+    sweep_id: &str,
+    namespace: &str,
+    env: BTreeMap<&str, &str>,
+    meta: BTreeMap<String, String>,
+    settings: &Settings,
+) -> Result<Value, RenderError> {
     let sweep = TaskContext {
         name: "sweep",
         hook: None,
         payload: None,
-        env: BTreeMap::from([
-            ("NOMAD_BUILD_ENGINE_SOCKET", settings.engine_socket.as_str()),
-            ("NOMAD_BUILD_SWEEP", job.as_str()),
-        ]),
+        env,
         archive_dir: None,
         log_files: 1,
         log_file_mb: LOG_FILE_MB,
@@ -264,21 +316,12 @@ pub fn render_sweep(
         priority: 50,
         datacenters: &settings.datacenters,
         node_pool: &settings.node_pool,
-        meta: BTreeMap::from([(SWEPT_NODES.to_owned(), nodes.join(","))]),
+        meta,
         disk_mb: 2 * LOG_FILE_MB,
         lost_after_ns: LOST_AFTER_NS,
     };
-    let mut rendered = fill(&context, &[sweep], settings)?;
+    let rendered = fill(&context, &[sweep], settings)?;
     rules::check_sweep(&rendered)?;
-    let group = rendered["TaskGroups"][0].take();
-    let groups: Vec<_> = match nodes {
-        [] => vec![pinned(group, "sweep", None)],
-        nodes => (1..)
-            .zip(nodes)
-            .map(|(place, node)| pinned(group.clone(), &format!("sweep-{place}"), Some(node)))
-            .collect(),
-    };
-    rendered["TaskGroups"] = groups.into();
     Ok(rendered)
 }
 

@@ -86,6 +86,13 @@ fn a_sweep_runs_as_the_builds_of_its_template_do_on_each_node() {
         let meta = job["Meta"].as_object().unwrap().iter();
         let meta = meta.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect();
         assert_eq!(swept_nodes(&meta).collect::<Vec<_>>(), ["n1", "n2"]);
+        let everywhere =
+            render_node_sweep("all", "ci", 60, true, &settings(template, runner.clone())).unwrap();
+        assert_eq!((&everywhere["Type"], &everywhere["ID"]), (&json!("sysbatch"), &json!("all")));
+        let (group, task) = (&everywhere["TaskGroups"][0], &everywhere["TaskGroups"][0]["Tasks"][0]);
+        assert!(group["ReschedulePolicy"].is_null() && group["Disconnect"].is_null(), "{group}");
+        assert_eq!(task["Config"], groups[0]["Tasks"][0]["Config"]);
+        assert_eq!(task["Env"]["NOMAD_BUILD_SWEEP_ENDED_S"], "60");
         let nowhere = sweep(&[]);
         assert_eq!(nowhere["TaskGroups"][0]["Count"], 0);
         assert_eq!(nowhere["TaskGroups"].as_array().unwrap().len(), 1);

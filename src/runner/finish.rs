@@ -3,8 +3,6 @@
 //! Nomad runs it however the other tasks ended. It does not run, or not to its end, where the node is lost, where the
 //! allocation never came to start a task, or where it cannot be started itself: the service's undertaker ends such a job,
 //! and a cleanup removes what it left.
-//!
-//! Sweep: the same removal from outside, for a job whose own tasks could not do it.
 
 use std::path::Path;
 
@@ -13,11 +11,11 @@ use chrono::Utc;
 use super::archiving::Keeper;
 use super::log::{self, Log};
 use super::publish::Target;
-use super::surroundings::{Surroundings, engine_socket};
+use super::surroundings::Surroundings;
 use super::{Ended, Fatal, end, removal};
 use crate::engine::DockerEngine;
-use crate::environment::{BadConfiguration, Reader, Source};
-use crate::job::{Claim, JobId, Outcome, Payload, Phase, Task};
+use crate::environment::BadConfiguration;
+use crate::job::{Claim, Outcome, Payload, Phase, Task};
 use crate::telemetry::chain;
 
 /// The task after all others.
@@ -80,16 +78,4 @@ async fn remove_folder(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Removes what another job left in this node's engine.
-pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
-    let mut reader = Reader::new(source);
-    let job = reader.parsed::<JobId>("NOMAD_BUILD_SWEEP", "a job ID");
-    let socket = engine_socket(&mut reader);
-    let Some(job) = reader.finish(job).map_err(super::Lost::from)? else {
-        return Err(Fatal::Task("sweep without a job".to_owned()));
-    };
-    removal::everything(&DockerEngine::new(&socket), &job, removal::MOST).await?;
-    Ok(Ended::Well)
 }

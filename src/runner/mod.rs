@@ -11,6 +11,7 @@ mod log;
 mod publish;
 mod removal;
 mod surroundings;
+mod sweep;
 mod test;
 
 use std::future::Future;
@@ -65,6 +66,8 @@ pub(crate) enum Fatal {
         "{phase} failed, but the right to publish is claimed: finish brings the tags to what was claimed ({why})"
     )]
     Claimed { phase: Phase, why: String },
+    #[error("what the sweep found could not be reported")]
+    Report(#[from] crate::nomad::Error),
     #[error("signals could not be listened to")]
     Signals(#[source] std::io::Error),
 }
@@ -110,7 +113,7 @@ enum Work {
 /// Runs one task.
 pub(crate) async fn run(name: &str, source: Source<'_>) -> Result<Ended, Fatal> {
     if name == "sweep" {
-        return finish::sweep(source).await;
+        return Box::pin(sweep::sweep(source)).await;
     }
     let task: Task = name.parse().map_err(|_| Fatal::Task(name.to_owned()))?;
     let around = Surroundings::read(source)?;

@@ -45,7 +45,7 @@ async fn while_refused(remove: impl AsyncFn() -> Result<(), EngineError>) -> Res
 
 /// Whether a name is one that the runner gives images in an engine: its work tag, or what it pushed to a relay, whose
 /// repository begins with a secret of 64 digits. What somebody pulled from a registry of this machine is not.
-fn is_ours(name: &str) -> bool {
+pub(super) fn is_ours(name: &str) -> bool {
     let is_secret = |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_hexdigit());
     let relayed = name.strip_prefix("127.0.0.1:").and_then(|rest| rest.split('/').nth(1));
     name.starts_with("nomad-build/") || relayed.is_some_and(is_secret)

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
-use crate::job::{Claim, JobId, Labels, Outcome, Phase, Task};
+use crate::job::{Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
 use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
 use crate::registry;
@@ -146,6 +146,34 @@ impl Surroundings {
             removed = removed.and(one);
         }
         removed
+    }
+}
+
+/// A task that belongs to no job of this service, and goes through what others left.
+pub(super) struct Visitor {
+    pub(super) namespace: String,
+    pub(super) ledger: Ledger,
+    node: String,
+    nomad: Client,
+}
+
+impl Visitor {
+    pub(super) fn read(source: Source<'_>) -> Result<Self, Lost> {
+        let mut reader = Reader::new(source);
+        let namespace = reader.text("NOMAD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let node = reader.required("NOMAD_BUILD_NODE_ID");
+        let secrets_dir = reader.path("NOMAD_SECRETS_DIR");
+        reader.finish(())?;
+        let nomad = connect(&secrets_dir)?;
+        let ledger = Ledger::new(nomad.clone(), &namespace, PATIENCE);
+        Ok(Self { namespace, ledger, node, nomad })
+    }
+
+    /// Tells the service what was found on this node.
+    pub(super) async fn report(&self, report: &SweepReport) -> Result<(), nomad::Error> {
+        let path = SweepReport::path(&self.node);
+        let items = report.to_items();
+        patiently(PATIENCE, || self.nomad.set_variable(&self.namespace, &path, &items)).await
     }
 }
 

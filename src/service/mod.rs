@@ -8,6 +8,7 @@ mod freshness;
 mod keys;
 mod kill;
 pub mod logs;
+mod nodes;
 mod store;
 mod submit;
 mod sweeper;

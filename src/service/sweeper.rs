@@ -1,4 +1,4 @@
-//! The sweeper: removes Variables that no job needs any more and that nobody else removes.
+//! The sweeper: removes Variables that no job needs any more and that nobody else removes, and has the nodes swept.
 //!
 //! Copies of credentials are left by a service that dies between writing them and registering their job, and where
 //! `finish` could not remove them. Claims, outcomes and keys outlive their job, since a node may come back with its tasks,
@@ -12,9 +12,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::{Service, keys};
+use super::{Service, keys, nodes};
 use crate::config::{Sweep, SweepSettings};
-use crate::job::JobId;
+use crate::job::{JobId, SweepReport};
 use crate::ledger;
 use crate::nomad::{Error, Put, VariableStub};
 use crate::render;
@@ -25,6 +25,8 @@ const EVERY: Duration = Duration::from_hours(1);
 
 /// How long after a sweep that failed the next one is tried.
 const AGAIN: Duration = Duration::from_mins(1);
+
+const DAY: Duration = Duration::from_hours(24);
 
 pub(super) struct Sweeper<'a> {
     pub(super) service: &'a Service,
@@ -38,7 +40,11 @@ impl Sweeper<'_> {
             return;
         }
         while self.on_duty.wait_for(|on| *on).await.is_ok() {
-            let pause = match self.sweep().await {
+            let swept = async {
+                self.sweep().await?;
+                nodes::sweep(self.service).await
+            };
+            let pause = match swept.await {
                 Ok(()) => EVERY,
                 Err(error) => {
                     tracing::warn!(
@@ -66,7 +72,10 @@ impl Sweeper<'_> {
             (true, _) => Need::Live,
         };
         let found = leftovers(&variables, need, &config.sweep, Utc::now());
-        telemetry.leftovers(&found.iter().map(|(kind, _)| *kind).collect::<Vec<_>>());
+        for kind in [Leftover::Credentials, Leftover::Ledger] {
+            let count = found.iter().filter(|(of, _)| *of == kind).count();
+            telemetry.leftovers(kind, u64::try_from(count).unwrap_or(u64::MAX));
+        }
         for (kind, variable) in found {
             if config.sweep.sweep == Sweep::DryRun {
                 tracing::info!(variable = variable.path, kind = kind.as_str(), "a leftover would be removed");
@@ -75,7 +84,7 @@ impl Sweeper<'_> {
             let removed = nomad.delete_variable_at(namespace, &variable.path, variable.modify_index).await?;
             if let Put::Written(_) = removed {
                 tracing::info!(variable = variable.path, kind = kind.as_str(), "a leftover is removed");
-                telemetry.leftover_removed(kind);
+                telemetry.leftovers_removed(kind, 1);
             }
         }
         Ok(())
@@ -109,6 +118,10 @@ fn leftovers<'a>(
             let left = need(&id) != Need::Live && is_older(variable, settings.keep_credentials);
             return left.then_some(Leftover::Credentials);
         }
+        // A node that is there replaces its report every hour.
+        if variable.path.starts_with(SweepReport::PREFIX) {
+            return is_older(variable, settings.keep_ledger.max(DAY)).then_some(Leftover::Ledger);
+        }
         // A key's own job was made with it, and is as old.
         if keys::is_key(&variable.path) {
             return is_older(variable, settings.keep_ledger).then_some(Leftover::Ledger);
@@ -133,10 +146,11 @@ mod tests {
         let settings = SweepSettings {
             sweep: Sweep::On,
             keep_credentials: Duration::from_secs(10),
+            keep_images: Duration::from_secs(10),
             keep_ledger: Duration::from_secs(100),
         };
         let id = JobId::from_uuid(Uuid::from_u128(1));
-        let now = DateTime::from_timestamp(1000, 0).unwrap();
+        let now = DateTime::from_timestamp(100_000, 0).unwrap();
         for (path, need, age, want) in [
             (format!("nomad/jobs/{id}/job/build"), Gone, 11, Some(Credentials)),
             (format!("nomad/jobs/{id}/job/build"), Ended, 11, Some(Credentials)),
@@ -146,6 +160,8 @@ mod tests {
             (format!("nomad-build/outcomes/{id}"), Gone, 101, Some(Ledger)),
             ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 101, Some(Ledger)),
             ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 99, None),
+            ("nomad-build/sweeps/b3b1cd4e".to_owned(), Gone, 86_401, Some(Ledger)),
+            ("nomad-build/sweeps/b3b1cd4e".to_owned(), Gone, 86_399, None),
             ("nomad-build/keys/other".to_owned(), Gone, 500, None),
             (format!("nomad-build/claims/{id}"), Gone, 99, None),
             (format!("nomad-build/claims/{id}"), Ended, 101, None),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::support::{
-    Api, Service, Sleeper, containers_of, docker, engine_is_rid_of, eventually, images_of, world,
+    Api, Service, Sleeper, containers_of, engine_is_rid_of, eventually, images_of, leave_behind, world,
 };
 
 async fn clean_up_by(api: &Api, id: &str) -> (u16, Value) {
@@ -50,15 +50,6 @@ async fn variables_of(id: &str) -> Vec<String> {
         paths.extend(listed.filter(|path| path.contains(id)));
     }
     paths
-}
-
-/// A container that runs and an image, as a runner that was killed with its node leaves them.
-fn leave_behind(id: &str) {
-    let label = format!("nomad-build.test={id}");
-    let base = &world().base;
-    let container = docker(&["run", "--detach", "--label", &label, base, "sleep", "600"]);
-    let change = format!("LABEL nomad-build.job={id}");
-    docker(&["commit", "--change", &change, &container, &format!("nomad-build/{id}:work")]);
 }
 
 #[tokio::test]

@@ -107,9 +107,20 @@ async fn the_policies_of_the_readme_are_all_that_service_and_runner_need() {
         assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
         nomad.owns(&format!("nomad-build-sweep-{id}"));
     }
-    let left = nomad.call(Method::GET, "vars?namespace=builds", &Value::Null).await;
-    let left = left.as_array().unwrap().iter().filter(|variable| variable["Path"] != "nomad-build/reporter");
-    assert_eq!(left.count(), 0);
+    nomad.owns("nomad-build-sweep-nodes");
+    let left = async || {
+        let left = nomad.call(Method::GET, "vars?namespace=builds", &Value::Null).await;
+        let paths =
+            left.as_array().unwrap().iter().map(|variable| variable["Path"].as_str().unwrap().to_owned());
+        paths.filter(|path| path != "nomad-build/reporter").collect::<Vec<_>>()
+    };
+    eventually("the node's report", async || left().await.iter().any(|path| is_report(path)).then_some(()))
+        .await;
+    assert!(left().await.iter().all(|path| is_report(path)), "{:?}", left().await);
+}
+
+fn is_report(path: &str) -> bool {
+    path.starts_with("nomad-build/sweeps/")
 }
 
 /// Reads a stream up to its close; the lines, the last cursor, and the code it was closed with.

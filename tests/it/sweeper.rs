@@ -1,8 +1,10 @@
-//! Leftovers: Variables that no job needs are found and removed, and nothing else is.
+//! Leftovers: what no job needs is found and removed, in Nomad and on its nodes, and nothing else is.
 
 use serde_json::json;
 
-use crate::support::{Api, Namespace, Service, Sleeper, eventually, world};
+use crate::support::{
+    Api, Namespace, Service, Sleeper, containers_of, docker, eventually, images_of, leave_behind, world,
+};
 
 /// A service of a namespace that sweeps what is a second old.
 fn sweeping(namespace: &Namespace, sweep: &str) -> Service {
@@ -11,6 +13,7 @@ fn sweeping(namespace: &Namespace, sweep: &str) -> Service {
         ("NOMAD_BUILD_SWEEP", sweep),
         ("NOMAD_BUILD_KEEP_CREDENTIALS", "PT1S"),
         ("NOMAD_BUILD_KEEP_LEDGER", "PT1S"),
+        ("NOMAD_BUILD_KEEP_IMAGES", "PT1S"),
     ];
     Service::start(&world().nomad, &world().registry, &variables)
 }
@@ -66,4 +69,53 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
     let api = Api::new(&service.url);
     assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
     sleeper.is_stopped().await;
+}
+
+#[tokio::test]
+async fn what_ended_jobs_left_on_a_node_is_swept_and_nothing_else_is() {
+    let namespace = Namespace::new();
+    let first = sweeping(&namespace, "off");
+    let api = Api::new(&first.url);
+    let repository = world().repository("RUN false");
+    let (ended, _) = api.run(&world().job(&repository)).await;
+    let sleeper = Sleeper::in_phase("test");
+    let live = sleeper.submit(&api).await;
+    drop(first);
+    // Of a job of somebody else on the same engine: this namespace has no ledger of it.
+    let foreign = nomad_build::job::JobId::from_uuid(uuid::Uuid::now_v7()).to_string();
+    for id in [&ended, &foreign] {
+        leave_behind(id);
+    }
+    // Pulled by whoever runs the published image.
+    let published = format!("{}/it/pulled:{ended}", world().registry);
+    docker(&["tag", &format!("nomad-build/{ended}:work"), &published]);
+    let of = |id: &str| (containers_of(id).len(), images_of(id));
+    let (of_live, of_foreign) = (of(&live), of(&foreign));
+    assert_eq!((of_live.0, of_foreign.0, of(&ended).0), (1, 1, 1));
+    let mut dry = sweeping(&namespace, "dry-run");
+    eventually("the leftovers are counted", async || {
+        let counted = async |kind| metric(&dry, &format!("nomad_build_leftovers{{kind=\"{kind}\"}}")).await;
+        (counted("containers").await == Some(1) && counted("images").await == Some(1)).then_some(())
+    })
+    .await;
+    assert_eq!((of(&ended).0, of(&ended).1.len()), (1, 2), "a dry run removed something");
+    dry.kill();
+    let service = sweeping(&namespace, "on");
+    eventually("the leftovers are removed", async || {
+        (of(&ended) == (0, vec![published.clone()])).then_some(())
+    })
+    .await;
+    let removed = async |kind| {
+        metric(&service, &format!("nomad_build_leftovers_removed_total{{kind=\"{kind}\"}}")).await
+    };
+    eventually("what was removed is counted", async || {
+        (removed("containers").await == Some(1) && removed("images").await == Some(1)).then_some(())
+    })
+    .await;
+    assert_eq!((of(&live), of(&foreign)), (of_live, of_foreign));
+    let api = Api::new(&service.url);
+    assert_eq!(api.post(&format!("/jobs/{live}/kill")).await, json!({"success": true}));
+    sleeper.is_stopped().await;
+    docker(&["rm", "--force", &containers_of(&foreign)[0]]);
+    docker(&["rmi", &format!("nomad-build/{foreign}:work"), &published]);
 }

@@ -27,6 +27,15 @@ pub(crate) fn images_of(id: &str) -> Vec<String> {
     listed.lines().map(str::to_owned).collect()
 }
 
+/// A container that runs and an image, as a runner that was killed with its node leaves them.
+pub(crate) fn leave_behind(id: &str) {
+    let label = format!("nomad-build.test={id}");
+    let base = &super::world().base;
+    let container = docker(&["run", "--detach", "--label", &label, base, "sleep", "600"]);
+    let change = format!("LABEL nomad-build.job={id}");
+    docker(&["commit", "--change", &change, &container, &format!("nomad-build/{id}:work")]);
+}
+
 /// Waits until the engine has nothing of a job.
 pub(crate) async fn engine_is_rid_of(id: &str) {
     super::eventually("the engine has nothing of the job left", async || {

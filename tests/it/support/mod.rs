@@ -29,7 +29,7 @@ pub(crate) use api::Api;
 pub(crate) use bucket::Bucket;
 pub(crate) use cluster::Cluster;
 pub(crate) use engine::{
-    containers_of, crash, docker, engine_is_rid_of, images_of, processes_with, unique_seconds,
+    containers_of, crash, docker, engine_is_rid_of, images_of, leave_behind, processes_with, unique_seconds,
 };
 pub(crate) use faults::{Fault, Faults};
 pub(crate) use front::{At, Front};
