@@ -97,6 +97,16 @@ impl DockerEngine {
         }
     }
 
+    /// The same, for what an engine refuses where it does not have an image.
+    fn without(&self, image: &str, doing: &str, error: DockerError) -> EngineError {
+        match error {
+            DockerError::DockerResponseServerError { status_code: 404, .. } => {
+                EngineError::ImageMissing(image.to_owned())
+            }
+            other => self.failed(doing, other),
+        }
+    }
+
     async fn untag(&self, name: &str) -> Result<bool, EngineError> {
         let options = RemoveImageOptionsBuilder::new().build();
         match self.docker()?.remove_image(name, Some(options), None).await {
@@ -253,7 +263,7 @@ impl Engine for DockerEngine {
         let (repository, tag) = split(reference);
         let options = TagImageOptionsBuilder::new().repo(repository).tag(tag).build();
         let tagged = self.docker()?.tag_image(image, Some(options)).await;
-        tagged.map_err(|error| self.failed("tagging the image", error))?;
+        tagged.map_err(|error| self.without(image, "tagging the image", error))?;
         let pushed = self.push_tagged(reference, &output).await;
         let untagged = self.untag(reference).await;
         pushed?;

@@ -128,6 +128,9 @@ pub enum EngineError {
         /// The engine's words.
         message: String,
     },
+    /// It does not have the image.
+    #[error("the container engine has no image {0}: somebody removed it")]
+    ImageMissing(String),
     /// It cannot even be asked.
     #[error(
         "the build arguments and labels are too long: the engine takes 64 KiB of them, as JSON encoded for a URL"

@@ -171,6 +171,8 @@ pub enum Reason {
     Timeout,
     /// The container engine did not answer.
     EngineUnavailable,
+    /// The node's engine no longer has the image that was built.
+    ImageMissing,
     /// Nomad could not be asked for the right to publish.
     ClaimFailed,
     /// What was about to be published is not what was tested.
@@ -207,6 +209,7 @@ impl Reason {
             Self::Unauthorized => "unauthorized",
             Self::Timeout => "timeout",
             Self::EngineUnavailable => "engine_unavailable",
+            Self::ImageMissing => "image_missing",
             Self::ClaimFailed => "claim_failed",
             Self::DigestMismatch => "digest_mismatch",
             Self::Killed => "killed",

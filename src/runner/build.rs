@@ -141,6 +141,7 @@ pub(super) fn engine_failure(error: &EngineError, otherwise: Reason) -> Failure 
     let (reason, exit_code) = match error {
         EngineError::Unreachable { .. } => (Reason::EngineUnavailable, None),
         EngineError::Unauthorized { .. } => (Reason::Unauthorized, None),
+        EngineError::ImageMissing(_) => (Reason::ImageMissing, None),
         EngineError::BuildFailed { exit_code, .. } => (Reason::BuildFailed, *exit_code),
         _ => (otherwise, None),
     };

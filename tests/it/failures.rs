@@ -1,12 +1,13 @@
 //! Failures: each ends the job FAILED with its phase and reason, and nothing is tagged.
 
 use axum::http::StatusCode;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::registry::server::Server;
 use crate::support::{
-    Api, At, Front, Repository, Service, Sleeper, containers_of, crash, engine_is_rid_of, eventually,
-    processes_with, unique_seconds, world,
+    Api, At, EngineFront, Front, Repository, Service, Sleeper, containers_of, crash, engine_is_rid_of,
+    eventually, processes_with, unique_seconds, world,
 };
 
 /// Runs a job that must fail, and sees to all that a failure promises; returns its ID and status.
@@ -88,11 +89,14 @@ async fn a_push_to_a_registry_where_nothing_listens_fails_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_to_a_registry_that_may_only_be_read_fails() {
+async fn a_push_to_a_registry_that_takes_nothing_fails() {
     for (at, answer, reason) in [
         (At::Upload, StatusCode::METHOD_NOT_ALLOWED, "push_failed"),
         (At::Digest, StatusCode::BAD_REQUEST, "push_failed"),
         (At::Upload, StatusCode::FORBIDDEN, "unauthorized"),
+        // One that is full.
+        (At::Upload, StatusCode::INSUFFICIENT_STORAGE, "push_failed"),
+        (At::Digest, StatusCode::INSUFFICIENT_STORAGE, "push_failed"),
     ] {
         let repository = world().repository(&format!("RUN echo {} > /own", unique_seconds()));
         let mut job = world().job(&repository);
@@ -174,6 +178,48 @@ async fn a_node_without_an_engine_fails_the_job_and_says_so() {
     failed(&id, &job, "build", "engine_unavailable", &status).await;
     assert!(log.contains("build failed (engine_unavailable)"), "{log}");
     assert!(log.contains(socket.to_str().unwrap()), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_phase_whose_engine_goes_away_fails_and_says_so() {
+    let engine = EngineFront::start();
+    let variables = [("NOMAD_BUILD_ENGINE_SOCKET", engine.socket())];
+    let service = Service::start(&world().nomad, &world().registry, &variables);
+    let api = Api::new(&service.url);
+    let registry = Front::holding(&world().registry, At::Upload).await;
+    for phase in ["build", "test", "publish"] {
+        let sleeper = Sleeper::in_phase(phase);
+        let repository = world().repository(&format!("RUN echo {} > /own", unique_seconds()));
+        let (id, job) = if phase == "publish" {
+            let job = world().job_by(&registry, &repository);
+            let id = api.submit(&job).await;
+            registry.holds().await;
+            (id, job)
+        } else {
+            (sleeper.submit(&api).await, sleeper.job.clone())
+        };
+        engine.stop();
+        registry.let_go();
+        let status = api.wait_for_end(&id).await;
+        assert_eq!(status["status"], "FAILED", "{status:#}");
+        let failure = &status["failure"];
+        assert_eq!(
+            (&failure["phase"], &failure["reason"]),
+            (&json!(phase), &json!("engine_unavailable")),
+            "{status:#}"
+        );
+        assert!(failure["message"].as_str().unwrap().contains(engine.socket()), "{status:#}");
+        assert_eq!(world().tags(&job).await, [] as [&str; 0]);
+        engine.start_again();
+        // Without its engine the job could remove nothing itself.
+        eventually("a cleanup of what the job left", async || {
+            let (status, _) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
+            status.is_success().then_some(())
+        })
+        .await;
+        engine_is_rid_of(&id).await;
+        sleeper.is_stopped().await;
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::sources::http;
 use crate::stack::environment;
-use crate::support::{Repository, Upstream, agent, docker, image_of, world};
+use crate::support::{Repository, Upstream, agent, docker, image_of, unique_seconds, world};
 
 /// What Nomad gives a task, and what is left of the job: the tasks share it, as those of one allocation do.
 struct Allocation {
@@ -160,6 +160,66 @@ async fn a_publish_that_cannot_know_whether_it_claimed_leaves_what_it_claimed_to
         assert!(well, "{log}");
         allocation.is_published(&submission, &log).await;
     }
+}
+
+#[tokio::test]
+async fn an_image_that_somebody_removed_is_named_as_missing() {
+    let gone = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    for (phase, task) in [(Phase::Test, "test"), (Phase::Publish, "publish")] {
+        let mut submission = submission();
+        if phase == Phase::Test {
+            submission["test_commands"] = json!(["true"]);
+        }
+        let allocation = Allocation::new(&submission);
+        let built = Outcome { image_id: Some(gone.to_owned()), ..Outcome::begun("a", Utc::now()) };
+        let built = built.succeeded(Utc::now());
+        allocation.ledger.record(&allocation.job, None, Phase::Build, &built).await.unwrap();
+        let (well, log) = allocation.run(task, ENGINE).await;
+        let outcome = allocation.outcome(phase).await;
+        assert_eq!((well, outcome.reason), (false, Some(Reason::ImageMissing)), "{log}");
+        assert!(outcome.message.unwrap().contains(gone), "{log}");
+        assert_eq!(world().tags(&submission).await, [] as [&str; 0]);
+        allocation.ledger.remove(&allocation.job).await.unwrap();
+    }
+}
+
+/// A file system of its own in place of a folder, as long as this value.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(folder: PathBuf, kilobytes: u32) -> Self {
+        let size = format!("size={kilobytes}k");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(&folder)
+            .status();
+        assert!(mounted.unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg(&self.0).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_checkout_that_finds_no_room_on_its_disk_says_so() {
+    let repository = Repository::new().file("large", &unique_seconds().repeat(100_000)).commit();
+    let mut submission = submission();
+    submission["repo_url"] = json!(repository.url());
+    let allocation = Allocation::new(&submission);
+    let payload = std::fs::read(allocation.path("alloc/payload")).unwrap();
+    let _small = Small::new(allocation.path("alloc"), 300);
+    std::fs::write(allocation.path("alloc/payload"), payload).unwrap();
+    let (well, log) = allocation.run("build", ENGINE).await;
+    let outcome = allocation.outcome(Phase::Build).await;
+    assert_eq!((well, outcome.reason), (false, Some(Reason::CheckoutFailed)), "{log}");
+    // In git's words, whichever of its files came first.
+    let message = outcome.message.unwrap();
+    assert!(message.contains("diskspace") || message.contains("No space left on device"), "{log}");
+    allocation.ledger.remove(&allocation.job).await.unwrap();
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ impl DockerEngine {
         let creation = async move { docker.create_container(None::<CreateContainerOptions>, body).await };
         // Cut off in the middle, nobody would know whether it exists.
         match self.creations.spawn(creation).await {
-            Ok(created) => Ok(created.map_err(|error| self.failed(DOING, error))?.id),
+            Ok(created) => Ok(created.map_err(|error| self.without(&request.image, DOING, error))?.id),
             Err(died) => Err(EngineError::Refused { doing: DOING.to_owned(), message: died.to_string() }),
         }
     }

@@ -5,6 +5,7 @@ mod api;
 mod bucket;
 mod cluster;
 mod engine;
+mod engine_front;
 mod faults;
 mod front;
 mod guarded;
@@ -31,6 +32,7 @@ pub(crate) use cluster::Cluster;
 pub(crate) use engine::{
     containers_of, crash, docker, engine_is_rid_of, images_of, leave_behind, processes_with, unique_seconds,
 };
+pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
 pub(crate) use front::{At, Front};
 pub(crate) use guarded::{Guarded, NAMESPACE};
