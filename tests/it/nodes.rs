@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::sync::MutexGuard;
 
 use crate::support::{
-    Api, Cluster, Nomad, Service, Sleeper, containers_of, engine_is_rid_of, eventually, image_of, world,
+    Api, At, Cluster, Front, Nomad, Service, Sleeper, containers_of, docker, engine_is_rid_of, eventually,
+    image_of, world,
 };
 
 /// The cluster that is shared, for this test alone, and a service that speaks to one of its servers.
@@ -128,6 +129,48 @@ async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing()
     engine_is_rid_of(&id).await;
     assert_eq!(world.tags(&sleeper.job).await, [] as [&str; 0]);
     drain(json!({"DrainSpec": null, "MarkEligible": true})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_node_is_rebooted_ends_and_publishes_nothing_but_what_it_claimed() {
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
+    for place in ["BUILDING", "TESTING", "before its claim", "behind its claim"] {
+        let at = if place == "behind its claim" { At::Tag } else { At::Digest };
+        let front = Front::holding(&world.registry, at).await;
+        let pause = |phase: &str| if place == phase { "sleep 5" } else { "true" };
+        let repository = world.repository(&format!("ARG ROUND\nRUN echo $ROUND; {}", pause("BUILDING")));
+        let mut job = world.job_by(&front, &repository);
+        job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
+        job["test_commands"] = json!([pause("TESTING")]);
+        let id = api.submit(&job).await;
+        if place.ends_with("claim") {
+            runs(cluster, api, &id, "PUBLISHING").await;
+            front.holds().await;
+        } else {
+            runs(cluster, api, &id, place).await;
+        }
+        cluster.reboot_client().await;
+        for container in containers_of(&id) {
+            docker(&["kill", &container]);
+        }
+        front.let_go();
+        let status = api.wait_for_end(&id).await;
+        let is_published = status["status"] == "SUCCEEDED";
+        assert_eq!(world.tags(&job).await == ["one"], is_published, "{place}: {status:#}");
+        assert_eq!(
+            status["image"]["references"][0]["published"] == "yes",
+            is_published,
+            "{place}: {status:#}"
+        );
+        if place == "behind its claim" {
+            assert!(is_published, "{status:#}");
+            let served = world.served(image_of(&job), "one").await;
+            assert_eq!(json!(served), status["image"]["digest"], "{status:#}");
+        }
+        api.post(&format!("/jobs/{id}/cleanup")).await;
+        engine_is_rid_of(&id).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,19 +176,41 @@ pub(super) fn end_client(process: &mut Child, dir: &Path, cgroup: &str) {
         kill(pid, Signal::SIGINT).ok();
         process.wait().ok();
     }
-    // Tasks of one that was killed outlive it, and so do Nomad's own helpers of them.
-    for pid in processes_of(Path::new(dir)) {
+    end_tasks(Path::new(dir), cgroup, &[]);
+    for path in cgroups(cgroup) {
+        remove_cgroup(&path);
+    }
+}
+
+/// Ends the tasks of a client that is no more, and Nomad's own helpers of them: they outlive it. Its memory file systems go.
+pub(super) fn end_tasks(dir: &Path, cgroup: &str, but: &[u32]) {
+    let mut pids: Vec<_> = cgroups(cgroup).iter().flat_map(|path| processes_in(path)).collect();
+    pids.extend(processes_of(dir));
+    for pid in pids.into_iter().filter(|pid| !but.contains(pid)) {
+        // It may have ended since it was listed.
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).ok();
     }
-    for line in mounted().lines() {
-        if let Some(at) = ours(line) {
+    for line in fs::read_to_string("/proc/mounts").unwrap().lines() {
+        if let Some(at) = line.split(' ').nth(1).filter(|at| Path::new(at).starts_with(dir)) {
             Command::new("umount").arg(at).status().unwrap();
         }
     }
-    for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        remove_cgroup(&controller.path().join(cgroup));
-    }
-    remove_cgroup(&Path::new("/sys/fs/cgroup").join(cgroup));
+}
+
+/// A client's cgroup, wherever it has one: with version 1 in every hierarchy.
+fn cgroups(cgroup: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    let all = hierarchies.chain([root.to_owned()]).map(|hierarchy| hierarchy.join(cgroup));
+    all.filter(|path| path.is_dir()).collect()
+}
+
+/// The processes of a cgroup and of those below it.
+fn processes_in(path: &Path) -> Vec<u32> {
+    let own = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let below = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below = below.filter(|path| path.is_dir()).flat_map(|path| processes_in(&path));
+    own.lines().filter_map(|line| line.parse().ok()).chain(below).collect()
 }
 
 /// Cgroups are removed from the leaves, and only empty ones can be.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::agent::{MARK, binary, end_client, free_ports, wait_for};
+use super::agent::{MARK, binary, end_client, end_tasks, free_ports, wait_for};
 
 const SERVERS: usize = 3;
 
@@ -127,6 +127,15 @@ impl Cluster {
         let client = &mut self.client.lock().unwrap();
         client.kill().unwrap();
         client.wait().unwrap();
+    }
+
+    /// What a reboot does to the node: its agent and every task end at once, its memory file systems are empty, and the
+    /// agent starts again.
+    pub(crate) async fn reboot_client(&self) {
+        self.kill_client();
+        let servers: Vec<_> = self.servers.lock().unwrap().iter().map(Child::id).collect();
+        end_tasks(self.dir.path(), &self.cgroup, &servers);
+        self.restart_client().await;
     }
 
     /// Starts the client agent again, and waits until it answers.
