@@ -10,7 +10,7 @@ use super::decoder::Entry;
 use super::tap::{Mark, Tap, Target};
 use super::{ByPhase, Inner, Unread, retries, tail};
 use crate::job::{Phase, Record, Stream};
-use crate::nomad::{Allocation, Error};
+use crate::nomad::Allocation;
 
 /// How often a log is read on in vain, for lines that its runner has written and that are still on their way: 10 s on a
 /// busy node. How often the connection may fail.
@@ -19,6 +19,8 @@ const FAILURES: u32 = 3;
 
 const EXPIRED: &str = "expired: Nomad no longer has this log";
 const ON_ITS_WAY: &str = "Nomad no longer has this log, and it is not archived yet: ask again";
+
+const NOT_THERE: &str = "the node does not have this log yet: ask again";
 
 /// How long lines are on their way from the runner to Nomad's file.
 const LAG: Duration = Duration::from_millis(250);
@@ -130,8 +132,20 @@ async fn collect(
             Ok(false) if !is_fresh(record) => break,
             Ok(false) => tokio::time::sleep(LAG).await,
             Err(error) if error.is_unknown() => {
-                let gone = began && is_gone(target).await?;
-                return Ok(gone.then(|| gone_for(inner, record)));
+                if !began {
+                    return Ok(None);
+                }
+                let found = target.allocation().await?;
+                if found.is_none() {
+                    return Ok(Some(gone_for(inner, record)));
+                }
+                if is_last || !is_fresh(record) {
+                    // The node has removed it, or has yet to say that there is one.
+                    let was_there = found.is_some_and(|found| has_started(&found, target.phase));
+                    return Ok(Some(if was_there { gone_for(inner, record) } else { NOT_THERE.to_owned() }));
+                }
+                // A runner tells of its phase before its node does, and a node that starts knows no allocation at first.
+                tokio::time::sleep(LAG).await;
             }
             Err(error) if is_last || failures == FAILURES || error.is_forbidden() => {
                 return Err(error);
@@ -202,12 +216,9 @@ fn is_fresh(record: &Record) -> bool {
     record.timestamps.job_end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10)
 }
 
-/// Whether a log that is not there was there.
-async fn is_gone(target: &Target) -> Result<bool, Error> {
-    let started = |found: Allocation| {
-        found.task_states.get(target.phase.as_str()).is_some_and(|task| task.started_at.is_some())
-    };
-    Ok(target.allocation().await?.is_none_or(started))
+/// Whether Nomad has heard of the start of a phase's task.
+fn has_started(allocation: &Allocation, phase: Phase) -> bool {
+    allocation.task_states.get(phase.as_str()).is_some_and(|task| task.started_at.is_some())
 }
 
 /// The last lines of a text, bounded in lines and in bytes. One buffer: a line takes its bytes, however short it is.

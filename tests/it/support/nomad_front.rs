@@ -20,6 +20,8 @@ pub(crate) enum Instead {
     Refusal,
     /// Nomad gives nothing, as a log of which nothing is there.
     Nothing,
+    /// Nomad does not know what is asked for.
+    Unknown,
     /// Nomad has none of what is listed.
     EmptyList,
     /// Nomad gets the registration with a count of 0, so that nothing is run.
@@ -40,6 +42,7 @@ pub(crate) async fn nomad_front(
                     Result<Vec<u8>, std::io::Error>,
                 >())),
                 Some(Instead::Nothing) => StatusCode::OK.into_response(),
+                Some(Instead::Unknown) => (StatusCode::NOT_FOUND, "not yet").into_response(),
                 Some(Instead::EmptyList) => "[]".into_response(),
                 Some(Instead::Refusal) => (StatusCode::INTERNAL_SERVER_ERROR, "refused").into_response(),
                 Some(Instead::Unplaced) => nomad.pass(unplaced(request).await).await,
