@@ -84,7 +84,11 @@ impl Telemetry {
                 &PHASES,
                 &["phase", "result"],
             )?,
-            jobs: counter("nomad_build_jobs_total", "Jobs that ended, by final status.", &["status"])?,
+            jobs: counter(
+                "nomad_build_jobs_total",
+                "Jobs that ended while this replica was on duty, by final status.",
+                &["status"],
+            )?,
             concurrent: gauge("nomad_build_concurrent_jobs", "Jobs that have not ended.")?,
             queue_wait: wait(
                 "nomad_build_queue_wait_seconds",
@@ -112,13 +116,16 @@ impl Telemetry {
             leftovers: registered(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("nomad_build_leftovers", "Variables without a job that the last sweep found."),
+                    Opts::new(
+                        "nomad_build_leftovers",
+                        "What no job needs and the last sweep found, in Variables and on nodes.",
+                    ),
                     &["kind"],
                 ),
             )?,
             leftovers_removed: counter(
                 "nomad_build_leftovers_removed_total",
-                "Variables without a job that were removed.",
+                "What no job needed and was removed.",
                 &["kind"],
             )?,
             archived: counter(

@@ -53,10 +53,10 @@ impl SweepReport {
 
 impl std::ops::AddAssign for SweepReport {
     fn add_assign(&mut self, other: Self) {
-        self.containers += other.containers;
-        self.images += other.images;
-        self.removed_containers += other.removed_containers;
-        self.removed_images += other.removed_images;
+        self.containers = self.containers.saturating_add(other.containers);
+        self.images = self.images.saturating_add(other.images);
+        self.removed_containers = self.removed_containers.saturating_add(other.removed_containers);
+        self.removed_images = self.removed_images.saturating_add(other.removed_images);
     }
 }
 

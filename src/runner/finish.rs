@@ -2,7 +2,7 @@
 //!
 //! Nomad runs it however the other tasks ended. It does not run, or not to its end, where the node is lost, where the
 //! allocation never came to start a task, or where it cannot be started itself: the service's undertaker ends such a job,
-//! and a cleanup removes what it left.
+//! and a cleanup or a sweep removes what it left.
 
 use std::path::Path;
 

@@ -123,14 +123,7 @@ pub(crate) async fn run(name: &str, source: Source<'_>) -> Result<Ended, Fatal> 
             let keeper = archiving::Keeper::read(source);
             Box::pin(finish::finish(around, payload.ok(), keeper)).await
         }
-        Task::Phase(phase) => match payload {
-            Ok(payload) => Box::pin(run_phase(phase, around, payload)).await,
-            Err(fatal) => {
-                let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
-                around.decide(&Claim::revoked(verdict)).await?;
-                Err(fatal)
-            }
-        },
+        Task::Phase(phase) => Box::pin(run_phase(phase, around, payload)).await,
     }
 }
 
@@ -140,12 +133,25 @@ async fn read_payload(around: &Surroundings) -> Result<Payload, Fatal> {
     Ok(Payload::decode(&text)?)
 }
 
-async fn run_phase(phase: Phase, around: Surroundings, payload: Payload) -> Result<Ended, Fatal> {
-    let engine = DockerEngine::new(&around.engine_socket);
+async fn run_phase(
+    phase: Phase,
+    around: Surroundings,
+    payload: Result<Payload, Fatal>,
+) -> Result<Ended, Fatal> {
     let (log, writer) = log::open().map_err(Fatal::Log)?;
-    let stop = listen_to_signals().map_err(Fatal::Signals)?;
-    let runner = Runner { around, payload, engine, log: log.clone(), stop };
-    let ended = Box::pin(runner.run(phase)).await;
+    let ended = match payload {
+        Ok(payload) => {
+            let engine = DockerEngine::new(&around.engine_socket);
+            let stop = listen_to_signals().map_err(Fatal::Signals)?;
+            let runner = Runner { around, payload, engine, log: log.clone(), stop };
+            Box::pin(runner.run(phase)).await
+        }
+        Err(fatal) => {
+            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
+            around.decide(&Claim::revoked(verdict)).await?;
+            Err(fatal)
+        }
+    };
     if let Err(fatal) = &ended {
         log.say(&format!("{phase} cannot go on: {}", chain(fatal))).await;
     }

@@ -15,6 +15,7 @@ use super::{Ended, Fatal, Lost};
 use crate::engine::{DockerEngine, Engine as _};
 use crate::environment::{Reader, Source};
 use crate::job::{Facts, JobId, SweepReport};
+use crate::ledger::LedgerError;
 use crate::telemetry::chain;
 
 /// How long the engine may take to list what it has.
@@ -50,7 +51,7 @@ pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
             writer.finish().await.ok();
             swept?;
         }
-        None => return Err(Fatal::Task("sweep without a job".to_owned())),
+        None => return Err(Fatal::Task("sweep, of nothing".to_owned())),
     }
     Ok(Ended::Well)
 }
@@ -75,10 +76,15 @@ async fn sweep_ended(
     }
     let mut report = SweepReport::default();
     for (job, found) in left {
-        let Some(end) = end_of(visitor, &job).await? else { continue };
-        if Utc::now() - end < since {
-            continue;
-        }
+        let end = match end_of(visitor, &job).await {
+            Ok(Some(end)) if Utc::now() - end >= since => end,
+            Ok(_) => continue,
+            Err(error @ LedgerError::Malformed(..)) => {
+                log.say(&format!("left alone: {}", chain(&error))).await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         report.containers += found.containers;
         report.images += found.images;
         let end = end.to_rfc3339_opts(SecondsFormat::Secs, true);
@@ -101,7 +107,7 @@ async fn sweep_ended(
 }
 
 /// When a job ended; none while it has not, and where this namespace has no ledger of it: then it is somebody else's.
-async fn end_of(visitor: &Visitor, job: &JobId) -> Result<Option<DateTime<Utc>>, Fatal> {
+async fn end_of(visitor: &Visitor, job: &JobId) -> Result<Option<DateTime<Utc>>, LedgerError> {
     let mut facts = Facts::new(job.clone());
     for page in visitor.ledger.pages(job).await? {
         page.tell(&visitor.namespace, &mut facts);

@@ -35,6 +35,9 @@ const COMES: TimeDelta = TimeDelta::minutes(10);
 /// How many jobs are archived at once.
 const AT_ONCE: usize = 4;
 
+/// How many jobs are looked after before it is looked which ended meanwhile.
+const AT_A_PASS: usize = 100;
+
 /// How often what was kept long enough is removed.
 const EXPIRES: Duration = Duration::from_hours(1);
 
@@ -108,8 +111,11 @@ impl Archivist<'_> {
             let waits = record.nomad.allocation.as_ref().map_or(TimeDelta::zero(), |_| FINISHES);
             end.is_some_and(|end| now - end > waits)
         };
-        let due: Vec<_> =
+        let mut due: Vec<_> =
             records.values().filter(|record| has_ended(record) && is_due(&record.id)).cloned().collect();
+        // What ended last may still be lost; what Nomad has forgotten can wait for another pass.
+        due.sort_unstable_by_key(|record| (record.remembered, std::cmp::Reverse(record.timestamps.job_end)));
+        due.truncate(AT_A_PASS);
         let mut looked = stream::iter(due)
             .map(async |record| (record.id.clone(), self.look_after(archive, &record).await))
             .buffer_unordered(AT_ONCE);
@@ -148,7 +154,12 @@ impl Archivist<'_> {
     /// Archives what is not archived of a job; whether that is all there will be.
     async fn archive(&self, archive: &Archive, record: &Record) -> Result<bool, Unkept> {
         let mut written = false;
-        if says_more(record, archive.record(&record.id).await?.as_ref()) {
+        let archived = archive.record(&record.id).await?;
+        // Nomad has nothing more of it.
+        if record.remembered && archived.is_some() {
+            return Ok(true);
+        }
+        if says_more(record, archived.as_ref()) {
             archive.put_record(record).await?;
             written = true;
         }

@@ -61,8 +61,10 @@ impl Service {
         let earlier = sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(failed)?;
         match self.record(id).await {
             Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),
-            // Known from the archive only: Nomad has nothing of it but, perhaps, its ledger, which is swept.
-            Ok(_) if self.store.record(id).is_none() && earlier.is_none() => return Ok(()),
+            // Nomad has forgotten where it ran. Its ledger stays until it is swept: a node may come back with its tasks.
+            Ok(_) if earlier.is_none() && self.store.record(id).is_none_or(|known| known.remembered) => {
+                return self.remove_credentials(id).await.map_err(failed);
+            }
             Ok(_) => {}
             // A job that Nomad no longer has, but that a cleanup was begun for: that one is brought to its end.
             Err(FindError::Unknown(_)) if earlier.is_some() => {}

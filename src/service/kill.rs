@@ -3,7 +3,7 @@
 use chrono::Utc;
 
 use super::{FindError, PATIENCE, Service};
-use crate::job::{Claim, JobId, Reason, Status, Verdict};
+use crate::job::{Claim, JobId, Reason, Record, Status, Verdict};
 use crate::ledger::LedgerError;
 use crate::nomad::{Error, patiently};
 
@@ -51,6 +51,19 @@ impl Service {
             // Known from the archive only: there is nothing left to stop.
             return Ok(Killed::Yes);
         }
+        // What is decided is not decided again: where a cleanup removed the claim, nobody would remove the next one.
+        let killed =
+            if record.status.is_final() { Killed::Yes } else { self.revoke_by_caller(id, &record).await? };
+        if killed == Killed::Yes {
+            self.stop(id).await.map_err(|error| KillError::Running(id.clone(), error))?;
+            // Where no task ever ran, none removes what the job was given; and nothing is left to do with it.
+            let removed = self.remove_credentials(id).await;
+            removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
+        }
+        Ok(killed)
+    }
+
+    async fn revoke_by_caller(&self, id: &JobId, record: &Record) -> Result<Killed, KillError> {
         let verdict =
             Verdict::new(Status::Killed, record.phase, Reason::Killed, "killed by a caller", Utc::now());
         let decision = self
@@ -66,12 +79,6 @@ impl Service {
             }
         };
         self.store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
-        if killed == Killed::Yes {
-            self.stop(id).await.map_err(|error| KillError::Running(id.clone(), error))?;
-            // Where no task ever ran, none removes what the job was given; and nothing is left to do with it.
-            let removed = self.remove_credentials(id).await;
-            removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
-        }
         Ok(killed)
     }
 

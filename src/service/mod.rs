@@ -216,12 +216,15 @@ impl Service {
         if let Some(known) = known.as_ref().filter(|known| !known.borrow().remembered) {
             return Ok(known.clone());
         }
-        match (self.archived(id).await, known) {
-            // It never changes: nobody holds the other end.
-            (Ok(Some(archived)), _) => Ok(tokio::sync::watch::channel(Arc::new(archived)).1),
-            (_, Some(known)) => Ok(known),
-            (Ok(None), None) => Err(FindError::Unknown(id.clone())),
-            (Err(error), None) => Err(error),
+        // It never changes: nobody holds the other end.
+        let fixed = |archived| tokio::sync::watch::channel(Arc::new(archived)).1;
+        match known {
+            // An archive that does not say is as good as none.
+            Some(known) => {
+                let asked = tokio::time::timeout(logs::ASKED, self.archived(id)).await;
+                Ok(asked.ok().and_then(Result::ok).flatten().map_or(known, fixed))
+            }
+            None => self.archived(id).await?.map(fixed).ok_or_else(|| FindError::Unknown(id.clone())),
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::{Service, translate};
 use crate::config::Sweep;
 use crate::job::SweepReport;
@@ -26,8 +28,8 @@ pub(super) enum Unswept {
     Render(#[from] RenderError),
 }
 
-/// Sweeps every node, and tells of what was found.
-pub(super) async fn sweep(service: &Service) -> Result<(), Unswept> {
+/// Sweeps every node, and tells of what was found, unless another replica has gone on duty meanwhile and tells of it.
+pub(super) async fn sweep(service: &Service, on_duty: &watch::Receiver<bool>) -> Result<(), Unswept> {
     let Service { nomad, config, telemetry, .. } = service;
     let namespace = &config.namespace;
     let dry_run = config.sweep.sweep == Sweep::DryRun;
@@ -51,6 +53,9 @@ pub(super) async fn sweep(service: &Service) -> Result<(), Unswept> {
         {
             all += SweepReport::from_items(&variable.items);
         }
+    }
+    if !*on_duty.borrow() {
+        return Ok(());
     }
     telemetry.leftovers(Leftover::Containers, all.containers);
     telemetry.leftovers(Leftover::Images, all.images);

@@ -149,10 +149,10 @@ impl Store {
         }
     }
 
-    /// Forgets those of some jobs that have ended, or of which nothing but their ledger was ever known.
+    /// Forgets those of some jobs that have ended, or of which nothing but their ledger was ever known, and that is gone.
     pub(super) fn remove_ended(&self, ids: &[JobId]) {
         for id in ids {
-            if self.record(id).is_none_or(|record| record.status.is_final()) {
+            if self.record(id).is_none_or(|record| record.status.is_final() || record.remembered) {
                 self.remove(id);
             }
         }

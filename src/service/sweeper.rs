@@ -6,7 +6,7 @@
 //!
 //! Invariant: nothing is removed that was changed since it was looked at, or whose path does not name a job of this service.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -42,7 +42,7 @@ impl Sweeper<'_> {
         while self.on_duty.wait_for(|on| *on).await.is_ok() {
             let swept = async {
                 self.sweep().await?;
-                nodes::sweep(self.service).await
+                nodes::sweep(self.service, &self.on_duty).await
             };
             let pause = match swept.await {
                 Ok(()) => EVERY,
@@ -109,10 +109,19 @@ fn leftovers<'a>(
     settings: &SweepSettings,
     now: DateTime<Utc>,
 ) -> Vec<(Leftover, &'a VariableStub)> {
-    let is_older = |variable: &VariableStub, than: Duration| {
+    let is_past = |time: i64, than: Duration| {
         let than = TimeDelta::from_std(than).unwrap_or(TimeDelta::MAX);
-        now.signed_duration_since(DateTime::from_timestamp_nanos(variable.modify_time)) > than
+        now.signed_duration_since(DateTime::from_timestamp_nanos(time)) > than
     };
+    let is_older = |variable: &VariableStub, than| is_past(variable.modify_time, than);
+    // Half of a ledger tells another tale: both go by the later one.
+    let mut changed = HashMap::<JobId, i64>::new();
+    for variable in variables {
+        if let Some((id, _)) = ledger::parse_path(&variable.path) {
+            let latest = changed.entry(id).or_insert(variable.modify_time);
+            *latest = variable.modify_time.max(*latest);
+        }
+    }
     let kind = |variable: &VariableStub| {
         if let Some(id) = render::job_of_task_variable(&variable.path) {
             let left = need(&id) != Need::Live && is_older(variable, settings.keep_credentials);
@@ -127,7 +136,8 @@ fn leftovers<'a>(
             return is_older(variable, settings.keep_ledger).then_some(Leftover::Ledger);
         }
         let (id, _) = ledger::parse_path(&variable.path)?;
-        let left = need(&id) == Need::Gone && is_older(variable, settings.keep_ledger);
+        let latest = changed.get(&id).copied().unwrap_or(variable.modify_time);
+        let left = need(&id) == Need::Gone && is_past(latest, settings.keep_ledger);
         left.then_some(Leftover::Ledger)
     };
     variables.iter().filter_map(|variable| Some((kind(variable)?, variable))).collect()
@@ -179,6 +189,26 @@ mod tests {
             let variables = [VariableStub { path: path.clone(), modify_time, ..VariableStub::default() }];
             let found = leftovers(&variables, |_| need, &settings, now);
             assert_eq!(found.first().map(|(kind, _)| *kind), want, "{path} {need:?} {age}");
+        }
+    }
+    #[test]
+    fn a_jobs_ledger_goes_as_a_whole() {
+        let settings = SweepSettings {
+            sweep: Sweep::On,
+            keep_credentials: Duration::from_secs(10),
+            keep_images: Duration::from_secs(10),
+            keep_ledger: Duration::from_secs(100),
+        };
+        let id = JobId::from_uuid(Uuid::from_u128(1));
+        let now = DateTime::from_timestamp(1000, 0).unwrap();
+        for (ages, left) in [([101, 99], 0), ([99, 101], 0), ([102, 101], 2)] {
+            let paths = [format!("nomad-build/claims/{id}"), format!("nomad-build/outcomes/{id}")];
+            let variables = paths.into_iter().zip(ages).map(|(path, age)| {
+                let modify_time = (now - TimeDelta::seconds(age)).timestamp_nanos_opt().unwrap();
+                VariableStub { path, modify_time, ..VariableStub::default() }
+            });
+            let variables: Vec<_> = variables.collect();
+            assert_eq!(leftovers(&variables, |_| Need::Gone, &settings, now).len(), left, "{ages:?}");
         }
     }
 }

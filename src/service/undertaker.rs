@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 
 use super::{Service, cleanup, translate};
 use crate::job::{Claim, Due, JobId, Phase, Reason, Verdict};
@@ -33,6 +33,9 @@ impl Undertaker<'_> {
         let store = &self.service.store;
         loop {
             for (id, due) in store.due(Utc::now()) {
+                if self.is_being_swept(&id) {
+                    continue;
+                }
                 if let Err(error) = self.perform(&id, due).await {
                     let error = crate::telemetry::chain(&error);
                     tracing::warn!(job = %id, error, "will be tried again");
@@ -45,10 +48,24 @@ impl Undertaker<'_> {
         }
     }
 
+    /// Whether half of a job's ledger may be gone, because it is as old as what is swept: what is left says nothing.
+    fn is_being_swept(&self, id: &JobId) -> bool {
+        let keep = TimeDelta::from_std(self.service.config.sweep.keep_ledger).unwrap_or(TimeDelta::MAX);
+        let record = self.service.store.record(id).filter(|record| record.remembered);
+        record.is_some_and(|record| Utc::now().signed_duration_since(record.labels.submitted_at) > keep)
+    }
+
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
         let Service { nomad, ledger, store, config, .. } = self.service;
         let record = store.record(id);
         let labels = record.as_ref().map(|record| &record.labels);
+        // Nomad forgets a job that is purged at once, while its tasks are still being stopped: they may tell how it ended.
+        if record.as_ref().is_some_and(|record| record.remembered) {
+            let allocations = nomad.job_allocations(&config.namespace, id.as_str()).await?;
+            if allocations.iter().any(translate::may_still_work) {
+                return Ok(());
+            }
+        }
         match due {
             Due::Revoke(Verdict { reason: Reason::NodeLost, .. }) => {
                 // The allocation that takes the place of a lost one is made at the same moment, and heard of apart from it.
@@ -58,6 +75,12 @@ impl Undertaker<'_> {
                 }
             }
             Due::Revoke(verdict) => self.revoke(id, verdict).await?,
+            // A cleanup may have been at it since, and then there is nothing left to conclude.
+            Due::Conclude(_) if ledger.claim(id).await?.is_none() => {
+                if cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some() {
+                    store.remove(id);
+                }
+            }
             Due::Conclude(outcome) => {
                 let (index, progress) = ledger.record(id, labels, Phase::Publish, &outcome).await?;
                 store.see(id, |facts| facts.see_progress(index, progress));

@@ -35,6 +35,8 @@ pub use cursor::{Cursor, InvalidCursor};
 pub use message::{EndReason, Message};
 pub use text::Logs;
 
+pub(super) use tap::ASKED;
+
 /// How much the hub may use.
 #[derive(Clone, Debug)]
 pub struct Settings {

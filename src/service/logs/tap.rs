@@ -19,7 +19,7 @@ use crate::nomad::{Allocation, Client, Error, Frame, FrameStream, Kind, Origin};
 const PROOF: Duration = Duration::from_secs(3);
 
 /// How long the archive is asked before Nomad is.
-const ASKED: Duration = Duration::from_secs(5);
+pub(in crate::service) const ASKED: Duration = Duration::from_secs(5);
 
 /// One task's log.
 #[derive(Clone)]
