@@ -149,7 +149,7 @@ impl Record {
         let build = progress.of(Phase::Build);
         let allocation = facts.allocation();
         // Nomad forgets an allocation before its ledger is swept.
-        let writer = progress.latest().map(|(_, outcome)| outcome);
+        let writer = progress.latest().filter(|_| job.remembered).map(|(_, outcome)| outcome);
         let waits = status == Status::Pending && allocation.is_none();
         Some(Self {
             id: facts.id.clone(),
