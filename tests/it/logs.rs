@@ -1,6 +1,7 @@
 //! Logs: from a real Nomad to readers of every kind.
 
 mod job;
+mod texts;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -279,48 +280,30 @@ async fn a_connection_that_is_cut_again_and_again_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_text_that_is_too_large_says_what_it_leaves_out() {
-    let mut job = Job::building(10, 10).await;
-    let hub = job.hub();
-    job.lines(Phase::Build, 20_000).await;
-    job.end_build();
-    let whole: String = (1..=20_000).map(|seq| text(seq) + "\n").collect();
-    let record = job.record.borrow().clone();
-    let logs = hub.text(&record, None, None, 100_000).await.unwrap();
-    assert!(logs.missing.is_empty(), "{:?}", logs.missing);
-    let omitted = logs.truncated[&Phase::Build].omitted_bytes;
-    let (note, rest) = logs.build.split_once('\n').unwrap();
-    assert!(note.contains(&omitted.to_string()) && note.contains("/logs/stream"), "{note}");
-    assert!(whole.ends_with(rest) && rest.len() <= 100_000);
-    assert_eq!(rest.len() as u64 + omitted, whole.len() as u64);
-
-    let before = hub.counters().bytes.load(Relaxed);
-    let logs = hub.text(&record, None, Some(2), 100_000).await.unwrap();
-    assert_eq!(logs.build, format!("{}\n{}\n", text(19_999), text(20_000)));
-    assert!(logs.truncated.is_empty() && logs.missing.is_empty());
-    // Not the whole log is read for its last lines.
-    let read = hub.counters().bytes.load(Relaxed) - before;
-    assert!(read < whole.len() as u64 / 2, "{read}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_of_which_a_busy_node_knows_nothing_yet_is_waited_for() {
-    let mut job = Job::building(10, 10).await;
+async fn an_allocation_that_nomad_tells_of_before_it_can_be_read_is_waited_for() {
+    let mut job = Job::new(10, 10).await;
+    let nomad = format!("http://{}", job.agent.address());
+    // Nomad publishes its events before it commits what they tell of.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let front = nomad_front(&nomad, move |_, path| {
+        let is_of_it = path.starts_with("/v1/client/fs/logs/") || path.starts_with("/v1/allocation/");
+        (is_of_it && counter.fetch_add(1, Relaxed) < 6).then_some(Instead::Unknown)
+    });
+    let front = client(front.await.strip_prefix("http://").unwrap().parse().unwrap());
+    let hub = Hub::new(front, Settings::default());
+    let reader = tokio::spawn(all(job.read(&hub, Request::default())));
+    job.place().await;
+    wait_for("an answer that knows it", Duration::from_secs(30), async || {
+        (asked.load(Relaxed) > 6).then_some(())
+    })
+    .await;
+    job.begin(Phase::Build).await;
     job.lines(Phase::Build, 20).await;
     job.end_build();
-    let record = job.record.borrow().clone();
-    let nomad = format!("http://{}", job.agent.address());
-    let asked = AtomicUsize::new(0);
-    // A runner tells of its phase before its node does: that says that no such task was started.
-    let busy = nomad_front(&nomad, move |_, path| {
-        let is_log = path.starts_with("/v1/client/fs/logs/");
-        (is_log && asked.fetch_add(1, Relaxed) < 3).then_some(Instead::Unknown)
-    });
-    let hub =
-        Hub::new(client(busy.await.strip_prefix("http://").unwrap().parse().unwrap()), Settings::default());
-    let logs = hub.text(&record, None, None, 100_000).await.unwrap();
-    let whole: String = (1..=20).map(|seq| text(seq) + "\n").collect();
-    assert_eq!((logs.build, logs.missing.len()), (whole, 0));
+    let seen = reader.await.unwrap();
+    seen.numbered(Phase::Build, 1, 20);
+    assert_eq!(seen.gaps, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,10 +27,10 @@ const TURN: Duration = Duration::from_secs(1);
 
 /// Nomad says that a task is dead before it has written out the last of its log: how long to wait for that, how often.
 const FLUSH: Duration = Duration::from_millis(600);
-const PASSES: u32 = 10;
+const PASSES: u32 = 17;
 
-/// How often a log that should be there is asked for before it is held to be gone.
-const ASKED: u32 = 5;
+/// How long a log that should be there is asked for before it is held to be gone.
+const ABSENT: Duration = Duration::from_secs(5);
 
 /// What readers and their follower share.
 struct Shared {
@@ -113,7 +113,7 @@ impl Handle {
             mark,
             progress: Instant::now(),
             ended: None,
-            asked: 0,
+            absent: None,
         };
         inner.counters.follower(1);
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
@@ -153,8 +153,8 @@ struct Follower {
     progress: Instant,
     /// When it was first seen that the job has ended.
     ended: Option<Instant>,
-    /// How often the log was not there although its task had started and ended.
-    asked: u32,
+    /// Since when the log is not there although its task has started and ended.
+    absent: Option<Instant>,
 }
 
 /// What Nomad says of the task.
@@ -295,7 +295,7 @@ impl Follower {
         let Some(last) = entries.last() else { return };
         self.mark = Mark::after(last);
         self.progress = Instant::now();
-        self.asked = 0;
+        self.absent = None;
         if let Some(chunk) = Chunk::new(entries) {
             self.shared.ring().push(chunk);
             self.shared.changed.send_replace(());
@@ -307,14 +307,16 @@ impl Follower {
         let missing = |text: String| Some(Ending::Missing(EndReason::Unavailable, text));
         match error {
             error if error.is_unknown() => match self.task().await {
+                // Nomad tells of an allocation before it can be read, and forgets only what has ended.
+                Ok(Task::Gone) if !self.is_final() => None,
                 Ok(Task::Gone) if self.has_run() && self.may_be_archived() => None,
                 Ok(Task::Gone) if self.has_run() => Some(expired()),
                 Ok(Task::Gone) => Some(Ending::Done),
                 // Nomad's servers hear of a task's start up to a second after the record may.
                 Ok(Task::Waits) if self.is_final() && !self.has_run() => Some(Ending::Done),
                 Ok(Task::Dead) if self.is_over() => {
-                    self.asked += 1;
-                    (self.asked >= ASKED).then(expired)
+                    let since = *self.absent.get_or_insert_with(Instant::now);
+                    (since.elapsed() >= ABSENT).then(expired)
                 }
                 Ok(_) if self.is_out_of_patience() => missing(format!("the log cannot be read: {error}")),
                 Err(cause) if self.is_out_of_patience() => {

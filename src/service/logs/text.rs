@@ -136,7 +136,7 @@ async fn collect(
                     return Ok(None);
                 }
                 let found = target.allocation().await?;
-                if found.is_none() {
+                if found.is_none() && record.status.is_final() {
                     return Ok(Some(gone_for(inner, record)));
                 }
                 if is_last || !is_fresh(record) {
