@@ -9,7 +9,7 @@ soak: N ?= 20
 bench: N ?= 10
 
 # Integration tests wait for Nomad and the engine more than they work.
-test soak: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+test soak: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
 
 # What set-up found: the engine's address, Nomad, the registry.
 with_env := set -a; . target/setup.env; set +a;

@@ -98,7 +98,8 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
-            Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
+            // 507: it is full, and is not emptied by trying again.
+            Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..) && *status != 507,
             _ => false,
         }
     }

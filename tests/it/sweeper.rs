@@ -40,7 +40,7 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
         namespace.put(&format!("creds/{gone}"), json!({"a": "b"})).await,
     ];
     namespace.is_older_than_a_second().await;
-    let mut dry = sweeping(&namespace, "dry-run");
+    let dry = sweeping(&namespace, "dry-run");
     let mut sleeper = Sleeper::in_phase("test");
     sleeper.job["registry_credentials_path"] = json!(credentials);
     let id = sleeper.submit(&Api::new(&dry.url)).await;
@@ -53,7 +53,8 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
     .await;
     let there = namespace.variables().await;
     assert!(left.iter().all(|path| there.contains(path)), "a dry run removed {left:?}: {there:?}");
-    dry.kill();
+    // Told to stop, it gives its duty back at once.
+    assert!(dry.stop().await.success());
     let service = sweeping(&namespace, "on");
     eventually("the leftovers are removed", async || {
         let there = namespace.variables().await;
@@ -80,7 +81,7 @@ async fn what_ended_jobs_left_on_a_node_is_swept_and_nothing_else_is() {
     let (ended, _) = api.run(&world().job(&repository)).await;
     let sleeper = Sleeper::in_phase("test");
     let live = sleeper.submit(&api).await;
-    drop(first);
+    assert!(first.stop().await.success());
     // Of a job of somebody else on the same engine: this namespace has no ledger of it.
     let foreign = nomad_build::job::JobId::from_uuid(uuid::Uuid::now_v7()).to_string();
     for id in [&ended, &foreign] {
@@ -92,14 +93,14 @@ async fn what_ended_jobs_left_on_a_node_is_swept_and_nothing_else_is() {
     let of = |id: &str| (containers_of(id).len(), images_of(id));
     let (of_live, of_foreign) = (of(&live), of(&foreign));
     assert_eq!((of_live.0, of_foreign.0, of(&ended).0), (1, 1, 1));
-    let mut dry = sweeping(&namespace, "dry-run");
+    let dry = sweeping(&namespace, "dry-run");
     eventually("the leftovers are counted", async || {
         let counted = async |kind| metric(&dry, &format!("nomad_build_leftovers{{kind=\"{kind}\"}}")).await;
         (counted("containers").await == Some(1) && counted("images").await == Some(1)).then_some(())
     })
     .await;
     assert_eq!((of(&ended).0, of(&ended).1.len()), (1, 2), "a dry run removed something");
-    dry.kill();
+    assert!(dry.stop().await.success());
     let service = sweeping(&namespace, "on");
     eventually("the leftovers are removed", async || {
         (of(&ended) == (0, vec![published.clone()])).then_some(())
