@@ -2,11 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks demo dev test bench soak lint lint-rust lint-deny lint-jobs lint-shell
+.PHONY: help setup setup-checks demo dev test bench soak chaos lint lint-rust lint-deny lint-jobs lint-shell
 
 # How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
 soak: N ?= 20
 bench: N ?= 10
+
+# How long `make chaos` makes trouble, and by which schedule.
+chaos: MINUTES ?= 30
+chaos: SEED ?= $(shell echo $$RANDOM)
 
 # Integration tests wait for Nomad and the engine more than they work.
 test soak: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
@@ -43,6 +47,10 @@ soak: setup ## Repeat the integration tests: make soak N=20
 	    echo "== soak: run $$run of $(N)"; \
 	    cargo test --locked --all-features --test it || { echo "soak: run $$run of $(N) failed" >&2; exit 1; }; \
 	done; echo "soak: all $(N) runs are green"
+
+chaos: setup ## Jobs under a load while everything fails, then their histories are checked: make chaos MINUTES=30 SEED=7
+	@$(with_env) NOMAD_BUILD_TEST_CHAOS_SECONDS=$$((60 * $(MINUTES))) NOMAD_BUILD_TEST_CHAOS_SEED=$(SEED) \
+	    cargo test --locked --all-features --test it -- --nocapture chaos::whatever_fails
 
 lint: setup-checks lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
 

@@ -26,6 +26,33 @@ impl Api {
         Self::answer(request).await
     }
 
+    /// The same; none where there is no answer.
+    pub(crate) async fn try_call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Option<(StatusCode, Value)> {
+        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        Self::try_answer(request).await
+    }
+
+    /// Submits a job with a key; none where there is no answer.
+    pub(crate) async fn try_keyed(&self, key: &str, job: &Value) -> Option<(StatusCode, Value)> {
+        let request = self.http.post(format!("{}/jobs", self.url)).header("Idempotency-Key", key).json(job);
+        Self::try_answer(request).await
+    }
+
+    async fn try_answer(request: reqwest::RequestBuilder) -> Option<(StatusCode, Value)> {
+        let response = request.timeout(std::time::Duration::from_secs(30)).send().await.ok()?;
+        let status = response.status();
+        let text = response.text().await.ok()?;
+        Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
     /// Submits a job with a key, and reads the answer, whatever it is.
     pub(crate) async fn keyed(&self, key: &str, job: &Value) -> (StatusCode, Value) {
         let request = self.http.post(format!("{}/jobs", self.url)).header("Idempotency-Key", key).json(job);

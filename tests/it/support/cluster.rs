@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::agent::{MARK, binary, end_client, end_tasks, free_ports, wait_for};
@@ -117,6 +119,16 @@ impl Cluster {
         server.wait().unwrap();
     }
 
+    /// Halts a server or lets it go on, as a machine that hangs.
+    pub(crate) fn halt(&self, number: usize, halted: bool) {
+        signal(&self.servers.lock().unwrap()[number], halted);
+    }
+
+    /// The same of the client agent. Its tasks go on.
+    pub(crate) fn halt_client(&self, halted: bool) {
+        signal(&self.client.lock().unwrap(), halted);
+    }
+
     /// The address of a server, which goes on without the client.
     pub(crate) fn server(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports[0][0])
@@ -180,6 +192,21 @@ impl Cluster {
     /// The same, and waits until the others count it in.
     pub(crate) async fn restart(&self, number: usize) {
         self.start_again(number);
+        self.is_back(number).await;
+    }
+
+    /// Ends every server at once, and starts them again after a while.
+    pub(crate) async fn restart_all(&self, after: Duration) {
+        (0..SERVERS).for_each(|number| self.kill(number));
+        tokio::time::sleep(after).await;
+        (0..SERVERS).for_each(|number| self.start_again(number));
+        for number in 0..SERVERS {
+            self.is_back(number).await;
+        }
+    }
+
+    /// Waits until a server that was started again has a leader and all its peers.
+    async fn is_back(&self, number: usize) {
         let [http, ..] = self.ports[number];
         wait_for("the server is back", Duration::from_mins(1), async || {
             let peers = ask(http, "status/peers").await?;
@@ -194,6 +221,12 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         let servers = self.servers.get_mut().unwrap_or_else(PoisonError::into_inner);
         let client = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // A test that failed may leave some of them halted: nothing below would end.
+        for process in servers.iter_mut().chain([&mut *client]) {
+            if let Ok(None) = process.try_wait() {
+                signal(process, false);
+            }
+        }
         // Collecting unmounts what tasks had. Where there is no leader any more, nothing was run.
         Command::new("timeout")
             .arg("30")
@@ -210,6 +243,11 @@ impl Drop for Cluster {
             server.wait().ok();
         }
     }
+}
+
+fn signal(process: &Child, halted: bool) {
+    let pid = Pid::from_raw(process.id().try_into().unwrap());
+    kill(pid, if halted { Signal::SIGSTOP } else { Signal::SIGCONT }).unwrap();
 }
 
 fn configure(dir: &Path, name: &str, [http, rpc, serf]: Ports, role: &str) {

@@ -30,7 +30,8 @@ pub(crate) use api::Api;
 pub(crate) use bucket::Bucket;
 pub(crate) use cluster::Cluster;
 pub(crate) use engine::{
-    containers_of, crash, docker, engine_is_rid_of, images_of, leave_behind, processes_with, unique_seconds,
+    containers_of, crash, docker, engine_is_rid_of, images_of, leave_behind, processes_with, runner_of,
+    unique_seconds,
 };
 pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
@@ -146,6 +147,11 @@ impl World {
         let mut tags = tags_of(&self.registry, image_of(job)).await;
         tags.sort();
         tags
+    }
+
+    /// The label of the image that the registry serves under a tag; none where it serves nothing.
+    pub(crate) async fn label(&self, image: &str, tag: &str, label: &str) -> Option<String> {
+        registry::label_of(&self.registry, image, tag, label).await
     }
 
     /// The digest that the registry serves under a reference of a status; none where it serves nothing.

@@ -20,6 +20,17 @@ pub(super) async fn digest_of(registry: &str, image: &str, tag: &str) -> Option<
     Some(response.headers()["docker-content-digest"].to_str().unwrap().to_owned())
 }
 
+/// The label of the image under a tag; none where there is no such image.
+pub(super) async fn label_of(registry: &str, image: &str, tag: &str, label: &str) -> Option<String> {
+    let url = format!("http://{registry}/v2/{image}");
+    let asked =
+        client().get(format!("{url}/manifests/{tag}")).header("Accept", ACCEPTED).send().await.unwrap();
+    let manifest: Value = asked.error_for_status().ok()?.json().await.unwrap();
+    let config = format!("{url}/blobs/{}", manifest["config"]["digest"].as_str().unwrap());
+    let config: Value = client().get(config).send().await.unwrap().json().await.unwrap();
+    config["config"]["Labels"][label].as_str().map(str::to_owned)
+}
+
 /// Every tag of a repository.
 pub(crate) async fn tags_of(registry: &str, image: &str) -> Vec<String> {
     let answer = client().get(format!("http://{registry}/v2/{image}/tags/list")).send().await.unwrap();

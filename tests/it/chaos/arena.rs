@@ -1,0 +1,77 @@
+//! Where it happens: three Nomad servers, a node, three replicas of the service, and a proxy before each.
+
+use std::sync::{Mutex, MutexGuard};
+
+use reqwest::Method;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Api, Cluster, Faults, Service, world};
+
+pub(super) const REPLICAS: usize = 3;
+
+struct Replica {
+    service: Option<Service>,
+    /// How often it was started.
+    starts: usize,
+}
+
+pub(super) struct Arena {
+    pub(super) cluster: Cluster,
+    /// What each replica sees of Nomad.
+    pub(super) ways: Vec<Faults>,
+    replicas: Vec<Mutex<Replica>>,
+    archive: TempDir,
+}
+
+impl Arena {
+    pub(super) async fn start() -> Self {
+        let cluster = Cluster::start().await;
+        let mut ways = Vec::new();
+        for _ in 0..REPLICAS {
+            ways.push(Faults::before(&cluster.url).await);
+        }
+        let replicas = (0..REPLICAS).map(|_| Mutex::new(Replica { service: None, starts: 0 })).collect();
+        let arena = Self { cluster, ways, replicas, archive: tempfile::tempdir().unwrap() };
+        for number in 0..REPLICAS {
+            arena.revive(number);
+        }
+        arena
+    }
+
+    fn replica(&self, number: usize) -> MutexGuard<'_, Replica> {
+        self.replicas[number].lock().unwrap()
+    }
+
+    /// A replica's address, and how often it was started; none while it is dead.
+    pub(super) fn address(&self, number: usize) -> Option<(String, usize)> {
+        let replica = self.replica(number);
+        replica.service.as_ref().map(|service| (service.url.clone(), replica.starts))
+    }
+
+    /// Ends a replica at once.
+    pub(super) fn kill(&self, number: usize) {
+        if let Some(mut service) = self.replica(number).service.take() {
+            service.kill();
+        }
+    }
+
+    /// Starts a replica, where it is dead; it may not be ready for long.
+    pub(super) fn revive(&self, number: usize) {
+        let mut replica = self.replica(number);
+        if replica.service.is_none() {
+            let archive = format!("file://{}", self.archive.path().display());
+            let variables = [("NOMAD_BUILD_ARCHIVE", archive.as_str())];
+            let nomad = &self.ways[number].url;
+            let start = || Service::start_unready(nomad, &world().registry, &variables);
+            replica.service = Some(tokio::task::block_in_place(start));
+            replica.starts += 1;
+        }
+    }
+
+    /// Asks Nomad itself; none where it does not answer so.
+    pub(super) async fn nomad(&self, method: Method, path: &str, body: Option<&Value>) -> Option<Value> {
+        let (status, answer) = Api::new(&self.cluster.url).try_call(method, path, body).await?;
+        status.is_success().then_some(answer)
+    }
+}

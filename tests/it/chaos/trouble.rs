@@ -1,0 +1,142 @@
+//! What fails, by a schedule that a seed repeats.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use reqwest::Method;
+use tokio_util::sync::CancellationToken;
+
+use super::Clock;
+use super::arena::{Arena, REPLICAS};
+use crate::support::{Fault, Random};
+
+/// The quiet between two troubles, in milliseconds.
+const QUIET: (u64, u64) = (500, 2500);
+
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// A replica is killed and started again.
+    Replica,
+    /// Every replica, one after the other.
+    EveryReplica,
+    /// Nomad's leader is killed and started again.
+    Leader,
+    /// Nomad's leader hangs, and goes on.
+    LeaderHangs,
+    /// The node's agent is killed and started again.
+    Agent,
+    /// The node's agent hangs, and goes on.
+    AgentHangs,
+    /// The node is rebooted.
+    Node,
+    /// Every server of Nomad is killed and started again.
+    EveryServer,
+    /// Answers of Nomad to a replica are cut, late, torn or silent.
+    Way,
+    /// Nomad collects what has ended.
+    Collection,
+}
+
+const ALL: [Trouble; 10] = [
+    Trouble::Replica,
+    Trouble::EveryReplica,
+    Trouble::Leader,
+    Trouble::LeaderHangs,
+    Trouble::Agent,
+    Trouble::AgentHangs,
+    Trouble::Node,
+    Trouble::EveryServer,
+    Trouble::Way,
+    Trouble::Collection,
+];
+
+/// When the node was rebooted.
+pub(super) fn reboots(told: &[(u128, String)]) -> impl Iterator<Item = u128> {
+    let name = format!("{:?}", Trouble::Node);
+    told.iter().filter(move |(_, text)| text.starts_with(&name)).map(|(at, _)| *at)
+}
+
+/// Makes trouble until it is told to stop, and leaves everything well.
+pub(super) async fn make(
+    arena: &Arena,
+    clock: &Clock,
+    mut random: Random,
+    stop: &CancellationToken,
+    told: &Mutex<Vec<(u128, String)>>,
+) {
+    while !stop.is_cancelled() {
+        let quiet = Duration::from_millis(QUIET.0 + random.below(QUIET.1 - QUIET.0));
+        tokio::select! {
+            () = tokio::time::sleep(quiet) => {}
+            () = stop.cancelled() => break,
+        }
+        let trouble = random.one_of(&ALL);
+        let number = usize::try_from(random.below(REPLICAS as u64)).unwrap();
+        let lasts = Duration::from_millis(500 + random.below(3000));
+        let say = |text: String| told.lock().unwrap().push((clock.now(), text));
+        say(format!("{trouble:?}, {number} of what there are several, for {lasts:?}"));
+        one(arena, trouble, number, lasts, &mut random).await;
+        say(format!("{trouble:?} is over"));
+    }
+}
+
+async fn one(arena: &Arena, trouble: Trouble, number: usize, lasts: Duration, random: &mut Random) {
+    let cluster = &arena.cluster;
+    match trouble {
+        Trouble::Replica => {
+            arena.kill(number);
+            tokio::time::sleep(lasts).await;
+            arena.revive(number);
+        }
+        Trouble::EveryReplica => {
+            for number in 0..REPLICAS {
+                arena.kill(number);
+                tokio::time::sleep(lasts / 3).await;
+                arena.revive(number);
+            }
+        }
+        Trouble::Leader => {
+            let leader = cluster.leader(None).await;
+            cluster.kill(leader);
+            tokio::time::sleep(lasts).await;
+            cluster.restart(leader).await;
+        }
+        Trouble::LeaderHangs => {
+            let leader = cluster.leader(None).await;
+            cluster.halt(leader, true);
+            tokio::time::sleep(lasts).await;
+            cluster.halt(leader, false);
+        }
+        Trouble::Agent => {
+            cluster.kill_client();
+            tokio::time::sleep(lasts / 2).await;
+            cluster.restart_client().await;
+        }
+        Trouble::AgentHangs => {
+            cluster.halt_client(true);
+            tokio::time::sleep(lasts).await;
+            cluster.halt_client(false);
+        }
+        Trouble::Node => cluster.reboot_client().await,
+        Trouble::EveryServer => cluster.restart_all(lasts).await,
+        Trouble::Way => {
+            let mut chance = random.clone();
+            random.below(2);
+            let late = Duration::from_millis(200);
+            let kinds = [
+                Fault::CutBefore,
+                Fault::CutAfter,
+                Fault::Truncated(100),
+                Fault::Silent(50),
+                Fault::Drip,
+                Fault::Delay(late),
+            ];
+            arena.ways[number].harm(move |_| chance.once_in(3).then(|| chance.one_of(&kinds)));
+            tokio::time::sleep(lasts).await;
+            arena.ways[number].harm(|_| None);
+        }
+        Trouble::Collection => {
+            arena.nomad(Method::PUT, "/v1/system/gc", None).await;
+        }
+    }
+}
