@@ -27,7 +27,6 @@ pub struct Labels {
     /// Whether there is a test phase.
     pub has_tests: bool,
     /// When the submission was accepted.
-    #[serde(default)]
     pub submitted_at: DateTime<Utc>,
 }
 

@@ -67,7 +67,7 @@ pub(crate) enum Fatal {
     )]
     Claimed { phase: Phase, why: String },
     #[error("what the sweep found could not be reported")]
-    Report(#[from] crate::nomad::Error),
+    Report(#[source] crate::nomad::Error),
     #[error("signals could not be listened to")]
     Signals(#[source] std::io::Error),
 }
@@ -139,19 +139,7 @@ async fn run_phase(
     payload: Result<Payload, Fatal>,
 ) -> Result<Ended, Fatal> {
     let (log, writer) = log::open().map_err(Fatal::Log)?;
-    let ended = match payload {
-        Ok(payload) => {
-            let engine = DockerEngine::new(&around.engine_socket);
-            let stop = listen_to_signals().map_err(Fatal::Signals)?;
-            let runner = Runner { around, payload, engine, log: log.clone(), stop };
-            Box::pin(runner.run(phase)).await
-        }
-        Err(fatal) => {
-            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
-            around.decide(&Claim::revoked(verdict)).await?;
-            Err(fatal)
-        }
-    };
+    let ended = try_phase(phase, around, payload, log.clone()).await;
     if let Err(fatal) = &ended {
         log.say(&format!("{phase} cannot go on: {}", chain(fatal))).await;
     }
@@ -159,6 +147,25 @@ async fn run_phase(
     // What counts is told by now. A log that nobody takes any more is no reason to fail a build that is done.
     writer.finish().await.ok();
     ended
+}
+
+async fn try_phase(
+    phase: Phase,
+    around: Surroundings,
+    payload: Result<Payload, Fatal>,
+    log: Log,
+) -> Result<Ended, Fatal> {
+    let payload = match payload {
+        Ok(payload) => payload,
+        Err(fatal) => {
+            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
+            around.decide(&Claim::revoked(verdict)).await?;
+            return Err(fatal);
+        }
+    };
+    let engine = DockerEngine::new(&around.engine_socket);
+    let stop = listen_to_signals().map_err(Fatal::Signals)?;
+    Box::pin(Runner { around, payload, engine, log, stop }.run(phase)).await
 }
 
 /// Tells the ledger how a phase ended, and the shared folder.

@@ -22,7 +22,7 @@ use crate::telemetry::chain;
 const LISTS: Duration = Duration::from_mins(1);
 
 /// What a sweep is for.
-enum Sweep {
+enum Purpose {
     /// One job, which is being cleaned up.
     Job(JobId),
     /// Every job that ended so long ago.
@@ -36,14 +36,14 @@ pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
     let since = reader.parsed::<u32>("NOMAD_BUILD_SWEEP_ENDED_S", "a number of seconds");
     let dry_run = reader.text("NOMAD_BUILD_SWEEP_DRY_RUN").is_some();
     let engine = DockerEngine::new(&engine_socket(&mut reader));
-    let sweep = match (job, since) {
-        (Some(job), _) => Some(Sweep::Job(job)),
-        (None, Some(since)) => Some(Sweep::Ended { since: TimeDelta::seconds(since.into()), dry_run }),
+    let purpose = match (job, since) {
+        (Some(job), _) => Some(Purpose::Job(job)),
+        (None, Some(since)) => Some(Purpose::Ended { since: TimeDelta::seconds(since.into()), dry_run }),
         (None, None) => None,
     };
-    match reader.finish(sweep).map_err(Lost::from)? {
-        Some(Sweep::Job(job)) => removal::everything(&engine, &job, removal::MOST).await?,
-        Some(Sweep::Ended { since, dry_run }) => {
+    match reader.finish(purpose).map_err(Lost::from)? {
+        Some(Purpose::Job(job)) => removal::everything(&engine, &job, removal::MOST).await?,
+        Some(Purpose::Ended { since, dry_run }) => {
             let (log, writer) = log::open().map_err(Fatal::Log)?;
             let swept = sweep_ended(&Visitor::read(source)?, &engine, since, dry_run, &log).await;
             drop(log);
@@ -103,7 +103,7 @@ async fn sweep_ended(
             Err(error) => log.say(&format!("could not be removed: {what}: {}", chain(&error))).await,
         }
     }
-    Ok(visitor.report(&report).await?)
+    visitor.report(&report).await.map_err(Fatal::Report)
 }
 
 /// When a job ended; none while it has not, and where this namespace has no ledger of it: then it is somebody else's.

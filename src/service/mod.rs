@@ -221,7 +221,7 @@ impl Service {
         match known {
             // An archive that does not say is as good as none.
             Some(known) => {
-                let asked = tokio::time::timeout(logs::ASKED, self.archived(id)).await;
+                let asked = tokio::time::timeout(logs::ARCHIVE_ASKED, self.archived(id)).await;
                 Ok(asked.ok().and_then(Result::ok).flatten().map_or(known, fixed))
             }
             None => self.archived(id).await?.map(fixed).ok_or_else(|| FindError::Unknown(id.clone())),

@@ -66,9 +66,9 @@ pub(super) async fn sweep(service: &Service, on_duty: &watch::Receiver<bool>) ->
 
 /// Waits until the sweep that was registered at an index has ended on every node.
 async fn wait(service: &Service, since: u64) -> Result<(), Error> {
+    let Service { nomad, config, .. } = service;
     let mut index = 0;
     loop {
-        let Service { nomad, config, .. } = service;
         let listed = nomad.job_allocations_after(&config.namespace, ID, index, WAIT).await?;
         let mut ours = listed.value.iter().filter(|allocation| allocation.create_index > since).peekable();
         if ours.peek().is_some() && !ours.any(translate::may_still_work) {

@@ -149,16 +149,23 @@ mod tests {
 
     use super::*;
 
+    const SETTINGS: SweepSettings = SweepSettings {
+        sweep: Sweep::On,
+        keep_credentials: Duration::from_secs(10),
+        keep_images: Duration::from_secs(10),
+        keep_ledger: Duration::from_secs(100),
+    };
+
+    /// A Variable that was changed so many seconds ago.
+    fn changed(path: String, age: i64, now: DateTime<Utc>) -> VariableStub {
+        let modify_time = (now - TimeDelta::seconds(age)).timestamp_nanos_opt().unwrap();
+        VariableStub { path, modify_time, ..VariableStub::default() }
+    }
+
     #[test]
     fn only_what_is_old_and_belongs_to_no_job_that_needs_it_is_left_over() {
         use Leftover::{Credentials, Ledger};
         use Need::{Ended, Gone, Live};
-        let settings = SweepSettings {
-            sweep: Sweep::On,
-            keep_credentials: Duration::from_secs(10),
-            keep_images: Duration::from_secs(10),
-            keep_ledger: Duration::from_secs(100),
-        };
         let id = JobId::from_uuid(Uuid::from_u128(1));
         let now = DateTime::from_timestamp(100_000, 0).unwrap();
         for (path, need, age, want) in [
@@ -185,30 +192,21 @@ mod tests {
             (format!("nomad/jobs/{id}"), Gone, 500, None),
             (format!("creds/{id}"), Gone, 500, None),
         ] {
-            let modify_time = (now - TimeDelta::seconds(age)).timestamp_nanos_opt().unwrap();
-            let variables = [VariableStub { path: path.clone(), modify_time, ..VariableStub::default() }];
-            let found = leftovers(&variables, |_| need, &settings, now);
+            let variables = [changed(path.clone(), age, now)];
+            let found = leftovers(&variables, |_| need, &SETTINGS, now);
             assert_eq!(found.first().map(|(kind, _)| *kind), want, "{path} {need:?} {age}");
         }
     }
+
     #[test]
     fn a_jobs_ledger_goes_as_a_whole() {
-        let settings = SweepSettings {
-            sweep: Sweep::On,
-            keep_credentials: Duration::from_secs(10),
-            keep_images: Duration::from_secs(10),
-            keep_ledger: Duration::from_secs(100),
-        };
         let id = JobId::from_uuid(Uuid::from_u128(1));
         let now = DateTime::from_timestamp(1000, 0).unwrap();
         for (ages, left) in [([101, 99], 0), ([99, 101], 0), ([102, 101], 2)] {
             let paths = [format!("nomad-build/claims/{id}"), format!("nomad-build/outcomes/{id}")];
-            let variables = paths.into_iter().zip(ages).map(|(path, age)| {
-                let modify_time = (now - TimeDelta::seconds(age)).timestamp_nanos_opt().unwrap();
-                VariableStub { path, modify_time, ..VariableStub::default() }
-            });
-            let variables: Vec<_> = variables.collect();
-            assert_eq!(leftovers(&variables, |_| Need::Gone, &settings, now).len(), left, "{ages:?}");
+            let variables: Vec<_> =
+                paths.into_iter().zip(ages).map(|(path, age)| changed(path, age, now)).collect();
+            assert_eq!(leftovers(&variables, |_| Need::Gone, &SETTINGS, now).len(), left, "{ages:?}");
         }
     }
 }

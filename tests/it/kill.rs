@@ -4,8 +4,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Api, At, Front, Instead, Service, Sleeper, containers_of, engine_is_rid_of, eventually, nomad_front,
-    unique_seconds, world,
+    Api, At, Front, Instead, Service, Sleeper, TIMES, containers_of, engine_is_rid_of, eventually,
+    nomad_front, unique_seconds, world,
 };
 
 /// Kills a job, and sees to all that a kill promises.
@@ -36,17 +36,7 @@ async fn kill_and_see_to_it(id: &str, job: &Value) -> Value {
 }
 
 fn times_never_go_back(status: &Value) {
-    let names = [
-        "job_start",
-        "build_start",
-        "build_end",
-        "test_start",
-        "test_end",
-        "publish_start",
-        "publish_end",
-        "job_end",
-    ];
-    let times: Vec<_> = names.iter().filter_map(|name| status["phase_timestamps"][name].as_str()).collect();
+    let times: Vec<_> = TIMES.iter().filter_map(|name| status["phase_timestamps"][name].as_str()).collect();
     assert!(times.is_sorted(), "{status:#}");
     assert!(status["phase_timestamps"]["job_start"].is_string(), "{status:#}");
     assert!(status["phase_timestamps"]["job_end"].is_string(), "{status:#}");

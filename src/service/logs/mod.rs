@@ -35,7 +35,7 @@ pub use cursor::{Cursor, InvalidCursor};
 pub use message::{EndReason, Message};
 pub use text::Logs;
 
-pub(super) use tap::ASKED;
+pub(super) use tap::ARCHIVE_ASKED;
 
 /// How much the hub may use.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ use crate::nomad::{Allocation, Client, Error, Frame, FrameStream, Kind, Origin};
 const PROOF: Duration = Duration::from_secs(3);
 
 /// How long the archive is asked before Nomad is.
-pub(in crate::service) const ASKED: Duration = Duration::from_secs(5);
+pub(in crate::service) const ARCHIVE_ASKED: Duration = Duration::from_secs(5);
 
 /// One task's log.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ impl Target {
     pub(super) async fn starts(&self) -> Result<Option<usize>, Unread> {
         if let Some(archive) = self.archive.as_ref().filter(|_| self.ended) {
             // An archive that does not say is as good as none.
-            let asked = tokio::time::timeout(ASKED, archive.index(&self.job, &self.allocation)).await;
+            let asked = tokio::time::timeout(ARCHIVE_ASKED, archive.index(&self.job, &self.allocation)).await;
             let index = asked.ok().and_then(Result::ok).flatten();
             if let Some(log) = index.and_then(|logs| logs.get(&self.phase).copied()) {
                 return Ok(usize::try_from(log.runs).ok());
@@ -315,7 +315,7 @@ async fn connect(
             Origin::Start(offset) => offset,
             Origin::End(offset) => bytes.saturating_sub(offset),
         };
-        match tokio::time::timeout(ASKED, archive.read_log(job, allocation, *phase, begin)).await {
+        match tokio::time::timeout(ARCHIVE_ASKED, archive.read_log(job, allocation, *phase, begin)).await {
             Ok(Ok(Some(log))) => return Ok(Frames::Archive(log)),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => unread = Some(Unread::Archive(error)),

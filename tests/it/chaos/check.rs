@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::Value;
 
 use super::history::{Harm, History, Job, Plan};
-
-const PHASES: [&str; 3] = ["build", "test", "publish"];
+use crate::support::{PHASES, TIMES};
 
 /// What does not hold, each with its job.
 pub(super) fn violations(history: &History) -> Vec<String> {
@@ -105,26 +104,16 @@ fn end(job: &Job, say: &mut impl FnMut(String)) {
 /// Times that were told stand, and go on.
 fn times(job: &Job, say: &mut impl FnMut(String)) {
     let end = &last(job)["phase_timestamps"];
-    let names = [
-        "job_start",
-        "build_start",
-        "build_end",
-        "test_start",
-        "test_end",
-        "publish_start",
-        "publish_end",
-        "job_end",
-    ];
     // A task that was restarted by hand begins its phase anew, and a verdict has the time before it was written.
     if !job.harms.is_empty() || job.rebooted {
         return;
     }
-    let told: Vec<_> = names.iter().filter_map(|name| end[*name].as_str()).collect();
+    let told: Vec<_> = TIMES.iter().filter_map(|name| end[*name].as_str()).collect();
     if !told.is_sorted() {
         say(format!("its times go back: {end}"));
     }
     for seen in &job.seen {
-        for name in names {
+        for name in TIMES {
             let (then, now) = (&seen.status["phase_timestamps"][name], &end[name]);
             if !then.is_null() && then != now {
                 say(format!("{name} was {then} and is {now}"));

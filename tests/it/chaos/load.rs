@@ -11,7 +11,7 @@ use super::Clock;
 use super::arena::{Arena, REPLICAS};
 use super::history::{Harm, Job, Plan, Seen};
 use crate::support::agent::wait_for;
-use crate::support::{Api, Random, Repository, runner_of, world};
+use crate::support::{Api, PHASES, Random, Repository, runner_of, world};
 
 /// What all jobs of a run have in common.
 pub(super) struct Load<'a> {
@@ -20,8 +20,6 @@ pub(super) struct Load<'a> {
     pub(super) repository: &'a Repository,
     pub(super) image: &'a str,
 }
-
-const PHASES: [&str; 3] = ["build", "test", "publish"];
 
 /// Longer than whatever Nomad and the service wait for by themselves.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -188,6 +186,7 @@ impl Load<'_> {
             return "not there".to_owned();
         };
         let stopped = self.arena.nomad(Method::DELETE, &path, None).await.is_some();
+        // As long as somebody takes who does it by hand.
         tokio::time::sleep(Duration::from_millis(300)).await;
         job["Stop"] = json!(false);
         let started = self.arena.nomad(Method::POST, "/v1/jobs", Some(&json!({"Job": job}))).await.is_some();

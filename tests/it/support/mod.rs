@@ -50,6 +50,21 @@ pub(crate) use upstream::{Upstream, serve};
 
 use crate::stack::Stack;
 
+/// The phases, in the order they run.
+pub(crate) const PHASES: [&str; 3] = ["build", "test", "publish"];
+
+/// The times of a status, in the order they come.
+pub(crate) const TIMES: [&str; 8] = [
+    "job_start",
+    "build_start",
+    "build_end",
+    "test_start",
+    "test_end",
+    "publish_start",
+    "publish_end",
+    "job_end",
+];
+
 /// Everything that is started once.
 pub(crate) struct World {
     /// Nomad's address.
