@@ -13,9 +13,6 @@ use crate::nomad::{Client, Error, Put, Variable, patiently};
 /// Everything this project keeps in Variables lies below.
 pub const PREFIX: &str = "nomad-build/";
 
-const CLAIMS: &str = "nomad-build/claims/";
-const OUTCOMES: &str = "nomad-build/outcomes/";
-
 /// Which of a job's Variables a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Entry {
@@ -25,12 +22,27 @@ pub enum Entry {
     Progress,
 }
 
+impl Entry {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Claim, Self::Progress];
+
+    /// Below which the entries of all jobs lie, in the order of the jobs' IDs.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Claim => "nomad-build/claims/",
+            Self::Progress => "nomad-build/outcomes/",
+        }
+    }
+
+    /// The path of a job's.
+    pub fn path(self, job: &JobId) -> String {
+        format!("{}{job}", self.prefix())
+    }
+}
+
 /// The job and the entry that a Variable's path names; none where it is not ours.
 pub fn parse_path(path: &str) -> Option<(JobId, Entry)> {
-    if let Some(id) = path.strip_prefix(CLAIMS) {
-        return Some((id.parse().ok()?, Entry::Claim));
-    }
-    Some((path.strip_prefix(OUTCOMES)?.parse().ok()?, Entry::Progress))
+    Entry::ALL.into_iter().find_map(|entry| Some((path.strip_prefix(entry.prefix())?.parse().ok()?, entry)))
 }
 
 /// What one of a job's Variables says.
@@ -123,14 +135,15 @@ impl Ledger {
         patiently(self.patience, call).await.map_err(|error| LedgerError::Nomad(job.clone(), error))
     }
 
-    async fn variable(&self, job: &JobId, prefix: &str) -> Result<Option<Variable>, LedgerError> {
-        let path = format!("{prefix}{job}");
+    async fn variable(&self, job: &JobId, entry: Entry) -> Result<Option<Variable>, LedgerError> {
+        let path = entry.path(job);
         self.patiently(job, || self.nomad.variable(&self.namespace, &path)).await
     }
 
     /// All that there is of a job.
     pub async fn pages(&self, job: &JobId) -> Result<Vec<Page>, LedgerError> {
-        let (claim, progress) = tokio::try_join!(self.variable(job, CLAIMS), self.variable(job, OUTCOMES))?;
+        let (claim, progress) =
+            tokio::try_join!(self.variable(job, Entry::Claim), self.variable(job, Entry::Progress))?;
         let pages = claim.iter().chain(&progress).filter_map(Page::read);
         let malformed = |why| LedgerError::Malformed(job.clone(), why);
         pages.map(|page| page.map(|(_, page)| page).map_err(malformed)).collect()
@@ -138,7 +151,7 @@ impl Ledger {
 
     /// The claim, with its index; none where nobody decided yet.
     pub async fn claim(&self, job: &JobId) -> Result<Option<(u64, Claim)>, LedgerError> {
-        let read = self.variable(job, CLAIMS).await?;
+        let read = self.variable(job, Entry::Claim).await?;
         let parse = |variable: Variable| {
             let claim = Claim::from_items(&variable.items);
             claim
@@ -159,7 +172,7 @@ impl Ledger {
     ) -> Result<Decision, LedgerError> {
         let malformed = |error: serde_json::Error| LedgerError::Malformed(job.clone(), error.to_string());
         let items = with_labels(claim.to_items().map_err(malformed)?, labels);
-        let path = format!("{CLAIMS}{job}");
+        let path = Entry::Claim.path(job);
         loop {
             match self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await? {
                 Put::Written(index) => return Ok(Decision { claim: claim.clone(), index, ours: true }),
@@ -175,7 +188,7 @@ impl Ledger {
 
     /// The progress, with its index; 0 and nothing where no phase has begun.
     pub async fn progress(&self, job: &JobId) -> Result<(u64, Progress), LedgerError> {
-        match self.variable(job, OUTCOMES).await? {
+        match self.variable(job, Entry::Progress).await? {
             None => Ok((0, Progress::default())),
             Some(variable) => Progress::from_items(&variable.items)
                 .map(|progress| (variable.modify_index, progress))
@@ -192,7 +205,7 @@ impl Ledger {
         phase: Phase,
         outcome: &Outcome,
     ) -> Result<(u64, Progress), LedgerError> {
-        let path = format!("{OUTCOMES}{job}");
+        let path = Entry::Progress.path(job);
         loop {
             let (index, mut progress) = self.progress(job).await?;
             if !progress.set(phase, outcome.clone()) {
@@ -212,8 +225,8 @@ impl Ledger {
 
     /// Removes both Variables.
     pub async fn remove(&self, job: &JobId) -> Result<(), LedgerError> {
-        for prefix in [OUTCOMES, CLAIMS] {
-            let path = format!("{prefix}{job}");
+        for entry in [Entry::Progress, Entry::Claim] {
+            let path = entry.path(job);
             self.patiently(job, || self.nomad.delete_variable(&self.namespace, &path)).await?;
         }
         Ok(())
@@ -234,8 +247,9 @@ mod tests {
     #[test]
     fn paths_name_a_job_and_an_entry() {
         let id = JobId::from_uuid(Uuid::from_u128(1));
-        assert_eq!(parse_path(&format!("{CLAIMS}{id}")), Some((id.clone(), Entry::Claim)));
-        assert_eq!(parse_path(&format!("{OUTCOMES}{id}")), Some((id, Entry::Progress)));
+        for entry in Entry::ALL {
+            assert_eq!(parse_path(&entry.path(&id)), Some((id.clone(), entry)));
+        }
         assert_eq!(parse_path("nomad-build/claims/x"), None);
         assert_eq!(parse_path("other"), None);
     }
@@ -247,7 +261,7 @@ mod tests {
         let claim = Claim::claimed("a", "sha256:00", chrono::DateTime::UNIX_EPOCH);
         for known in [None, Some(&labels)] {
             let items = with_labels(claim.to_items().unwrap(), known);
-            let path = format!("{CLAIMS}{id}");
+            let path = Entry::Claim.path(&id);
             let variable = Variable { path, items, modify_index: 7, ..Variable::default() };
             let (of, page) = Page::read(&variable).unwrap().unwrap();
             assert_eq!((&of, page.has_labels()), (&id, known.is_some()));

@@ -60,6 +60,13 @@ impl JobId {
         Self(format!("{PREFIX}{}", uuid.hyphenated()))
     }
 
+    /// The least ID that is made at a time, to the millisecond.
+    pub fn first_of(time: DateTime<Utc>) -> Self {
+        let milliseconds = u128::try_from(time.timestamp_millis()).unwrap_or(0);
+        // RFC 9562, section 5.7: the first 48 of 128 bits.
+        Self::from_uuid(Uuid::from_u128(milliseconds << 80))
+    }
+
     /// When the ID was made, to the millisecond, which is when its job was submitted; none where it does not say.
     pub fn made_at(&self) -> Option<DateTime<Utc>> {
         let uuid = Uuid::try_parse(self.0.strip_prefix(PREFIX)?).ok()?;
@@ -120,6 +127,19 @@ mod tests {
         let at = DateTime::from_timestamp_millis(1_700_000_000_123);
         assert_eq!(made_at("nb-018bcfe5-687b-7000-8000-000000000001"), at);
         assert_eq!(made_at("nb-28900495-0bfd-50db-bc3b-c039a851cba0"), None);
+    }
+
+    #[test]
+    fn ids_are_in_the_order_in_which_they_were_made() {
+        let id = |text: &str| text.parse::<JobId>().unwrap();
+        let first = JobId::first_of(DateTime::from_timestamp_millis(1_700_000_000_123).unwrap());
+        assert_eq!(first, id("nb-018bcfe5-687b-0000-0000-000000000000"));
+        assert!(id("nb-018bcfe5-687a-7fff-bfff-ffffffffffff") < first);
+        assert!(first < id("nb-018bcfe5-687b-7000-8000-000000000000"));
+        assert_eq!(
+            JobId::first_of(DateTime::from_timestamp_millis(-1).unwrap()),
+            JobId::from_uuid(Uuid::nil())
+        );
     }
 
     #[test]

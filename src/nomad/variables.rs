@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request};
@@ -59,6 +60,10 @@ fn delete(namespace: &str, variable: &str) -> Request {
 fn list(namespace: &str, prefix: &str) -> Request {
     let doing = format!("listing the Variables {prefix}* of namespace {namespace:?}");
     Request::get(&["vars"], doing).query("namespace", namespace).query("prefix", prefix)
+}
+
+fn list_from(namespace: &str, prefix: &str, from: &str) -> Request {
+    list(namespace, prefix).query("next_token", format_args!("{namespace}.{from}"))
 }
 
 fn put(
@@ -143,18 +148,28 @@ impl Client {
         self.call(list(namespace, prefix)).await
     }
 
-    /// The same, waiting until they differ from those of an index; 0 does not wait.
-    pub async fn variables_after(
+    /// The same, but those whose paths sort before one are passed over: Nomad's pages are in the order of paths, and
+    /// a page's token is the namespace and the path that it begins with.
+    pub async fn variables_from(
+        &self,
+        namespace: &str,
+        prefix: &str,
+        from: &str,
+    ) -> Result<Indexed<Vec<VariableStub>>, Error> {
+        self.call(list_from(namespace, prefix, from)).await
+    }
+
+    /// Waits until something below a prefix is no more as it was at an index, or for so long; the index then.
+    pub async fn variables_changed(
         &self,
         namespace: &str,
         prefix: &str,
         index: u64,
         wait: Duration,
-    ) -> Result<Indexed<Vec<VariableStub>>, Error> {
-        if index == 0 {
-            return self.variables(namespace, prefix).await;
-        }
-        self.wait(list(namespace, prefix), index, wait).await
+    ) -> Result<u64, Error> {
+        // What is there is listed by who wants to know it.
+        let request = list(namespace, prefix).query("per_page", 1);
+        Ok(self.wait::<IgnoredAny>(request, index, wait).await?.index)
     }
 
     /// Takes the lock on a Variable for `ttl`; none where another one holds it.
@@ -200,6 +215,12 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_from_a_path_begins_with_it() {
+        let request = list_from("ci", "nomad-build/claims/", "nomad-build/claims/nb-1");
+        assert!(request.query.contains(&("next_token", "ci.nomad-build/claims/nb-1".to_owned())));
+    }
 
     #[test]
     fn a_create_only_write_compares_with_nothing() {

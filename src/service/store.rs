@@ -80,6 +80,21 @@ impl Store {
         self.read().known.keys().cloned().collect()
     }
 
+    /// The least ID of a job whose ledger may still be written to: it has not ended or did so after a time, or it was made
+    /// after that time and may not have been heard of.
+    pub(super) fn first_open(&self, since: DateTime<Utc>) -> JobId {
+        let is_open = |record: &Record| {
+            !record.status.is_final() || record.timestamps.job_end.is_some_and(|end| end > since)
+        };
+        let jobs = self.read();
+        let open = jobs
+            .known
+            .iter()
+            .filter(|(_, entry)| entry.record.as_ref().is_some_and(|record| is_open(&record.borrow())));
+        let new = JobId::first_of(since);
+        open.map(|(id, _)| id).min().filter(|open| **open < new).cloned().unwrap_or(new)
+    }
+
     /// Takes in facts of a job, unless it was forgotten. `see` says whether they were news; so does this.
     pub(super) fn see(&self, id: &JobId, see: impl FnOnce(&mut Facts) -> bool) -> bool {
         let mut jobs = self.write();
@@ -223,6 +238,28 @@ mod tests {
         freshness.current(Part::Ledger);
         killed(&store, &id(2));
         assert_eq!((store.live(), ended()), (0, true));
+    }
+
+    #[test]
+    fn the_first_open_job_is_the_oldest_that_may_still_write() {
+        let (store, since) = (store(), DateTime::from_timestamp(1000, 0).unwrap());
+        let at = |seconds| JobId::first_of(DateTime::from_timestamp(seconds, 0).unwrap());
+        let ended = |id: &JobId, at: i64| {
+            submitted(&store, id);
+            let at = DateTime::from_timestamp(at, 0).unwrap();
+            let verdict = Verdict::new(Status::Killed, None, Reason::Killed, "", at);
+            store.see(id, |facts| facts.see_claim(6, Claim::revoked(verdict)));
+        };
+        assert_eq!(store.first_open(since), at(1000));
+        submitted(&store, &at(1001));
+        ended(&at(1), 999);
+        // Its Nomad job was never heard of.
+        store.see(&at(2), |facts| facts.see_progress(5, crate::job::Progress::default()));
+        assert_eq!(store.first_open(since), at(1000));
+        submitted(&store, &at(500));
+        assert_eq!(store.first_open(since), at(500));
+        ended(&at(400), 1001);
+        assert_eq!(store.first_open(since), at(400));
     }
 
     #[test]

@@ -5,24 +5,18 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{Highest, Pause, READS, State, Watcher};
+use super::{Highest, Pause, READS, State, Watcher, quiet};
 use crate::job::{AllocationFacts, Facts, JobId};
 use crate::ledger::{self, Entry};
 use crate::nomad::{Allocation, Error, Event, EventStream, Heard, Indexed, JobStub};
 use crate::service::freshness::Part;
 use crate::service::translate;
 
-/// How long the stream is believed before everything is listed again: it loses events without a word.
-const RELIST: Duration = Duration::from_secs(30);
-
 /// How long the first list waits for the stream to begin.
 const OPENED: Duration = Duration::from_secs(2);
 
 /// How many lines of the stream are kept while the first list is made.
 const EARLY: usize = 2000;
-
-/// Where lists take long they are made more rarely: at most a twentieth of the time goes into them.
-const SHARE: u32 = 20;
 
 /// Everything, as it was listed.
 struct Lists {
@@ -66,8 +60,8 @@ impl Watcher {
         }
         self.ask_why_they_wait().await;
         loop {
-            let quiet = tokio::time::sleep(RELIST.max(listed.took * SHARE));
-            self.listen_during(&mut events, listed.jobs.index, highest, quiet).await?;
+            let until = tokio::time::sleep(quiet(listed.took));
+            self.listen_during(&mut events, listed.jobs.index, highest, until).await?;
             let list = self.list();
             listed = self.listen_during(&mut events, listed.jobs.index, highest, list).await??;
             let corrected = self.take_lists(&listed, highest).await?;

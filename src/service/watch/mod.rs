@@ -18,6 +18,12 @@ use crate::telemetry::Telemetry;
 /// How long a blocking query waits at Nomad.
 const WAIT: Duration = Duration::from_secs(25);
 
+/// How long what is pushed is believed before everything is listed again: the event stream loses events without a word.
+const RELIST: Duration = Duration::from_secs(30);
+
+/// Where lists take long they are made more rarely: at most a twentieth of the time goes into them.
+const SHARE: u32 = 20;
+
 /// How many objects are read at once.
 const READS: usize = 16;
 
@@ -41,6 +47,11 @@ impl Watcher {
     pub(super) async fn run(self) {
         tokio::join!(self.follow_jobs(), self.follow_ledger());
     }
+}
+
+/// How long everything is not listed again, where that took so long.
+fn quiet(took: Duration) -> Duration {
+    RELIST.max(took * SHARE)
 }
 
 /// The highest index that was heard, and since when it is contradicted.

@@ -1,26 +1,54 @@
 //! The ledger: claims and progress.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use chrono::{TimeDelta, Utc};
+use futures_util::{StreamExt as _, stream};
 
-use super::{Highest, Pause, READS, State, WAIT, Watcher};
+use super::{Highest, Pause, READS, State, WAIT, Watcher, quiet};
 use crate::job::{JobId, Phase};
 use crate::ledger::{self, Entry, LedgerError, Page};
-use crate::nomad::{Error, Variable};
+use crate::nomad::{Error, Indexed, Variable, VariableStub};
 use crate::service::cleanup;
 use crate::service::freshness::Part;
 use crate::service::store::Decided;
 use crate::telemetry::chain;
 
+/// How long ago a job was made or ended whose ledger is written to no more. A phase that was killed still says how it ended.
+const SETTLED: TimeDelta = TimeDelta::minutes(10);
+
 /// What was read of the ledger.
 #[derive(Default)]
 struct Seen {
     /// The Variables that were read, with their indexes.
-    indexes: HashMap<String, u64>,
+    indexes: BTreeMap<String, u64>,
     /// The jobs whose claims went.
     lost: HashSet<JobId>,
+    /// Until when it is not listed as a whole.
+    settled: Option<Instant>,
+}
+
+impl Seen {
+    /// Takes in a list of one entry's Variables, from a job's on: those that have changed since they were read. What is gone
+    /// is forgotten.
+    fn take(&mut self, entry: Entry, first: Option<&JobId>, listed: Vec<VariableStub>) -> Vec<VariableStub> {
+        // Something else may lie beside.
+        let ours = listed.into_iter().filter(|stub| ledger::parse_path(&stub.path).is_some());
+        let mut there: HashMap<_, _> = ours.map(|stub| (stub.path.clone(), stub)).collect();
+        let begin = first.map_or_else(|| entry.prefix().to_owned(), |job| entry.path(job));
+        let known = self.indexes.range(begin..).map(|(path, _)| path);
+        let known = known.take_while(|path| path.starts_with(entry.prefix()));
+        let gone: Vec<_> = known.filter(|path| !there.contains_key(*path)).cloned().collect();
+        for path in gone {
+            self.indexes.remove(&path);
+            if let Some((job, Entry::Claim)) = ledger::parse_path(&path) {
+                self.lost.insert(job);
+            }
+        }
+        there.retain(|path, stub| self.indexes.get(path) != Some(&stub.modify_index));
+        there.into_values().collect()
+    }
 }
 
 impl Watcher {
@@ -37,6 +65,7 @@ impl Watcher {
                     index = next;
                     if state == State::Restored {
                         seen.indexes.clear();
+                        index = 0;
                     }
                     self.freshness.current(Part::Ledger);
                 }
@@ -94,41 +123,58 @@ impl Watcher {
         Ok(())
     }
 
-    /// Waits for a change of the Variables, and reads those that changed.
+    /// Waits for a change of the Variables, and reads those that changed; the index then.
+    ///
+    /// Nomad tells of a change and not of what changed, and ledgers stay for weeks. So all of them are listed only from time
+    /// to time, and in between those of jobs that may still be written to.
     async fn read_ledger(&self, seen: &mut Seen, index: u64) -> Result<u64, Error> {
-        let listed = self.nomad.variables_after(&self.namespace, ledger::PREFIX, index, WAIT).await?;
-        let changed: Vec<_> = listed
-            .value
-            .iter()
-            // Locks and keys lie beside.
-            .filter(|stub| ledger::parse_path(&stub.path).is_some())
-            .filter(|stub| seen.indexes.get(&stub.path).is_none_or(|&known| known != stub.modify_index))
-            .map(|stub| stub.path.clone())
-            .collect();
-        let mut read = stream::iter(changed)
-            .map(|path| async move { self.nomad.variable(&self.namespace, &path).await })
-            .buffer_unordered(READS)
-            .filter_map(|read| std::future::ready(read.transpose()))
-            .try_collect::<Vec<_>>()
-            .await?;
-        // In the order they were written: a phase that failed revokes before it tells its outcome.
-        read.sort_by_key(|variable| variable.modify_index);
-        for variable in read {
-            seen.indexes.insert(variable.path.clone(), variable.modify_index);
-            self.take_variable(&variable);
+        let is_due = |seen: &Seen| seen.settled.is_none_or(|until| until <= Instant::now());
+        if index > 0 {
+            let changed = self.nomad.variables_changed(&self.namespace, ledger::PREFIX, index, WAIT).await?;
+            if changed == index && !is_due(seen) {
+                return Ok(index);
+            }
         }
-        if seen.indexes.len()
-            > listed.value.iter().filter(|stub| seen.indexes.contains_key(&stub.path)).count()
-        {
-            let there: HashSet<_> = listed.value.iter().map(|stub| stub.path.as_str()).collect();
-            let gone: Vec<_> = seen.indexes.extract_if(|path, _| !there.contains(path.as_str())).collect();
-            let claims = gone.iter().filter_map(|(path, _)| match ledger::parse_path(path)? {
-                (id, Entry::Claim) => Some(id),
-                (_, Entry::Progress) => None,
-            });
-            seen.lost.extend(claims);
+        let (is_whole, began) = (index == 0 || is_due(seen), Instant::now());
+        let first = (!is_whole).then(|| self.store.first_open(Utc::now() - SETTLED));
+        // Progress first: a phase that failed revokes before it tells so, and is not to be heard of without its claim.
+        let progress = self.list_ledger(Entry::Progress, first.as_ref()).await?;
+        let claims = self.list_ledger(Entry::Claim, first.as_ref()).await?;
+        if is_whole {
+            seen.settled = Some(Instant::now() + quiet(began.elapsed()));
+            self.telemetry.listed("ledger");
         }
-        Ok(listed.index)
+        let mut changed = seen.take(Entry::Claim, first.as_ref(), claims.value);
+        changed.extend(seen.take(Entry::Progress, first.as_ref(), progress.value));
+        self.read_variables(seen, changed).await?;
+        Ok(claims.index.min(progress.index))
+    }
+
+    async fn list_ledger(
+        &self,
+        entry: Entry,
+        first: Option<&JobId>,
+    ) -> Result<Indexed<Vec<VariableStub>>, Error> {
+        match first {
+            Some(job) => self.nomad.variables_from(&self.namespace, entry.prefix(), &entry.path(job)).await,
+            None => self.nomad.variables(&self.namespace, entry.prefix()).await,
+        }
+    }
+
+    /// Reads Variables, and takes them in, in the order they were written.
+    async fn read_variables(&self, seen: &mut Seen, mut changed: Vec<VariableStub>) -> Result<(), Error> {
+        changed.sort_unstable_by_key(|stub| stub.modify_index);
+        let read = stream::iter(changed)
+            .map(|stub| async move { self.nomad.variable(&self.namespace, &stub.path).await });
+        let mut read = std::pin::pin!(read.buffered(READS));
+        while let Some(variable) = read.next().await {
+            // None where it was removed since it was listed.
+            if let Some(variable) = variable? {
+                self.take_variable(&variable);
+                seen.indexes.insert(variable.path, variable.modify_index);
+            }
+        }
+        Ok(())
     }
 
     /// Takes a Variable of the ledger in. What cannot be read is told once and changes nothing.
@@ -146,5 +192,40 @@ impl Watcher {
                 );
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_list_from_a_job_on_says_nothing_of_those_before_it() {
+        let id = |number| JobId::from_uuid(Uuid::from_u128(number));
+        let stubs = |numbers: &[(u128, u64)]| -> Vec<_> {
+            let stub = |&(number, modify_index): &(u128, u64)| VariableStub {
+                path: Entry::Claim.path(&id(number)),
+                modify_index,
+                ..VariableStub::default()
+            };
+            numbers.iter().map(stub).collect()
+        };
+        let other = VariableStub { path: "nomad-build/claims/other".to_owned(), ..VariableStub::default() };
+        let all = [stubs(&[(1, 5), (2, 6), (3, 7)]), vec![other]].concat();
+        let mut seen = Seen::default();
+        assert_eq!(seen.take(Entry::Claim, None, all.clone()).len(), 3);
+        for stub in &all[..3] {
+            seen.indexes.insert(stub.path.clone(), stub.modify_index);
+        }
+        seen.indexes.insert(Entry::Progress.path(&id(9)), 8);
+        assert!(seen.take(Entry::Claim, None, all).is_empty());
+        let later = stubs(&[(3, 9)]);
+        assert_eq!(seen.take(Entry::Claim, Some(&id(2)), later.clone())[0].path, later[0].path);
+        assert_eq!(seen.lost, HashSet::from([id(2)]));
+        assert_eq!(seen.take(Entry::Claim, None, later).len(), 1);
+        assert_eq!(seen.lost, HashSet::from([id(1), id(2)]));
+        assert_eq!(seen.indexes.len(), 2, "the other entry's stay");
     }
 }
