@@ -1,9 +1,12 @@
 //! The phase's log: tools' output and the runner's own words, stamped and written to standard output.
 //!
 //! Invariant: one thread writes, so lines never interleave, and sequence numbers have no holes. The queue before it is
-//! bounded: a slow reader of our output slows the tool, it never grows memory.
+//! bounded: a slow reader of our output slows the tool, it never grows memory. A line that nobody takes any more is lost and
+//! counted, so that who reads the log is told of it.
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd as _;
 use std::thread::JoinHandle;
 
 use chrono::Utc;
@@ -20,6 +23,9 @@ enum Message {
     Count(oneshot::Sender<u64>),
 }
 
+/// How much is collected before it is written.
+const PIECE: usize = 64 * 1024;
+
 /// Where output goes. Cheap to clone; the log ends when the last one is dropped.
 #[derive(Clone)]
 pub(super) struct Log {
@@ -28,12 +34,13 @@ pub(super) struct Log {
 
 /// The thread that writes.
 pub(super) struct Writer {
-    thread: JoinHandle<std::io::Result<()>>,
+    thread: JoinHandle<()>,
 }
 
 /// Opens the log on standard output.
 pub(super) fn open() -> std::io::Result<(Log, Writer)> {
-    open_on(std::io::stdout())
+    // Without the standard library's own buffer: what became of a write is to be known.
+    open_on(File::from(std::io::stdout().as_fd().try_clone_to_owned()?))
 }
 
 fn open_on(out: impl Write + Send + 'static) -> std::io::Result<(Log, Writer)> {
@@ -46,7 +53,7 @@ fn open_on(out: impl Write + Send + 'static) -> std::io::Result<(Log, Writer)> {
 impl Log {
     /// Takes bytes of a tool's output, waiting for room.
     pub(super) async fn output(&self, stream: Stream, bytes: Vec<u8>) {
-        // The writer ends early only when standard output is gone: then nobody reads, and work goes on.
+        // The writer outlives every log.
         drop(self.queue.send(Message::Output(stream, bytes)).await);
     }
 
@@ -59,7 +66,7 @@ impl Log {
         self.output(Stream::Stdout, bytes).await;
     }
 
-    /// How many lines there are; none where they cannot be written.
+    /// How many lines there are, written or lost.
     pub(super) async fn lines(&self) -> Option<u64> {
         let (answer, lines) = oneshot::channel();
         self.queue.send(Message::Count(answer)).await.ok()?;
@@ -72,29 +79,31 @@ impl Writer {
     ///
     /// Every [`Log`] must be gone, or this waits for it.
     pub(super) async fn finish(self) -> std::io::Result<()> {
-        tokio::task::spawn_blocking(|| self.thread.join())
-            .await
-            .map_err(std::io::Error::other)?
-            .unwrap_or_else(|_| Err(std::io::Error::other("the log's thread panicked")))
+        let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
+        joined.map_err(std::io::Error::other)?.map_err(|_| std::io::Error::other("the log's thread panicked"))
     }
 }
 
-fn write_all(out: impl Write, mut messages: mpsc::Receiver<Message>) -> std::io::Result<()> {
-    let mut writer =
-        Lines { out: BufWriter::with_capacity(64 * 1024, out), seq: 0, open: [Vec::new(), Vec::new()] };
+fn write_all(out: impl Write, mut messages: mpsc::Receiver<Message>) {
+    let mut lines =
+        Lines { out, waiting: Vec::new(), is_torn: false, seq: 0, open: [Vec::new(), Vec::new()] };
     while let Some(message) = messages.blocking_recv() {
-        writer.take(message)?;
+        lines.take(message);
         while let Ok(message) = messages.try_recv() {
-            writer.take(message)?;
+            lines.take(message);
         }
-        writer.out.flush()?;
+        lines.flush();
     }
-    writer.flush_open()?;
-    writer.out.flush()
+    lines.flush_open();
+    lines.flush();
 }
 
 struct Lines<W: Write> {
-    out: BufWriter<W>,
+    out: W,
+    /// Whole lines that are not written yet.
+    waiting: Vec<u8>,
+    /// Whether what was written last has no end.
+    is_torn: bool,
     seq: u64,
     /// What of each stream has no line end yet.
     open: [Vec<u8>; 2],
@@ -108,26 +117,25 @@ fn slot(stream: Stream) -> usize {
 }
 
 impl<W: Write> Lines<W> {
-    fn take(&mut self, message: Message) -> std::io::Result<()> {
+    fn take(&mut self, message: Message) {
         match message {
             Message::Flush => self.flush_open(),
             Message::Count(answer) => {
-                self.flush_open()?;
-                self.out.flush()?;
+                self.flush_open();
+                self.flush();
                 // Who asked may be gone.
                 answer.send(self.seq).ok();
-                Ok(())
             }
             Message::Output(stream, bytes) => self.output(stream, &bytes),
         }
     }
 
-    fn output(&mut self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
+    fn output(&mut self, stream: Stream, bytes: &[u8]) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
             let mut line = std::mem::take(&mut self.open[slot(stream)]);
             line.extend_from_slice(&rest[..end]);
-            self.line(stream, &line)?;
+            self.line(stream, &line);
             line.clear();
             self.open[slot(stream)] = line;
             rest = &rest[end + 1..];
@@ -137,38 +145,59 @@ impl<W: Write> Lines<W> {
         // A line without an end is written in parts, so that it never grows memory.
         while part_length(&open) < open.len() {
             let tail = open.split_off(part_length(&open));
-            self.write(LineTag { stream, partial: true }, &open)?;
+            self.write(LineTag { stream, partial: true }, &open);
             open = tail;
         }
         self.open[slot(stream)] = open;
-        Ok(())
     }
 
-    fn line(&mut self, stream: Stream, line: &[u8]) -> std::io::Result<()> {
+    fn line(&mut self, stream: Stream, line: &[u8]) {
         let mut rest = line;
         while part_length(rest) < rest.len() {
             let (part, tail) = rest.split_at(part_length(rest));
-            self.write(LineTag { stream, partial: true }, part)?;
+            self.write(LineTag { stream, partial: true }, part);
             rest = tail;
         }
-        self.write(LineTag { stream, partial: false }, rest)
+        self.write(LineTag { stream, partial: false }, rest);
     }
 
-    fn write(&mut self, tag: LineTag, text: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self, tag: LineTag, text: &[u8]) {
         self.seq += 1;
         let mut out = String::with_capacity(text.len() + 48);
         Line { time: Utc::now(), seq: self.seq, tag, text: escape(text).into_owned() }.write_to(&mut out);
-        self.out.write_all(out.as_bytes())
+        self.waiting.extend_from_slice(out.as_bytes());
+        if self.waiting.len() >= PIECE {
+            self.flush();
+        }
     }
 
-    fn flush_open(&mut self) -> std::io::Result<()> {
+    /// Writes what waits, as far as it is taken: where Nomad's reader of the pipe is gone, the work goes on.
+    fn flush(&mut self) {
+        let mut written = 0;
+        while written < self.waiting.len() {
+            match self.out.write(&self.waiting[written..]) {
+                Ok(0) => break,
+                Ok(more) => written += more,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        if let Some(last) = self.waiting[..written].last() {
+            self.is_torn = *last != b'\n';
+        }
+        self.waiting.clear();
+        if self.is_torn {
+            self.waiting.push(b'\n');
+        }
+    }
+
+    fn flush_open(&mut self) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let open = std::mem::take(&mut self.open[slot(stream)]);
             if !open.is_empty() {
-                self.line(stream, &open)?;
+                self.line(stream, &open);
             }
         }
-        Ok(())
     }
 }
 
@@ -189,6 +218,49 @@ mod tests {
 
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
+        }
+    }
+
+    /// Takes so many bytes, then none for one attempt, then everything.
+    struct Breaks(Shared, usize);
+
+    impl Write for Breaks {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            match self.1 {
+                0 => {
+                    self.1 = usize::MAX;
+                    Err(ErrorKind::BrokenPipe.into())
+                }
+                most => {
+                    let taken = self.0.write(&bytes[..most.min(bytes.len())])?;
+                    self.1 = if most == usize::MAX { most } else { most - taken };
+                    Ok(taken)
+                }
+            }
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_that_nobody_takes_are_counted_and_those_behind_them_are_whole() {
+        for taken in [0, 10, 40, 41, 60] {
+            let out = Shared::default();
+            let (log, writer) = open_on(Breaks(out.clone(), taken)).unwrap();
+            for line in ["one\n", "two\n", "three\n"] {
+                log.output(Stream::Stdout, line.as_bytes().to_vec()).await;
+                // Each is written by itself.
+                log.lines().await.unwrap();
+            }
+            assert_eq!(log.lines().await, Some(3));
+            drop(log);
+            writer.finish().await.unwrap();
+            let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+            let lines: Vec<_> = text.lines().filter_map(Line::parse).map(|line| line.seq).collect();
+            assert_eq!(lines.last(), Some(&3), "{taken}: {text}");
+            assert!(lines.is_sorted() && lines.len() < 3, "{taken}: {text}");
         }
     }
 

@@ -14,6 +14,7 @@ mod surroundings;
 mod sweep;
 mod test;
 
+use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ use surroundings::{CONTAINER_LABEL, Surroundings};
 
 /// How long a phase waits for what it made in the engine to be gone: well below the time that Nomad gives a stopped task.
 const REMOVAL: Duration = Duration::from_secs(10);
+
+/// How often a file is looked for, or its lock tried: it costs nothing.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub(crate) enum Fatal {
     Engine(#[from] EngineError),
     #[error("the log could not be written")]
     Log(#[source] std::io::Error),
+    #[error("{0}, the lock of this phase, could not be taken")]
+    Lock(std::path::PathBuf, #[source] std::io::Error),
     #[error("{0}, the sign for the tasks that wait, could not be written")]
     Sign(std::path::PathBuf, #[source] std::io::Error),
     #[error(
@@ -216,6 +222,8 @@ fn listen_to_signals() -> std::io::Result<CancellationToken> {
 
 impl Runner {
     async fn run(self, phase: Phase) -> Result<Ended, Fatal> {
+        // Held to the end.
+        let Some(_alone) = self.alone(phase).await? else { return Ok(Ended::Badly) };
         let claimed = match self.pass_gate(phase).await? {
             Some(Gate::Run) => None,
             Some(Gate::Repair { digest }) => Some(digest),
@@ -245,6 +253,27 @@ impl Runner {
         end(phase, &self.around, work, self.log.lines().await).await
     }
 
+    /// Waits until no other run of this task is at work in the allocation; none when stopped meanwhile.
+    ///
+    /// A client of Nomad that is killed just after it started a task starts it again, beside the first one, which it does not
+    /// know any more. The kernel frees the lock however who holds it ends.
+    async fn alone(&self, phase: Phase) -> Result<Option<File>, Fatal> {
+        let path = self.around.shared(&format!("{phase}.lock"));
+        let failed = |error| Fatal::Lock(path.clone(), error);
+        let lock = File::create(&path).map_err(failed)?;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Some(lock)),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
     /// Asks the gate until it says something other than to wait; none when stopped while waiting.
     async fn pass_gate(&self, phase: Phase) -> Result<Option<Gate>, Fatal> {
         let (job, ledger) = (&self.around.job, &self.around.ledger);
@@ -272,7 +301,7 @@ impl Runner {
     async fn wait_for(&self, phase: Phase) {
         let sign = self.around.sign_of(phase);
         while !tokio::fs::try_exists(&sign).await.unwrap_or(false) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(LOOK).await;
         }
     }
 

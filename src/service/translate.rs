@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels};
-use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure};
+use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure, TaskEvent};
 
 pub(super) fn job(job: &Job) -> Option<(JobId, JobFacts)> {
     facts(&job.id, &job.namespace, job.stop, &job.meta, job.modify_index)
@@ -62,21 +62,19 @@ pub(super) fn may_still_work(allocation: &Allocation) -> bool {
     }
 }
 
-/// What Nomad said of the task that could not be started: the last event that failed a task which never ran.
+/// What Nomad said of the task that could not be started, in words that name the cause where there are any: that it is not
+/// restarted comes last, and says nothing.
 fn setup_error(allocation: &Allocation) -> Option<String> {
     let mut never_ran =
         allocation.task_states.iter().filter(|(_, task)| task.failed && task.started_at.is_none());
-    let event = |(name, task): (&String, &crate::nomad::TaskState)| {
-        let kinds =
-            ["Driver Failure", "Setup Failure", "Failed Validation", "Failed Artifact Download", "Template"];
-        let event = task
-            .events
-            .iter()
-            .rev()
-            .find(|event| event.fails_task || kinds.contains(&event.kind.as_str()))?;
+    let causes =
+        ["Driver Failure", "Setup Failure", "Failed Validation", "Failed Artifact Download", "Template"];
+    never_ran.find_map(|(name, task)| {
+        let last = |is: &dyn Fn(&TaskEvent) -> bool| task.events.iter().rev().find(|event| is(event));
+        let event = last(&|event| causes.contains(&event.kind.as_str()))
+            .or_else(|| last(&|event| event.fails_task))?;
         Some(format!("{name}: {}", event.display_message))
-    };
-    never_ran.find_map(event)
+    })
 }
 
 /// What Nomad said of the end of a task that ran and failed.
@@ -141,6 +139,28 @@ mod tests {
         ] {
             assert_eq!(in_words(&failure), want);
         }
+    }
+
+    #[test]
+    fn a_task_that_could_not_be_started_is_told_by_its_cause() {
+        let event = |kind: &str, says: &str| TaskEvent {
+            kind: kind.to_owned(),
+            display_message: says.to_owned(),
+            fails_task: kind != "Received",
+        };
+        let told = |events: &[(&str, &str)]| {
+            let events = events.iter().map(|(kind, says)| event(kind, says)).collect();
+            let task = TaskState { failed: true, events, ..TaskState::default() };
+            setup_error(&Allocation {
+                task_states: [("build".to_owned(), task)].into(),
+                ..Allocation::default()
+            })
+        };
+        let restarts = ("Not Restarting", "Policy allows no restarts");
+        let cause = ("Driver Failure", "no such program");
+        assert_eq!(told(&[("Received", "r"), cause, restarts]).as_deref(), Some("build: no such program"));
+        assert_eq!(told(&[restarts]).as_deref(), Some("build: Policy allows no restarts"));
+        assert_eq!(told(&[("Received", "r")]), None);
     }
 
     #[test]

@@ -273,6 +273,25 @@ async fn a_job_whose_runner_died_fails() {
 }
 
 #[tokio::test]
+async fn a_job_whose_task_cannot_be_started_fails_and_says_why() {
+    let world = world();
+    let runner = [("NOMAD_BUILD_RUNNER", "/nowhere/nomad-build")];
+    let service = Service::start(&world.nomad, &world.registry, &runner);
+    let repository = world.repository("");
+    let job = world.job(&repository);
+    let (_, status) = Api::new(&service.url).run(&job).await;
+    let failure = &status["failure"];
+    assert_eq!(
+        (&status["status"], &failure["reason"]),
+        (&json!("FAILED"), &json!("setup_failed")),
+        "{status:#}"
+    );
+    assert!(failure["message"].as_str().unwrap().contains("/nowhere/nomad-build"), "{status:#}");
+    never_began(&status, "build");
+    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+}
+
+#[tokio::test]
 async fn a_job_that_is_stopped_or_purged_in_nomad_is_killed_and_never_published() {
     let api = world().api();
     for arguments in [&["job", "stop", "-detach"][..], &["job", "stop", "-detach", "-purge"]] {

@@ -4,7 +4,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Service, World, world};
+use crate::support::{Service, World, crash_log, eventually, world};
 
 /// Reads a stream until `enough` says so of a message, or until its end.
 async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
@@ -184,4 +184,35 @@ async fn what_is_asked_wrongly_of_a_log_is_told_by_its_field() {
         assert_eq!(status, reqwest::StatusCode::BAD_REQUEST, "{query}");
         assert_eq!(body["error"]["details"][0]["field"], field, "{query}: {body}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_runner_says_while_nobody_takes_it_is_a_gap_that_is_named() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!(["echo before", "sleep 3", "echo behind"]);
+    let id = api.submit(&job).await;
+    eventually("the first test's output", async || {
+        let logs = api.logs(&id).await;
+        logs["test"].as_str().unwrap().contains("\nbefore\n").then_some(())
+    })
+    .await;
+    let status = api.status(&id).await;
+    crash_log(status["nomad"]["allocation"].as_str().unwrap(), "test");
+    // A log is no reason to fail what is well.
+    assert_eq!(api.wait_for_end(&id).await["status"], "SUCCEEDED");
+    let logs = eventually("a text that is final", async || {
+        let logs = api.logs(&id).await;
+        (!logs["missing"].to_string().contains("ask again")).then_some(logs)
+    })
+    .await;
+    let missing = logs["missing"]["test"].as_str().unwrap();
+    assert!(missing.starts_with("lines ") && missing.contains("are missing"), "{logs:#}");
+    assert!(!logs["test"].as_str().unwrap().contains("behind"), "{logs:#}");
+    let messages = read_all(&world.service.url, &id, "").await;
+    let gaps: Vec<_> = messages.iter().filter(|message| message["type"] == "gap").collect();
+    assert_eq!(gaps.len(), 1, "{messages:#?}");
+    assert_eq!((&gaps[0]["phase"], &gaps[0]["message"]), (&json!("test"), &json!(missing)));
+    assert_eq!(messages.last().unwrap()["type"], "end");
 }

@@ -26,6 +26,8 @@ struct Allocation {
     folder: TempDir,
     /// How many of the next answers about claims are lost, from the first attempt to claim on.
     lost: Arc<AtomicUsize>,
+    /// How many of the next attempts to claim are refused.
+    refused: Arc<AtomicUsize>,
 }
 
 impl Allocation {
@@ -44,12 +46,12 @@ impl Allocation {
         };
         std::fs::write(folder.path().join("alloc/payload"), payload.encode().unwrap()).unwrap();
         std::fs::write(folder.path().join("secrets/nomad_token"), "none").unwrap();
-        let lost = Arc::new(AtomicUsize::new(0));
+        let [lost, refused] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
         let socket = tokio::net::UnixListener::bind(folder.path().join("secrets/api.sock")).unwrap();
-        let router = losing(&world.nomad, Arc::clone(&lost));
+        let router = losing(&world.nomad, Arc::clone(&lost), Arc::clone(&refused));
         tokio::spawn(async move { axum::serve(socket, router).await });
         let ledger = Ledger::new(nomad(), "default", std::time::Duration::from_secs(10));
-        Self { job: payload.job, ledger, folder, lost }
+        Self { job: payload.job, ledger, folder, lost, refused }
     }
 
     /// An allocation whose build is done: its image is the base.
@@ -90,6 +92,12 @@ impl Allocation {
         progress.of(phase).unwrap().clone()
     }
 
+    /// Why the right to publish was revoked.
+    async fn revoked_for(&self) -> Reason {
+        let (_, claim) = self.ledger.claim(&self.job).await.unwrap().unwrap();
+        claim.verdict().unwrap().reason
+    }
+
     /// Sees to it that everything is published, and that a log said so.
     async fn is_published(&self, submission: &Value, log: &str) {
         let outcome = self.outcome(Phase::Publish).await;
@@ -104,24 +112,51 @@ impl Allocation {
 
 const ENGINE: &str = "/var/run/docker.sock";
 
-/// A front of Nomad that does everything it is asked, and says of some claims only that something went wrong.
-fn losing(nomad: &str, lost: Arc<AtomicUsize>) -> Router {
+/// A front of Nomad that refuses some claims, and does everything else that it is asked, and says of some claims only that
+/// something went wrong.
+fn losing(nomad: &str, lost: Arc<AtomicUsize>, refused: Arc<AtomicUsize>) -> Router {
     let nomad = Upstream::new(nomad);
     let claiming = Arc::new(AtomicBool::new(false));
+    let takes_one = |left: &AtomicUsize| {
+        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    };
     Router::new().fallback(move |request: Request| {
         let nomad = nomad.clone();
-        let is_claim = request.uri().path().contains("/nomad-build/claims/");
-        if is_claim && request.method() == Method::PUT {
+        let is_about_claim = request.uri().path().contains("/nomad-build/claims/");
+        let claims = is_about_claim && request.method() == Method::PUT;
+        if claims {
             claiming.store(true, Ordering::SeqCst);
         }
-        let concerned = is_claim && claiming.load(Ordering::SeqCst);
-        let loses = concerned
-            && lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let is_refused = claims && takes_one(&refused);
+        let is_lost = is_about_claim && claiming.load(Ordering::SeqCst) && takes_one(&lost);
         async move {
+            if is_refused {
+                return (StatusCode::FORBIDDEN, "Permission denied").into_response();
+            }
             let answer = nomad.pass(request).await;
-            if loses { (StatusCode::INTERNAL_SERVER_ERROR, "lost").into_response() } else { answer }
+            if is_lost { (StatusCode::INTERNAL_SERVER_ERROR, "lost").into_response() } else { answer }
         }
     })
+}
+
+/// A front of the engine that takes one image for another whenever a name is given, as somebody else with the engine's
+/// socket may make it.
+fn swapping(image: &str, other: &str) -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    let (image, other) = (image.to_owned(), other.to_owned());
+    let engine = Upstream::on_socket(ENGINE);
+    let router = Router::new().fallback(move |mut request: Request| {
+        let engine = engine.clone();
+        let uri = request.uri().to_string();
+        if request.uri().path().ends_with("/tag") {
+            *request.uri_mut() = uri.replace(&image, &other).parse().unwrap();
+        }
+        async move { engine.pass(request).await }
+    });
+    let socket = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move { axum::serve(socket, router).await });
+    (folder, path.to_str().unwrap().to_owned())
 }
 
 /// Nomad itself, without the front.
@@ -163,6 +198,17 @@ async fn a_publish_that_cannot_know_whether_it_claimed_leaves_what_it_claimed_to
 }
 
 #[tokio::test]
+async fn a_task_that_is_started_while_it_runs_does_its_work_once() {
+    let submission = submission();
+    let allocation = Allocation::built(&submission).await;
+    let runs = [(); 2].map(|()| allocation.run("publish", ENGINE));
+    let runs = futures_util::future::join_all(runs).await;
+    let [said, nothing] = if runs[1].1.is_empty() { [&runs[0], &runs[1]] } else { [&runs[1], &runs[0]] };
+    assert_eq!((said.0, nothing), (true, &(true, String::new())), "{}", said.1);
+    allocation.is_published(&submission, &said.1).await;
+}
+
+#[tokio::test]
 async fn an_image_that_somebody_removed_is_named_as_missing() {
     let gone = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     for (phase, task) in [(Phase::Test, "test"), (Phase::Publish, "publish")] {
@@ -181,6 +227,48 @@ async fn an_image_that_somebody_removed_is_named_as_missing() {
         assert_eq!(world().tags(&submission).await, [] as [&str; 0]);
         allocation.ledger.remove(&allocation.job).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_publish_that_may_not_claim_fails_by_name_and_tags_nothing() {
+    let submission = submission();
+    let allocation = Allocation::built(&submission).await;
+    allocation.refused.store(1, Ordering::SeqCst);
+    let (well, log) = allocation.run("publish", ENGINE).await;
+    let outcome = allocation.outcome(Phase::Publish).await;
+    assert_eq!((well, outcome.reason), (false, Some(Reason::ClaimFailed)), "{log}");
+    assert!(outcome.message.unwrap().contains("ACLs do not allow it"), "{log}");
+    assert_eq!(allocation.revoked_for().await, Reason::ClaimFailed);
+    assert_eq!(world().tags(&submission).await, [] as [&str; 0]);
+    allocation.ledger.remove(&allocation.job).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_the_one_that_was_tested_is_not_published() {
+    let submission = submission();
+    let allocation = Allocation::built(&submission).await;
+    let image = docker(&["inspect", "--format", "{{.Id}}", &world().base]);
+    let container = docker(&["create", &world().base]);
+    let other = docker(&["commit", "--change", "ENV OTHER=1", &container]);
+    let (_folder, engine) = swapping(&image, &other);
+    let (well, log) = allocation.run("publish", &engine).await;
+    docker(&["rm", &container]);
+    docker(&["rmi", "--force", &other]);
+    let outcome = allocation.outcome(Phase::Publish).await;
+    assert_eq!((well, outcome.reason), (false, Some(Reason::DigestMismatch)), "{log}");
+    assert_eq!(allocation.revoked_for().await, Reason::DigestMismatch);
+    assert_eq!(world().tags(&submission).await, [] as [&str; 0]);
+    allocation.ledger.remove(&allocation.job).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_payload_that_a_runner_cannot_read_fails_the_job_by_name() {
+    let allocation = Allocation::new(&submission());
+    std::fs::write(allocation.path("alloc/payload"), "of another time").unwrap();
+    let (well, log) = allocation.run("build", ENGINE).await;
+    assert!(!well && log.contains("build cannot go on: "), "{log}");
+    assert_eq!(allocation.revoked_for().await, Reason::VersionMismatch);
+    allocation.ledger.remove(&allocation.job).await.unwrap();
 }
 
 /// A file system of its own in place of a folder, as long as this value.

@@ -71,8 +71,25 @@ pub(crate) fn runner_of(id: &str, phase: &str) -> Option<i32> {
 
 /// Ends a job's task at once, as a crash does.
 pub(crate) fn crash(id: &str, phase: &str) {
-    let pid = nix::unistd::Pid::from_raw(runner_of(id, phase).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    end_at_once(runner_of(id, phase).unwrap());
+}
+
+/// Ends Nomad's helper that takes the output of an allocation's task, as a crash of it does.
+pub(crate) fn crash_log(allocation: &str, task: &str) {
+    let pipe = format!("{allocation}/alloc/logs/.{task}.stdout.fifo");
+    let found = processes(|process| {
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let open = process.join("fd").read_dir().into_iter().flatten().flatten();
+        let mut open = open.filter_map(|file| std::fs::read_link(file.path()).ok());
+        String::from_utf8_lossy(&line).contains("logmon")
+            && open.any(|file| file.to_string_lossy().ends_with(&pipe))
+    });
+    end_at_once(i32::try_from(found[0]).unwrap());
+}
+
+fn end_at_once(process: i32) {
+    let process = nix::unistd::Pid::from_raw(process);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 fn processes(is: impl Fn(&Path) -> bool) -> Vec<u32> {

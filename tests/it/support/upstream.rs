@@ -24,6 +24,13 @@ impl Upstream {
         Self { url: url.into(), http }
     }
 
+    /// A server that listens on a Unix socket.
+    pub(crate) fn on_socket(path: &'static str) -> Self {
+        let http =
+            reqwest::Client::builder().no_proxy().tls_certs_only([]).unix_socket(path).build().unwrap();
+        Self { url: "http://localhost".into(), http }
+    }
+
     /// Passes a request on, whole, and its answer back as it comes. The `Host` stays the front's: a registry tells it as
     /// the place where uploads go on.
     pub(crate) async fn pass(&self, request: Request) -> Response {
