@@ -2,15 +2,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks demo dev test bench soak chaos lint lint-rust lint-deny lint-jobs lint-shell
+.PHONY: help setup setup-checks demo dev test bench soak chaos hostile lint lint-rust lint-deny lint-jobs lint-shell
 
 # How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
 soak: N ?= 20
 bench: N ?= 10
 
-# How long `make chaos` makes trouble, and by which schedule.
+# How long `make chaos` makes trouble, how many jobs `make hostile` harms, and by which schedule.
 chaos: MINUTES ?= 30
-chaos: SEED ?= $(shell echo $$RANDOM)
+hostile: RUNS ?= 1000
+chaos hostile: SEED ?= $(shell echo $$RANDOM)
 
 # Integration tests wait for Nomad and the engine more than they work.
 test soak: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
@@ -51,6 +52,10 @@ soak: setup ## Repeat the integration tests: make soak N=20
 chaos: setup ## Jobs under a load while everything fails, then their histories are checked: make chaos MINUTES=30 SEED=7
 	@$(with_env) NOMAD_BUILD_TEST_CHAOS_SECONDS=$$((60 * $(MINUTES))) NOMAD_BUILD_TEST_CHAOS_SEED=$(SEED) \
 	    cargo test --locked --all-features --test it -- --nocapture chaos::whatever_fails
+
+hostile: setup ## Harm jobs while they publish, then their histories are checked: make hostile RUNS=1000 SEED=7
+	@$(with_env) NOMAD_BUILD_TEST_HOSTILE_RUNS=$(RUNS) NOMAD_BUILD_TEST_CHAOS_SEED=$(SEED) \
+	    cargo test --locked --all-features --test it -- --nocapture chaos::whatever_is_done
 
 lint: setup-checks lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
 

@@ -23,9 +23,39 @@ async fn submit(api: &Api, owner: &str, stop: &CancellationToken, told: &Mutex<H
     submissions.await;
 }
 
+/// What becomes of a leader.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// It is killed, and started again.
+    Killed,
+    /// It hangs, and goes on.
+    Hangs,
+    /// It reaches nobody and takes itself for the leader still, and is reached again.
+    CutOff,
+}
+
+impl End {
+    fn begins(self, cluster: &Cluster, leader: usize) {
+        match self {
+            Self::Killed => cluster.kill(leader),
+            Self::Hangs => cluster.halt(leader, true),
+            Self::CutOff => cluster.cut_off(leader, true),
+        }
+    }
+
+    async fn is_over(self, cluster: &Cluster, leader: usize) {
+        match self {
+            Self::Killed => cluster.restart(leader).await,
+            Self::Hangs => cluster.halt(leader, false),
+            Self::CutOff => cluster.cut_off(leader, false),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
     let kills = scale("NOMAD_BUILD_TEST_LEADER_KILLS", 2);
+    let ends = std::iter::repeat_n(End::Killed, kills).chain([End::Hangs, End::CutOff]);
     let cluster = Cluster::start().await;
     // What counts is what is registered.
     let nomad = registering_only(&cluster.url).await;
@@ -33,8 +63,8 @@ async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
     let [submits, reads] = [0, 1].map(|number: usize| Api::new(&services[number].url));
     let (stop, told) = (CancellationToken::new(), Mutex::new(HashMap::<String, usize>::new()));
     let mut current = Vec::new();
-    let killing = async {
-        for _ in 0..kills {
+    let ending = async {
+        for end in ends {
             let count = || told.lock().unwrap().len();
             let before = count();
             eventually("jobs are submitted", async || (count() > before + 20).then_some(())).await;
@@ -43,18 +73,18 @@ async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
             let live =
                 async || reads.status(&known).await["metrics"]["concurrent_jobs_total"].as_i64().unwrap();
             let leader = cluster.leader(None).await;
-            cluster.kill(leader);
+            end.begins(&cluster, leader);
             cluster.leader(Some(leader)).await;
             let (elected, then) = (Instant::now(), live().await);
             eventually("the other replica hears of new jobs", async || (live().await > then).then_some(()))
                 .await;
             current.push(elected.elapsed());
-            cluster.restart(leader).await;
+            end.is_over(&cluster, leader).await;
         }
         stop.cancel();
     };
-    tokio::join!(killing, submit(&submits, "leaders", &stop, &told));
-    let made = Nomad::new(&cluster.url).made_by("leaders").await;
+    tokio::join!(ending, submit(&submits, "leaders", &stop, &told));
+    let made = Nomad::new(&cluster.server_of(cluster.leader(None).await)).made_by("leaders").await;
     assert!(made.values().all(|ids| ids.len() == 1), "made twice: {made:?}");
     let told = told.into_inner().unwrap();
     for (id, number) in &told {
@@ -63,7 +93,8 @@ async fn leaders_that_are_killed_during_submits_lose_no_job_and_double_none() {
     current.sort();
     let median = current.get(current.len() / 2).copied().unwrap_or(Duration::ZERO);
     eprintln!(
-        "{kills} leaders killed, {} jobs told, {} made; current again {median:?} after a new leader (median)",
+        "{kills} leaders killed, one halted and one cut off, {} jobs told, {} made; current again {median:?} after a new \
+         leader (median)",
         told.len(),
         made.len()
     );

@@ -1,30 +1,26 @@
 //! Nodes: whatever becomes of a node and its agent, a job goes on or ends, and publishes what it tested.
 
-use std::sync::Arc;
-
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::sync::MutexGuard;
 
 use crate::support::{
-    Api, At, Cluster, Front, Nomad, Service, Sleeper, containers_of, docker, engine_is_rid_of, eventually,
-    image_of, world,
+    Api, At, Cluster, Front, Lent, Nomad, Service, Sleeper, containers_of, docker, engine_is_rid_of,
+    eventually, image_of, world,
 };
 
-/// The cluster that is shared, for this test alone, and a service that speaks to one of its servers.
+/// A cluster for this test alone, and a service that speaks to one of its servers.
 struct Bench {
-    cluster: Arc<Cluster>,
+    cluster: Lent,
     api: Api,
     _service: Service,
-    _in_use: MutexGuard<'static, ()>,
 }
 
 impl Bench {
     async fn new() -> Self {
-        let (cluster, in_use) = Cluster::shared().await;
+        let cluster = Cluster::lent().await;
         let service = Service::start(&cluster.server(), &world().registry, &[]);
         let api = Api::new(&service.url);
-        Self { cluster, api, _service: service, _in_use: in_use }
+        Self { cluster, api, _service: service }
     }
 }
 
@@ -49,7 +45,7 @@ fn ended_as(status: &Value) -> (&str, &str) {
 async fn node(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> String {
     let nomad = Nomad::new(&cluster.server());
     let node = eventually(what, async || {
-        let node = nomad.get("/v1/nodes").await[0].take();
+        let node = nomad.get("/v1/nodes").await.get_mut(0)?.take();
         holds(&node).then_some(node)
     })
     .await;
@@ -61,15 +57,17 @@ async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
     let Bench { cluster, api, .. } = &Bench::new().await;
     let world = world();
     let repository = world.repository("ARG ROUND\nRUN echo built; sleep 5");
-    let mut job = world.job(&repository);
+    let front = Front::holding(&world.registry, At::Everything).await;
+    let mut job = world.job_by(&front, &repository);
     job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
     job["test_commands"] = json!(["echo tested; sleep 5"]);
     let id = api.submit(&job).await;
-    for phase in ["BUILDING", "TESTING"] {
+    for phase in ["BUILDING", "TESTING", "PUBLISHING"] {
         runs(cluster, api, &id, phase).await;
         cluster.kill_client();
         cluster.restart_client().await;
     }
+    front.let_go();
     let status = api.wait_for_end(&id).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
     assert_eq!(world.served(image_of(&job), "one").await.as_deref(), status["image"]["digest"].as_str());
@@ -110,6 +108,42 @@ async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_com
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_node_is_cut_off_and_alive_publishes_nothing_that_was_revoked_meanwhile() {
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
+    for (at, kills, end) in
+        [(At::Digest, true, "KILLED"), (At::Digest, false, "SUCCEEDED"), (At::Tag, true, "SUCCEEDED")]
+    {
+        let front = Front::holding(&world.registry, at).await;
+        let repository = world.repository("");
+        let job = world.job_by(&front, &repository);
+        let id = api.submit(&job).await;
+        runs(cluster, api, &id, "PUBLISHING").await;
+        front.holds().await;
+        cluster.cut_client_off(true);
+        node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
+        if kills {
+            let answer = api.post(&format!("/jobs/{id}/kill")).await;
+            assert_eq!(answer["success"], end == "KILLED", "{answer}");
+        }
+        // The runner goes on, and cannot reach Nomad.
+        front.let_go();
+        if at == At::Tag {
+            eventually("what it claimed is published", async || world.served(image_of(&job), "one").await)
+                .await;
+        }
+        cluster.cut_client_off(false);
+        node(cluster, "the node is back", |node| node["Status"] == "ready").await;
+        let status = api.wait_for_end(&id).await;
+        assert_eq!(status["status"], end, "{status:#}");
+        engine_is_rid_of(&id).await;
+        let served = world.served(image_of(&job), "one").await;
+        assert_eq!(json!(served), status["image"]["digest"], "{status:#}");
+        assert_eq!(world.tags(&job).await.is_empty(), end == "KILLED");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing() {
     let Bench { cluster, api, .. } = &Bench::new().await;
     let world = world();
@@ -129,6 +163,63 @@ async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing()
     engine_is_rid_of(&id).await;
     assert_eq!(world.tags(&sleeper.job).await, [] as [&str; 0]);
     drain(json!({"DrainSpec": null, "MarkEligible": true})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_node_is_removed_from_nomad_is_lost_and_publishes_nothing_when_the_node_comes_back() {
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    // Its tests succeed while nobody hears of the node.
+    job["test_commands"] = json!(["sleep 5"]);
+    let id = api.submit(&job).await;
+    runs(cluster, api, &id, "TESTING").await;
+    cluster.kill_client();
+    let away = node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
+    let nomad = Api::new(&cluster.server());
+    let (status, answer) = nomad.call(Method::PUT, &format!("/v1/node/{away}/purge"), None).await;
+    assert!(status.is_success(), "{answer}");
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+    cluster.restart_client().await;
+    node(cluster, "the node is back", |node| node["Status"] == "ready").await;
+    eventually("the tasks are ended", async || containers_of(&id).is_empty().then_some(())).await;
+    eventually("the node is cleaned up", async || {
+        let (status, _) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
+        status.is_success().then_some(())
+    })
+    .await;
+    engine_is_rid_of(&id).await;
+    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_allocation_nomad_replaces_is_lost_and_never_runs() {
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
+    let repository = world.repository("");
+    let job = world.job(&repository);
+    // Its node takes it no more, and Nomad places what is pending anew.
+    cluster.halt_client(true);
+    let id = api.submit(&job).await;
+    let status = api.wait_for_end(&id).await;
+    cluster.halt_client(false);
+    assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+    assert!(status["phase_timestamps"]["build_start"].is_null(), "{status:#}");
+    node(cluster, "the node is back", |node| node["Status"] == "ready").await;
+    let nomad = Nomad::new(&cluster.server());
+    eventually("Nomad runs none of its allocations", async || {
+        let all = nomad.get(&format!("/v1/job/{id}/allocations?all=true")).await;
+        let over = |allocation: &Value| {
+            matches!(allocation["ClientStatus"].as_str(), Some("complete" | "failed" | "lost"))
+        };
+        all.as_array().unwrap().iter().all(over).then_some(())
+    })
+    .await;
+    assert_eq!(api.status(&id).await["status"], "LOST");
+    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+    engine_is_rid_of(&id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
 
-use crate::support::{Api, Fault, Faults, Service, eventually, world};
+use crate::support::agent::Agent;
+use crate::support::{Api, Fault, Faults, Passes, Random, Service, Sleeper, eventually, lossy, scale, world};
 
 fn is_stream(line: &str) -> bool {
     line.starts_with("GET /v1/event/stream?")
@@ -57,4 +60,86 @@ async fn a_stream_that_falls_silent_is_opened_anew() {
     let id = api.submit(&world.job(&repository)).await;
     assert_eq!(api.wait_for_end(&id).await["status"], "SUCCEEDED");
     is_placed(&api, &id).await;
+}
+
+/// What a status says of a job, whoever tells it; of one that Nomad has forgotten nobody knows the node any more.
+fn of_the_job(status: &Value, forgotten: bool) -> Value {
+    let fields = ["status", "phase", "failure", "image", "phase_timestamps", "git", "placement", "nomad"];
+    let told = fields.iter().filter(|field| !forgotten || **field != "nomad");
+    told.map(|field| (*field, status[*field].clone())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_stream_loses_every_record_becomes_that_of_a_fresh_list_within_a_minute() {
+    let rounds = scale("NOMAD_BUILD_TEST_LOSSES", 1);
+    let agent = Agent::shared().await;
+    let nomad = format!("http://{}", agent.address());
+    let mut random = Random::of(3);
+    // Most events are lost, and where the stream is cut it resumes behind some that nobody hears of.
+    let plan = move || match random.below(20) {
+        0 => Passes::Cut,
+        1..=4 => Passes::On,
+        _ => Passes::Lost,
+    };
+    let front = lossy(&nomad, plan).await;
+    // Nobody else is there who could end a job.
+    let deaf = Service::start(&front, &world().registry, &[]);
+    let (api, direct) = (Api::new(&deaf.url), Api::new(&nomad));
+    let (mut waits, mut ids) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let sleepers = [(); 3].map(|()| Sleeper::in_phase("test"));
+        let [stopped, purged, killed] =
+            [sleepers[0].submit(&api).await, sleepers[1].submit(&api).await, sleepers[2].submit(&api).await];
+        let repositories = ["", "RUN exit 1"].map(|lines| world().repository(lines));
+        let submit = async |number: usize| api.submit(&world().job(&repositories[number])).await;
+        let (succeeds, fails) = tokio::join!(submit(0), submit(1));
+        let by_hand = async |id: &str, query: &str| {
+            let path = format!("/v1/job/{id}{query}");
+            assert!(direct.call(Method::DELETE, &path, None).await.0.is_success());
+        };
+        by_hand(&stopped, "").await;
+        by_hand(&purged, "?purge=true").await;
+        assert_eq!(api.post(&format!("/jobs/{killed}/kill")).await, json!({"success": true}));
+        let wanted = [
+            (stopped, "KILLED", false),
+            (purged, "KILLED", true),
+            (killed, "KILLED", false),
+            (succeeds, "SUCCEEDED", false),
+            (fails, "FAILED", false),
+        ];
+        let settled = wanted.iter().map(async |(id, end, _)| {
+            // Nomad is done with the job: from now on it is a matter of hearing of it.
+            eventually("nothing runs any more", async || {
+                let path = format!("/v1/job/{id}/allocations?all=true");
+                let allocations = direct.call(Method::GET, &path, None).await.1;
+                let over = |a: &Value| matches!(a["ClientStatus"].as_str(), Some("complete" | "failed"));
+                allocations.as_array().is_some_and(|all| all.iter().all(over)).then_some(())
+            })
+            .await;
+            let over = Instant::now();
+            let status = api.wait_for_end(id).await;
+            assert_eq!(status["status"], *end, "{status:#}");
+            is_placed(&api, id).await;
+            over.elapsed()
+        });
+        waits.extend(join_all(settled).await);
+        ids.extend(wanted.map(|(id, _, forgotten)| (id, forgotten)));
+    }
+    let fresh = Service::start(&nomad, &world().registry, &[]);
+    let began = Instant::now();
+    for (id, forgotten) in &ids {
+        let truth = of_the_job(&Api::new(&fresh.url).wait_for_end(id).await, *forgotten);
+        eventually("the record of a fresh list", async || {
+            (of_the_job(&api.status(id).await, *forgotten) == truth).then_some(())
+        })
+        .await;
+    }
+    waits.push(began.elapsed());
+    waits.sort();
+    assert!(waits.last() < Some(&Duration::from_mins(1)), "{waits:?}");
+    eprintln!(
+        "{} jobs behind a stream that loses events: known {:?} after their end (median)",
+        ids.len(),
+        waits[waits.len() / 2]
+    );
 }

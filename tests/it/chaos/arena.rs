@@ -1,6 +1,7 @@
 //! Where it happens: three Nomad servers, a node, three replicas of the service, and a proxy before each.
 
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::Value;
@@ -22,6 +23,8 @@ pub(super) struct Arena {
     pub(super) ways: Vec<Faults>,
     replicas: Vec<Mutex<Replica>>,
     archive: TempDir,
+    /// Held by who does something to the node.
+    node: tokio::sync::Mutex<()>,
 }
 
 impl Arena {
@@ -32,7 +35,8 @@ impl Arena {
             ways.push(Faults::before(&cluster.url).await);
         }
         let replicas = (0..REPLICAS).map(|_| Mutex::new(Replica { service: None, starts: 0 })).collect();
-        let arena = Self { cluster, ways, replicas, archive: tempfile::tempdir().unwrap() };
+        let archive = tempfile::tempdir().unwrap();
+        let arena = Self { cluster, ways, replicas, archive, node: tokio::sync::Mutex::default() };
         for number in 0..REPLICAS {
             arena.revive(number);
         }
@@ -67,6 +71,21 @@ impl Arena {
             replica.service = Some(tokio::task::block_in_place(start));
             replica.starts += 1;
         }
+    }
+
+    /// Reboots the node, and tells when.
+    pub(super) async fn reboot(&self, tell: impl FnOnce()) {
+        let _alone = self.node.lock().await;
+        tell();
+        self.cluster.reboot_client().await;
+    }
+
+    /// Cuts the node's agent off for a while.
+    pub(super) async fn cut_node_off(&self, lasts: Duration) {
+        let _alone = self.node.lock().await;
+        self.cluster.cut_client_off(true);
+        tokio::time::sleep(lasts).await;
+        self.cluster.cut_client_off(false);
     }
 
     /// Asks Nomad itself; none where it does not answer so.

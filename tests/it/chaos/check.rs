@@ -166,7 +166,9 @@ fn lines(job: &Job, say: &mut impl FnMut(String)) {
         return;
     }
     // These run in another allocation, or write into the same log again.
-    let runs_again = |(_, harm, _): &(u128, Harm, String)| matches!(harm, Harm::StopAndStart | Harm::Restart);
+    let runs_again = |(_, harm, _): &(u128, Harm, String)| {
+        matches!(harm, Harm::StopAndStart | Harm::KillAndStart | Harm::Restart | Harm::Reboot)
+    };
     if job.rebooted || job.harms.iter().any(runs_again) {
         return;
     }

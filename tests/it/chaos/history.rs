@@ -23,10 +23,16 @@ pub(super) enum Harm {
     Purge,
     /// `nomad job stop`, and then registers it again as it is, as `nomad job start` does.
     StopAndStart,
+    /// Through the API, and then `nomad job start`.
+    KillAndStart,
     /// `nomad alloc restart`.
     Restart,
     /// SIGKILL to the runner of the phase that runs.
     Crash,
+    /// Its node is rebooted.
+    Reboot,
+    /// Its node's agent reaches no server, and is reached again.
+    CutOff,
 }
 
 /// A status that was read.

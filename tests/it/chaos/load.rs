@@ -6,12 +6,14 @@ use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_util::sync::CancellationToken;
 
 use super::Clock;
 use super::arena::{Arena, REPLICAS};
 use super::history::{Harm, Job, Plan, Seen};
+use super::trouble::{REBOOT, Told};
 use crate::support::agent::wait_for;
-use crate::support::{Api, PHASES, Random, Repository, runner_of, world};
+use crate::support::{Api, At, Front, PHASES, Random, Repository, runner_of, world};
 
 /// What all jobs of a run have in common.
 pub(super) struct Load<'a> {
@@ -19,10 +21,47 @@ pub(super) struct Load<'a> {
     pub(super) clock: &'a Clock,
     pub(super) repository: &'a Repository,
     pub(super) image: &'a str,
+    pub(super) harms: Harms,
+    /// One job in so many is read.
+    pub(super) readers: u64,
+    pub(super) troubles: &'a Told,
+}
+
+/// What is done to the jobs of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Harms {
+    /// Something to every other job, at some time.
+    Anytime,
+    /// Something to every job, while it publishes.
+    InPublish,
+    /// Nothing.
+    None,
 }
 
 /// Longer than whatever Nomad and the service wait for by themselves.
 const PATIENCE: Duration = Duration::from_mins(3);
+
+const ANYTIME: [Harm; 7] =
+    [Harm::Kill, Harm::Kill, Harm::Stop, Harm::Purge, Harm::StopAndStart, Harm::Restart, Harm::Crash];
+
+const IN_PUBLISH: [Harm; 9] = [
+    Harm::Kill,
+    Harm::Stop,
+    Harm::Purge,
+    Harm::StopAndStart,
+    Harm::KillAndStart,
+    Harm::Restart,
+    Harm::Crash,
+    Harm::Reboot,
+    Harm::CutOff,
+];
+
+/// When a job is harmed.
+enum When {
+    After(Duration),
+    /// When its publish is held there, and a moment before it goes on or behind that.
+    Held(Front, Duration),
+}
 
 impl Load<'_> {
     fn body(&self, number: usize, plan: Plan, tag: &str) -> Value {
@@ -38,35 +77,50 @@ impl Load<'_> {
         job
     }
 
+    /// What is done to a job, and when. The first one is left alone, so that something is published.
+    async fn harm_of(&self, number: usize, random: &mut Random) -> Option<(Harm, When)> {
+        match self.harms {
+            _ if number == 0 => None,
+            Harms::None => None,
+            Harms::Anytime => (!random.once_in(2)).then(|| {
+                let harm = random.one_of(&ANYTIME);
+                (harm, When::After(Duration::from_millis(random.below(5000))))
+            }),
+            Harms::InPublish => {
+                let at = random.one_of(&[At::Everything, At::Digest, At::Tag, At::ReadBack]);
+                let harm = random.one_of(&IN_PUBLISH);
+                let moment = Duration::from_millis(random.below(1000));
+                Some((harm, When::Held(Front::holding(&world().registry, at).await, moment)))
+            }
+        }
+    }
+
     /// One job, from its submission to its end.
     pub(super) async fn run(&self, number: usize, mut random: Random) -> Job {
         let plans =
             [Plan::Succeeds, Plan::Succeeds, Plan::TakesLong, Plan::FailsItsTest, Plan::FailsItsBuild];
-        let plan = random.one_of(&plans);
+        let plan = if number == 0 { Plan::Succeeds } else { random.one_of(&plans) };
         let tag = format!("only-{number}");
-        let body = self.body(number, plan, &tag);
+        let mut body = self.body(number, plan, &tag);
+        let harm = self.harm_of(number, &mut random).await;
+        if let Some((_, When::Held(front, _))) = &harm {
+            body["registry_url"] = json!(front.host);
+        }
         let mut job = self.submit(&format!("{}-{number}", self.image), plan, &tag, &body, &mut random).await;
-        let harm = (!random.once_in(2)).then(|| {
-            let harms = [
-                Harm::Kill,
-                Harm::Kill,
-                Harm::Stop,
-                Harm::Purge,
-                Harm::StopAndStart,
-                Harm::Restart,
-                Harm::Crash,
-            ];
-            (random.one_of(&harms), Duration::from_millis(random.below(5000)))
-        });
-        let reads = random.once_in(2);
+        let reads = random.once_in(self.readers);
         let id = job.id.clone();
         let mut own = || Random::of(random.below(u64::MAX));
         let [first, second, third] = [own(), own(), own()];
+        let ended = CancellationToken::new();
         let (watched, harmed, read) = tokio::join!(
-            self.watch(&id, first),
+            async {
+                let watched = self.watch(&id, first).await;
+                ended.cancel();
+                watched
+            },
             async {
                 match harm {
-                    Some((harm, after)) => self.harm(&id, harm, after, second).await,
+                    Some((harm, when)) => self.harm_at(&id, harm, when, &ended, second).await,
                     None => (Vec::new(), Vec::new()),
                 }
             },
@@ -83,6 +137,37 @@ impl Load<'_> {
         (job.harms, job.kills) = harmed;
         job.read = read;
         job
+    }
+
+    /// Harms a job when it is time to.
+    async fn harm_at(
+        &self,
+        id: &str,
+        harm: Harm,
+        when: When,
+        ended: &CancellationToken,
+        mut random: Random,
+    ) -> (Vec<(u128, Harm, String)>, Vec<bool>) {
+        let (front, moment) = match when {
+            When::After(time) => {
+                tokio::time::sleep(time).await;
+                return self.harm(id, harm, random).await;
+            }
+            When::Held(front, moment) => (front, moment),
+        };
+        // One that fails before never publishes.
+        if ended.run_until_cancelled(front.holds_within(PATIENCE)).await.is_none() {
+            return (Vec::new(), Vec::new());
+        }
+        if random.once_in(3) {
+            front.let_go();
+            return self.harm(id, harm, random).await;
+        }
+        let go_on = async {
+            tokio::time::sleep(moment).await;
+            front.let_go();
+        };
+        tokio::join!(self.harm(id, harm, random), go_on).0
     }
 
     /// A replica that is alive, by chance.
@@ -129,43 +214,20 @@ impl Load<'_> {
         (seen, unknown)
     }
 
-    async fn harm(
-        &self,
-        id: &str,
-        harm: Harm,
-        after: Duration,
-        mut random: Random,
-    ) -> (Vec<(u128, Harm, String)>, Vec<bool>) {
-        tokio::time::sleep(after).await;
+    async fn harm(&self, id: &str, harm: Harm, mut random: Random) -> (Vec<(u128, Harm, String)>, Vec<bool>) {
         let at = self.clock.now();
         let mut kills = Vec::new();
-        let nomad = |method: Method, path: String| async move { self.arena.nomad(method, &path, None).await };
+        let lasts = Duration::from_millis(500 + random.below(5000));
         let done = match harm {
-            Harm::Kill => {
-                let answer = match self.some(&mut random) {
-                    Some((api, _)) => api.try_call(Method::POST, &format!("/jobs/{id}/kill"), None).await,
-                    None => None,
-                };
-                kills.extend(answer.as_ref().and_then(|(_, answer)| answer["data"]["success"].as_bool()));
-                format!("{answer:?}")
+            Harm::Kill => self.kill(id, &mut random, &mut kills).await,
+            Harm::KillAndStart => {
+                let killed = self.kill(id, &mut random, &mut kills).await;
+                format!("{killed}, {}", self.start(id).await)
             }
-            Harm::Stop => format!("{:?}", nomad(Method::DELETE, format!("/v1/job/{id}")).await.is_some()),
-            Harm::Purge => {
-                format!("{:?}", nomad(Method::DELETE, format!("/v1/job/{id}?purge=true")).await.is_some())
-            }
-            Harm::StopAndStart => self.stop_and_start(id).await,
-            Harm::Restart => {
-                let allocations =
-                    nomad(Method::GET, format!("/v1/job/{id}/allocations")).await.unwrap_or_default();
-                match allocations[0]["ID"].as_str() {
-                    Some(allocation) => {
-                        let path = format!("/v1/client/allocation/{allocation}/restart");
-                        let all = json!({"AllTasks": true});
-                        format!("{:?}", self.arena.nomad(Method::PUT, &path, Some(&all)).await.is_some())
-                    }
-                    None => "nothing to restart".to_owned(),
-                }
-            }
+            Harm::Stop => self.stop(id, "").await,
+            Harm::Purge => self.stop(id, "?purge=true").await,
+            Harm::StopAndStart => format!("{}, {}", self.stop(id, "").await, self.start(id).await),
+            Harm::Restart => self.restart(id).await,
             Harm::Crash => {
                 let runner = PHASES.iter().rev().find_map(|phase| runner_of(id, phase));
                 if let Some(pid) = runner {
@@ -175,22 +237,56 @@ impl Load<'_> {
                 }
                 format!("{runner:?}")
             }
+            Harm::Reboot => {
+                let tell = || {
+                    self.troubles.lock().unwrap().push((self.clock.now(), format!("{REBOOT}, for {id}")));
+                };
+                self.arena.reboot(tell).await;
+                String::new()
+            }
+            Harm::CutOff => {
+                self.arena.cut_node_off(lasts).await;
+                format!("for {lasts:?}")
+            }
         };
         (vec![(at, harm, done)], kills)
     }
 
-    /// What `nomad job stop` and `nomad job start` do.
-    async fn stop_and_start(&self, id: &str) -> String {
-        let path = format!("/v1/job/{id}");
-        let Some(mut job) = self.arena.nomad(Method::GET, &path, None).await else {
+    async fn kill(&self, id: &str, random: &mut Random, kills: &mut Vec<bool>) -> String {
+        let answer = match self.some(random) {
+            Some((api, _)) => api.try_call(Method::POST, &format!("/jobs/{id}/kill"), None).await,
+            None => None,
+        };
+        kills.extend(answer.as_ref().and_then(|(_, answer)| answer["data"]["success"].as_bool()));
+        format!("{answer:?}")
+    }
+
+    /// What `nomad job stop` does.
+    async fn stop(&self, id: &str, query: &str) -> String {
+        let stopped = self.arena.nomad(Method::DELETE, &format!("/v1/job/{id}{query}"), None).await.is_some();
+        format!("stopped {stopped}")
+    }
+
+    /// What `nomad job start` does, after as long as somebody takes who does it by hand.
+    async fn start(&self, id: &str) -> String {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let Some(mut job) = self.arena.nomad(Method::GET, &format!("/v1/job/{id}"), None).await else {
             return "not there".to_owned();
         };
-        let stopped = self.arena.nomad(Method::DELETE, &path, None).await.is_some();
-        // As long as somebody takes who does it by hand.
-        tokio::time::sleep(Duration::from_millis(300)).await;
         job["Stop"] = json!(false);
         let started = self.arena.nomad(Method::POST, "/v1/jobs", Some(&json!({"Job": job}))).await.is_some();
-        format!("stopped {stopped}, started {started}")
+        format!("started {started}")
+    }
+
+    /// What `nomad alloc restart` does.
+    async fn restart(&self, id: &str) -> String {
+        let path = format!("/v1/job/{id}/allocations");
+        let allocations = self.arena.nomad(Method::GET, &path, None).await.unwrap_or_default();
+        let Some(allocation) = allocations[0]["ID"].as_str() else { return "nothing to restart".to_owned() };
+        let path = format!("/v1/client/allocation/{allocation}/restart");
+        let restarted =
+            self.arena.nomad(Method::PUT, &path, Some(&json!({"AllTasks": true}))).await.is_some();
+        format!("restarted {restarted}")
     }
 
     /// Reads the job's log to its end, on another replica wherever it is cut off, for as long as there is patience.

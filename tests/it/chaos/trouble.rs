@@ -27,6 +27,10 @@ enum Trouble {
     Agent,
     /// The node's agent hangs, and goes on.
     AgentHangs,
+    /// Nomad's leader reaches nobody, and is reached again.
+    LeaderCutOff,
+    /// The node's agent reaches no server, and is reached again.
+    AgentCutOff,
     /// The node is rebooted.
     Node,
     /// Every server of Nomad is killed and started again.
@@ -37,38 +41,64 @@ enum Trouble {
     Collection,
 }
 
-const ALL: [Trouble; 10] = [
+const ALL: [Trouble; 12] = [
     Trouble::Replica,
     Trouble::EveryReplica,
     Trouble::Leader,
     Trouble::LeaderHangs,
     Trouble::Agent,
     Trouble::AgentHangs,
+    Trouble::LeaderCutOff,
+    Trouble::AgentCutOff,
     Trouble::Node,
     Trouble::EveryServer,
     Trouble::Way,
     Trouble::Collection,
 ];
 
+/// What was made to fail, and when.
+pub(super) type Told = Mutex<Vec<(u128, String)>>;
+
+/// What fails in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Troubles {
+    /// Whatever can.
+    All,
+    /// Replicas, one after the other and then all at once, every five seconds.
+    Replicas,
+    /// Nothing by itself.
+    None,
+}
+
+/// How the node's reboot is told of.
+pub(super) const REBOOT: &str = "Node";
+
 /// When the node was rebooted.
 pub(super) fn reboots(told: &[(u128, String)]) -> impl Iterator<Item = u128> {
-    let name = format!("{:?}", Trouble::Node);
-    told.iter().filter(move |(_, text)| text.starts_with(&name)).map(|(at, _)| *at)
+    told.iter().filter(|(_, text)| text.starts_with(REBOOT)).map(|(at, _)| *at)
 }
 
 /// Makes trouble until it is told to stop, and leaves everything well.
 pub(super) async fn make(
+    troubles: Troubles,
     arena: &Arena,
     clock: &Clock,
-    mut random: Random,
+    random: Random,
     stop: &CancellationToken,
-    told: &Mutex<Vec<(u128, String)>>,
+    told: &Told,
 ) {
-    while !stop.is_cancelled() {
+    match troubles {
+        Troubles::All => by_chance(arena, clock, random, stop, told).await,
+        Troubles::Replicas => kill_replicas(arena, clock, stop, told).await,
+        Troubles::None => {}
+    }
+}
+
+async fn by_chance(arena: &Arena, clock: &Clock, mut random: Random, stop: &CancellationToken, told: &Told) {
+    loop {
         let quiet = Duration::from_millis(QUIET.0 + random.below(QUIET.1 - QUIET.0));
-        tokio::select! {
-            () = tokio::time::sleep(quiet) => {}
-            () = stop.cancelled() => break,
+        if stop.run_until_cancelled(tokio::time::sleep(quiet)).await.is_none() {
+            return;
         }
         let trouble = random.one_of(&ALL);
         let number = usize::try_from(random.below(REPLICAS as u64)).unwrap();
@@ -77,6 +107,24 @@ pub(super) async fn make(
         say(format!("{trouble:?}, {number} of what there are several, for {lasts:?}"));
         one(arena, trouble, number, lasts, &mut random).await;
         say(format!("{trouble:?} is over"));
+    }
+}
+
+async fn kill_replicas(arena: &Arena, clock: &Clock, stop: &CancellationToken, told: &Told) {
+    let all = || (0..REPLICAS).collect::<Vec<_>>();
+    let mut turns = (0..REPLICAS).map(|number| vec![number]).chain([all()]).cycle();
+    while stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(5))).await.is_some() {
+        let numbers = turns.next().unwrap_or_default();
+        let say =
+            |text: &str| told.lock().unwrap().push((clock.now(), format!("replicas {numbers:?}{text}")));
+        say("");
+        for number in &numbers {
+            arena.kill(*number);
+        }
+        for number in &numbers {
+            arena.revive(*number);
+        }
+        say(" are over");
     }
 }
 
@@ -117,7 +165,14 @@ async fn one(arena: &Arena, trouble: Trouble, number: usize, lasts: Duration, ra
             tokio::time::sleep(lasts).await;
             cluster.halt_client(false);
         }
-        Trouble::Node => cluster.reboot_client().await,
+        Trouble::LeaderCutOff => {
+            let leader = cluster.leader(None).await;
+            cluster.cut_off(leader, true);
+            tokio::time::sleep(lasts).await;
+            cluster.cut_off(leader, false);
+        }
+        Trouble::AgentCutOff => arena.cut_node_off(lasts).await,
+        Trouble::Node => arena.reboot(|| {}).await,
         Trouble::EveryServer => cluster.restart_all(lasts).await,
         Trouble::Way => {
             let mut chance = random.clone();

@@ -3,6 +3,7 @@
 //! The service speaks to the client agent, as it does in production: that one finds the servers that are left.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -11,10 +12,15 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::agent::{MARK, binary, end_client, end_tasks, free_ports, wait_for};
+use super::ways::Ways;
 
 const SERVERS: usize = 3;
+
+/// What the ways know the client by.
+const CLIENT: usize = SERVERS;
 
 /// One server's ports: HTTP, RPC, serf.
 type Ports = [u16; 3];
@@ -23,6 +29,7 @@ type Ports = [u16; 3];
 pub(crate) struct Cluster {
     dir: TempDir,
     ports: Vec<Ports>,
+    ways: Ways,
     servers: Mutex<Vec<Child>>,
     client: Mutex<Child>,
     cgroup: String,
@@ -30,36 +37,71 @@ pub(crate) struct Cluster {
     pub(crate) url: String,
 }
 
-static SHARED: tokio::sync::Mutex<Weak<Cluster>> = tokio::sync::Mutex::const_new(Weak::new());
-static IN_USE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Clusters for tests that leave them well, each for one test at a time. They go with the last test that waits for one.
+struct Pool {
+    free: Mutex<Vec<Cluster>>,
+    places: Arc<Semaphore>,
+}
+
+/// How many there are: such tests mostly wait.
+const PLACES: usize = 3;
+
+static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
+
+/// A cluster of the pool, as long as this value.
+pub(crate) struct Lent {
+    /// There until the end.
+    cluster: Option<Cluster>,
+    pool: Arc<Pool>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Deref for Lent {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.cluster.as_ref().unwrap()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.cluster.take());
+    }
+}
 
 impl Cluster {
-    /// One for the tests that harm nodes and leave them well, for one at a time.
-    pub(crate) async fn shared() -> (Arc<Self>, tokio::sync::MutexGuard<'static, ()>) {
-        let cluster = {
-            let mut shared = SHARED.lock().await;
-            if let Some(cluster) = shared.upgrade() {
-                cluster
-            } else {
-                let cluster = Arc::new(Self::start().await);
-                *shared = Arc::downgrade(&cluster);
-                cluster
-            }
+    /// One for this test alone, that others may have used before.
+    pub(crate) async fn lent() -> Lent {
+        let pool = {
+            let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.upgrade().unwrap_or_else(|| {
+                let places = Arc::new(Semaphore::new(PLACES));
+                let new = Arc::new(Pool { free: Mutex::default(), places });
+                *pool = Arc::downgrade(&new);
+                new
+            })
         };
-        let in_use = IN_USE.lock().await;
+        let place = Arc::clone(&pool.places).acquire_owned().await.unwrap();
+        let free = pool.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let cluster = match free {
+            Some(cluster) => cluster,
+            None => Self::start().await,
+        };
         // A test that failed may have left it dead: the next one must not fail of that.
         let client_died =
             cluster.client.lock().unwrap_or_else(PoisonError::into_inner).try_wait().unwrap().is_some();
         if client_died {
             cluster.restart_client().await;
         }
-        (cluster, in_use)
+        Lent { cluster: Some(cluster), pool, _place: place }
     }
 
     /// Starts one, and waits for its leader.
     pub(crate) async fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("nbc-").tempdir_in("/tmp").unwrap();
         let ports: Vec<_> = (0..SERVERS).map(|_| free_ports()).collect();
+        let ways = Ways::before(&ports.iter().map(|[_, rpc, _]| *rpc).collect::<Vec<_>>());
         let serfs: Vec<_> = ports.iter().map(|[_, _, serf]| format!("127.0.0.1:{serf}")).collect();
         for (number, ports) in ports.iter().enumerate() {
             let role = format!(
@@ -67,9 +109,9 @@ impl Cluster {
                  min_heartbeat_ttl = \"2s\"\n heartbeat_grace = \"2s\"\n \
                  server_join {{\n retry_join = {serfs:?}\n retry_interval = \"1s\"\n }}\n}}"
             );
-            configure(dir.path(), &format!("server{number}"), *ports, &role);
+            configure(dir.path(), &format!("server{number}"), *ports, ways.ports[number], &role);
         }
-        let rpcs: Vec<_> = ports.iter().map(|[_, rpc, _]| format!("127.0.0.1:{rpc}")).collect();
+        let rpcs: Vec<_> = ways.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let own = free_ports();
         let cgroup = format!("{}.slice", dir.path().file_name().unwrap().to_str().unwrap());
         let role = format!(
@@ -77,11 +119,11 @@ impl Cluster {
              \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }}\n}}\n\
              plugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}"
         );
-        configure(dir.path(), "client", own, &role);
-        let servers = (0..SERVERS).map(|number| spawn(dir.path(), &format!("server{number}"))).collect();
-        let client = Mutex::new(spawn(dir.path(), "client"));
+        configure(dir.path(), "client", own, own[1], &role);
+        let servers = (0..SERVERS).map(|number| spawn(dir.path(), number, &ways)).collect();
+        let client = Mutex::new(spawn(dir.path(), CLIENT, &ways));
         let url = format!("http://127.0.0.1:{}", own[0]);
-        let cluster = Self { dir, ports, servers: Mutex::new(servers), client, cgroup, url };
+        let cluster = Self { dir, ports, ways, servers: Mutex::new(servers), client, cgroup, url };
         cluster.leader(None).await;
         wait_for("a client that finds the leader", Duration::from_mins(1), async || {
             ask(own[0], "status/leader").await.filter(|leader| leader.len() > 2)
@@ -98,7 +140,7 @@ impl Cluster {
             {
                 let said = ask(*http, "status/leader").await;
                 let of = |said: &String| {
-                    self.ports.iter().position(|[_, rpc, _]| said.ends_with(&format!(":{rpc}\"")))
+                    self.ways.ports.iter().position(|port| said.ends_with(&format!(":{port}\"")))
                 };
                 if let Some(leader) = said.as_ref().and_then(of).filter(|leader| Some(*leader) != than) {
                     // A follower may name one that is no more.
@@ -129,9 +171,24 @@ impl Cluster {
         signal(&self.client.lock().unwrap(), halted);
     }
 
+    /// Cuts a server off from the other agents, or lets it be reached again. It lives on, and answers who asks by HTTP.
+    pub(crate) fn cut_off(&self, number: usize, is_cut_off: bool) {
+        self.ways.cut_off(number, is_cut_off);
+    }
+
+    /// The same of the client agent. Its tasks go on.
+    pub(crate) fn cut_client_off(&self, is_cut_off: bool) {
+        self.ways.cut_off(CLIENT, is_cut_off);
+    }
+
     /// The address of a server, which goes on without the client.
     pub(crate) fn server(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0][0])
+        self.server_of(0)
+    }
+
+    /// The address of the server of a number.
+    pub(crate) fn server_of(&self, number: usize) -> String {
+        format!("http://127.0.0.1:{}", self.ports[number][0])
     }
 
     /// Ends the client agent at once, as a crash does. Its tasks go on.
@@ -152,7 +209,7 @@ impl Cluster {
 
     /// Starts the client agent again, and waits until it answers.
     pub(crate) async fn restart_client(&self) {
-        *self.client.lock().unwrap() = spawn(self.dir.path(), "client");
+        *self.client.lock().unwrap() = spawn(self.dir.path(), CLIENT, &self.ways);
         let port = self.url.rsplit(':').next().unwrap().parse().unwrap();
         wait_for("the client is back", Duration::from_mins(1), async || ask(port, "agent/health").await)
             .await;
@@ -186,7 +243,7 @@ impl Cluster {
 
     /// Starts a server again that was killed.
     pub(crate) fn start_again(&self, number: usize) {
-        self.servers.lock().unwrap()[number] = spawn(self.dir.path(), &format!("server{number}"));
+        self.servers.lock().unwrap()[number] = spawn(self.dir.path(), number, &self.ways);
     }
 
     /// The same, and waits until the others count it in.
@@ -250,19 +307,21 @@ fn signal(process: &Child, halted: bool) {
     kill(pid, if halted { Signal::SIGSTOP } else { Signal::SIGCONT }).unwrap();
 }
 
-fn configure(dir: &Path, name: &str, [http, rpc, serf]: Ports, role: &str) {
+fn configure(dir: &Path, name: &str, [http, rpc, serf]: Ports, told: u16, role: &str) {
     let config = format!(
         "name = \"{name}\"\ndata_dir = \"{}/{name}\"\nbind_addr = \"127.0.0.1\"\n\
          ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\n\
-         advertise {{\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1\"\n serf = \"127.0.0.1\"\n}}\n{role}\n",
+         advertise {{\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1:{told}\"\n serf = \"127.0.0.1\"\n}}\n{role}\n",
         dir.display(),
     );
     fs::write(dir.join(format!("{name}.hcl")), config).unwrap();
 }
 
-fn spawn(dir: &Path, name: &str) -> Child {
+/// Starts an agent, whose calls the ways know from then on.
+fn spawn(dir: &Path, number: usize, ways: &Ways) -> Child {
+    let name = if number == CLIENT { "client".to_owned() } else { format!("server{number}") };
     let log = fs::File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).unwrap();
-    Command::new(binary())
+    let agent = Command::new(binary())
         .args(["agent", "-config"])
         .arg(dir.join(format!("{name}.hcl")))
         .env(MARK, dir)
@@ -270,7 +329,9 @@ fn spawn(dir: &Path, name: &str) -> Child {
         .stdout(log.try_clone().unwrap())
         .stderr(log)
         .spawn()
-        .unwrap()
+        .unwrap();
+    ways.owned_by(agent.id(), number);
+    agent
 }
 
 async fn ask(port: u16, path: &str) -> Option<String> {

@@ -1,5 +1,7 @@
 //! A registry's or a bucket's front: passes everything on to the real one, but for the requests that a test holds or refuses.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
@@ -9,7 +11,7 @@ use tokio::sync::watch;
 use super::upstream::{Upstream, serve};
 
 /// Which requests do not get through.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum At {
     /// Every request of a publish.
     Everything,
@@ -74,9 +76,14 @@ impl Front {
 
     /// Waits until a request is held.
     pub(crate) async fn holds(&self) {
+        assert!(self.holds_within(Duration::from_mins(1)).await, "nothing came to be held within a minute");
+    }
+
+    /// Waits until a request is held, or for so long; whether one is.
+    pub(crate) async fn holds_within(&self, most: Duration) -> bool {
         let mut held = self.held.clone();
-        let waits = held.wait_for(|held| *held > 0);
-        tokio::time::timeout(std::time::Duration::from_mins(1), waits).await.unwrap().unwrap();
+        let held = tokio::time::timeout(most, held.wait_for(|held| *held > 0)).await;
+        held.is_ok_and(|held| held.is_ok())
     }
 
     /// Lets what is held go on, and all that comes.

@@ -9,6 +9,7 @@ mod engine_front;
 mod faults;
 mod front;
 mod guarded;
+mod lossy;
 mod namespace;
 mod nomad;
 mod nomad_front;
@@ -20,6 +21,7 @@ mod service;
 mod sleeper;
 mod torn;
 mod upstream;
+mod ways;
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -28,7 +30,7 @@ use serde_json::{Value, json};
 
 pub(crate) use api::Api;
 pub(crate) use bucket::Bucket;
-pub(crate) use cluster::Cluster;
+pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
     containers_of, crash, crash_log, docker, engine_is_rid_of, images_of, leave_behind, processes_with,
     runner_of, unique_seconds,
@@ -37,6 +39,7 @@ pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
 pub(crate) use front::{At, Front};
 pub(crate) use guarded::{Guarded, NAMESPACE};
+pub(crate) use lossy::{Passes, lossy};
 pub(crate) use namespace::Namespace;
 pub(crate) use nomad::Nomad;
 pub(crate) use nomad_front::{Instead, nomad_front, numbered, registering_only};
