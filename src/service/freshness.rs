@@ -1,9 +1,10 @@
 //! Whether what the store shows is current, and why not.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::Notify;
 
 use crate::nomad::Error;
 
@@ -25,18 +26,38 @@ struct State {
 
 /// When each part was last heard of.
 #[derive(Default)]
-pub(super) struct Freshness(Mutex<State>);
+pub(super) struct Freshness {
+    state: Mutex<State>,
+    /// Rung when something was heard.
+    heard: Notify,
+}
 
 impl Freshness {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn current(&self, part: Part) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.heard[part as usize] = Some(Instant::now());
         state.broken[part as usize] = None;
+        drop(state);
+        self.heard.notify_waiters();
     }
 
     pub(super) fn broken(&self, part: Part, error: &Error) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.broken[part as usize] = Some(error.to_string());
+        self.lock().broken[part as usize] = Some(error.to_string());
+    }
+
+    /// Waits until everything was listed once.
+    pub(super) async fn completed(&self) {
+        loop {
+            let heard = self.heard.notified();
+            if self.is_complete() {
+                return;
+            }
+            heard.await;
+        }
     }
 
     /// Whether everything was listed once.
@@ -51,14 +72,13 @@ impl Freshness {
     }
 
     fn heard(&self) -> Option<Instant> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let [jobs, ledger] = state.heard;
+        let [jobs, ledger] = self.lock().heard;
         Some(jobs?.min(ledger?))
     }
 
     /// Why the store cannot be believed; none where it can.
     pub(super) fn doubt(&self) -> Option<String> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
         if let Some(why) = state.broken.iter().flatten().next() {
             return Some(why.clone());
         }

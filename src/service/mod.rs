@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +117,7 @@ impl Service {
             store: Arc::clone(&self.store),
             freshness: Arc::clone(&self.freshness),
             telemetry: Arc::clone(&self.telemetry),
+            began: Notify::new(),
         };
         let undertaker = Undertaker { service: self };
         let (on, on_duty) = tokio::sync::watch::channel(false);

@@ -31,6 +31,8 @@ impl Undertaker<'_> {
     /// Works for ever; ends only by being dropped.
     pub(super) async fn run(self) {
         let store = &self.service.store;
+        // Of half of what is to be known, jobs that ended long ago look as if nobody had ended them.
+        self.service.freshness.completed().await;
         loop {
             for (id, due) in store.due(Utc::now()) {
                 if self.is_being_swept(&id) {

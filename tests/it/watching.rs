@@ -1,7 +1,7 @@
 //! What a service knows of Nomad: whatever becomes of the event stream, a list makes up for it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -9,7 +9,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::agent::Agent;
-use crate::support::{Api, Fault, Faults, Passes, Random, Service, Sleeper, eventually, lossy, scale, world};
+use crate::support::{
+    Api, Fault, Faults, Instead, Passes, Random, Service, Sleeper, eventually, lossy, nomad_front, scale,
+    world,
+};
 
 fn is_stream(line: &str) -> bool {
     line.starts_with("GET /v1/event/stream?")
@@ -60,6 +63,32 @@ async fn a_stream_that_falls_silent_is_opened_anew() {
     let id = api.submit(&world.job(&repository)).await;
     assert_eq!(api.wait_for_end(&id).await["status"], "SUCCEEDED");
     is_placed(&api, &id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_has_not_read_the_ledger_yet_ends_no_job() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["resources"] = json!({"build": {"memory_mb": 131_072}});
+    let id = api.submit(&job).await;
+    // From now on it is a job that somebody stopped, and only its ledger says that it has ended.
+    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+    let (attempts, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (counted, noted, of_job) = (Arc::clone(&attempts), Arc::clone(&asked), id.clone());
+    let nomad = nomad_front(&world.nomad, move |method, path| {
+        if path.contains(&of_job) {
+            noted.lock().unwrap().push(format!("{method} {path}"));
+        }
+        (path == "/v1/vars").then(|| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Instead::Refusal
+        })
+    });
+    let _service = Service::start_unready(&nomad.await, &world.registry, &[]);
+    eventually("attempts to read the ledger", async || (attempts.load(Ordering::Relaxed) > 4).then_some(()))
+        .await;
+    assert_eq!(*asked.lock().unwrap(), [] as [String; 0]);
 }
 
 /// What a status says of a job, whoever tells it; of one that Nomad has forgotten nobody knows the node any more.

@@ -58,7 +58,7 @@ impl Watcher {
                 self.take(event, index, listed.jobs.index, highest);
             }
         }
-        self.ask_why_they_wait().await;
+        self.began.notify_one();
         loop {
             let until = tokio::time::sleep(quiet(listed.took));
             self.listen_during(&mut events, listed.jobs.index, highest, until).await?;
@@ -207,6 +207,16 @@ impl Watcher {
     fn known(&self, id: &JobId, see: impl FnOnce(&mut Facts) -> bool) {
         if self.store.record(id).is_some() {
             self.store.see(id, see);
+        }
+    }
+
+    /// Asks, whenever listening began anew, why jobs wait; beside the listening, as there may be many.
+    pub(super) async fn explain_waiting(&self) {
+        loop {
+            self.began.notified().await;
+            // Before that, jobs that have ended look as if they waited.
+            self.freshness.completed().await;
+            self.ask_why_they_wait().await;
         }
     }
 

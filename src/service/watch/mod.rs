@@ -9,6 +9,8 @@ mod variables;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::freshness::Freshness;
 use super::store::Store;
 use crate::ledger::Ledger;
@@ -40,12 +42,14 @@ pub(super) struct Watcher {
     pub(super) store: Arc<Store>,
     pub(super) freshness: Arc<Freshness>,
     pub(super) telemetry: Arc<Telemetry>,
+    /// Rung when listening to jobs began anew.
+    pub(super) began: Notify,
 }
 
 impl Watcher {
     /// Follows for ever; ends only by being dropped.
     pub(super) async fn run(self) {
-        tokio::join!(self.follow_jobs(), self.follow_ledger());
+        tokio::join!(self.follow_jobs(), self.follow_ledger(), self.explain_waiting());
     }
 }
 
