@@ -107,7 +107,7 @@ async fn by_job(stack: &Stack, round: usize) -> anyhow::Result<Run> {
     let id = format!("bench-{round}");
     let job = bare_job::job(stack, &id, &format!("{}/bench/job:job", stack.registry));
     let (began, began_at) = (Instant::now(), Utc::now());
-    nomad::register(stack, &job).await?;
+    nomad::register(&stack.http, &stack.nomad, &job).await?;
     let allocation = nomad::ended_allocation(stack, &id).await?;
     let over = began.elapsed();
     let published = (nomad::finished_at(&allocation, "publish")? - began_at).to_std()?;

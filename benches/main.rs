@@ -6,6 +6,7 @@
 
 mod bare_job;
 mod end_to_end;
+mod fleet;
 mod nomad;
 mod reads;
 mod sample;
@@ -38,7 +39,9 @@ async fn main() -> anyhow::Result<()> {
     let stack = Stack::start().await?;
     let measured = measure(&stack, rounds).await;
     stack.stop().await?;
-    measured
+    measured?;
+    eprintln!("bench: a replica beside {} jobs", fleet::JOBS);
+    print_fleet(&fleet::measure().await?)
 }
 
 async fn measure(stack: &Stack, rounds: usize) -> anyhow::Result<()> {
@@ -80,6 +83,28 @@ fn print(ended: &end_to_end::Times, reads: &reads::Rates, submit: &submit::Laten
     row("bare: a handler of axum that answers the same bytes", &reads.bare);
     row("nomad-build: GET /jobs/{id}/status", &reads.ours);
     ratio("nomad-build : bare", reads.ours.median(), reads.bare.median());
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+fn print_fleet(times: &fleet::Times) -> anyhow::Result<()> {
+    println!(
+        "\nA replica beside {} jobs, in ms                              median      min      max",
+        fleet::JOBS
+    );
+    row("bare: the lists of jobs and allocations fetched", &times.bare);
+    row("from its start until it is ready, jobs that wait", &times.waiting);
+    row("bare: the claims of all jobs read", &times.bare_claims);
+    row("from its start until it is ready, jobs that have ended", &times.ended);
+    ratio("start beside jobs that wait : bare lists", times.waiting.median(), times.bare.median());
+    ratio(
+        "start beside jobs that have ended : bare claims",
+        times.ended.median(),
+        times.bare_claims.median(),
+    );
+    row("a job's end is told behind its claim, empty ledger", &times.heard);
+    row("a job's end is told behind its claim, ledgers of all", &times.heard_beside_all);
+    println!("  {:<58} {:>8.1} MiB", "its memory", times.memory.median());
     println!("\n{READ_ME}");
     std::io::stdout().flush()?;
     Ok(())

@@ -7,9 +7,9 @@ use serde_json::Value;
 use crate::stack::Stack;
 
 /// Registers a job.
-pub(crate) async fn register(stack: &Stack, job: &Value) -> anyhow::Result<()> {
+pub(crate) async fn register(http: &reqwest::Client, nomad: &str, job: &Value) -> anyhow::Result<()> {
     let body = serde_json::json!({"Job": job, "EnforceIndex": true, "JobModifyIndex": 0});
-    let answer = stack.http.put(format!("{}/v1/jobs", stack.nomad)).json(&body).send().await?;
+    let answer = http.put(format!("{nomad}/v1/jobs")).json(&body).send().await?;
     let (status, text) = (answer.status(), answer.text().await?);
     ensure!(status.is_success(), "registering a job by hand: {status}: {text}");
     Ok(())

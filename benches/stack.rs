@@ -27,18 +27,7 @@ pub(crate) struct Stack {
 
 impl Stack {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let mut program = Command::new(PROGRAM)
-            .args(["dev", "--while-stdin-open"])
-            .env("NOMAD_BUILD_MAX_CPU", MOST_CPU.to_string())
-            .env("NOMAD_BUILD_LOG", "warn")
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting nomad-build dev")?;
-        let stdout = program.stdout.take().context("the stack has no stdout")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).await?;
+        let (program, line) = ready(&["dev", "--while-stdin-open"]).await?;
         let field = |name: &str| {
             let found = line.split_whitespace().find_map(|field| field.strip_prefix(name));
             found.map(str::to_owned).with_context(|| format!("no {name} in {line:?}"))
@@ -83,6 +72,23 @@ impl Stack {
         let id = answer["data"]["job_id"].as_str();
         Ok(id.with_context(|| format!("the submission was refused: {answer}"))?.to_owned())
     }
+}
+
+/// Starts the program as a stack; returns it with the line by which it says that all is up.
+pub(crate) async fn ready(arguments: &[&str]) -> anyhow::Result<(Child, String)> {
+    let mut program = Command::new(PROGRAM)
+        .args(arguments)
+        .env("NOMAD_BUILD_MAX_CPU", MOST_CPU.to_string())
+        .env("NOMAD_BUILD_LOG", "warn")
+        .env("RUST_LOG", "warn")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting nomad-build dev")?;
+    let stdout = program.stdout.take().context("the stack has no stdout")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).await?;
+    Ok((program, line))
 }
 
 /// Runs a command to its end; returns what it said.

@@ -45,14 +45,14 @@ const WARM_UP: usize = 5;
 
 async fn register(stack: &Stack, submission: &Value) -> anyhow::Result<(Duration, String)> {
     let id = JobId::from_uuid(uuid::Uuid::now_v7());
-    let job = rendered(stack, &id, submission)?;
+    let job = rendered(&stack.registry, &id, submission)?;
     let began = Instant::now();
-    nomad::register(stack, &job).await?;
+    nomad::register(&stack.http, &stack.nomad, &job).await?;
     Ok((began.elapsed(), id.to_string()))
 }
 
 /// The job that the service would register.
-fn rendered(stack: &Stack, id: &JobId, submission: &Value) -> anyhow::Result<Value> {
+pub(crate) fn rendered(registry: &str, id: &JobId, submission: &Value) -> anyhow::Result<Value> {
     let policy = Policy {
         schemes: vec![Scheme::Https, Scheme::Ssh, Scheme::Http, Scheme::File],
         max_resources: Resources { cpu: MOST_CPU, ..Policy::default().max_resources },
@@ -72,7 +72,7 @@ fn rendered(stack: &Stack, id: &JobId, submission: &Value) -> anyhow::Result<Val
         job: id.clone(),
         spec: Spec::from_json(submission.clone(), &policy)?,
         policy,
-        insecure_registries: vec![stack.registry.clone()],
+        insecure_registries: vec![registry.to_owned()],
     };
     Ok(render(&payload, "default", Utc::now(), &settings)?)
 }

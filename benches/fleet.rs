@@ -1,0 +1,228 @@
+//! A replica beside many jobs: how long it takes to start there, and to hear of a job's end.
+//!
+//! The jobs wait for ever (their group's count is 0), on a Nomad that no other service watches.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use chrono::Utc;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use nomad_build::job::{Claim, JobId, Reason, Status, Verdict};
+use nomad_build::ledger::{Entry, Ledger};
+use nomad_build::nomad::{Client, Settings};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::nomad;
+use crate::sample::Sample;
+use crate::stack::{PROGRAM, ready};
+use crate::submit::rendered;
+
+/// How many jobs there are.
+pub(crate) const JOBS: usize = 10_000;
+
+/// How many calls are made at once to make them.
+const AT_ONCE: usize = 32;
+
+/// How often a replica is started, and how many ends it is to hear of.
+const STARTS: usize = 5;
+const ENDS: usize = 20;
+
+/// How many Variables a replica reads at once.
+const READS: usize = 16;
+
+/// Longer than any replica should take.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// In milliseconds, but for the memory.
+#[derive(Default)]
+pub(crate) struct Times {
+    /// The lists of jobs and allocations, fetched and thrown away.
+    pub(crate) bare: Sample,
+    /// From a replica's start until it is ready, beside jobs that wait.
+    pub(crate) waiting: Sample,
+    /// The claims of all jobs read, as many at once as a replica reads, and thrown away.
+    pub(crate) bare_claims: Sample,
+    /// From a replica's start until it is ready, beside as many jobs that have ended.
+    pub(crate) ended: Sample,
+    /// From the claim that ends a job until a replica tells it, while the ledger is empty.
+    pub(crate) heard: Sample,
+    /// The same where every job has its ledger.
+    pub(crate) heard_beside_all: Sample,
+    /// What the last replica takes of memory, in MiB.
+    pub(crate) memory: Sample,
+}
+
+/// Measures on a stack of its own.
+pub(crate) async fn measure() -> anyhow::Result<Times> {
+    let (mut stack, line) = ready(&["dev", "--no-service", "--while-stdin-open"]).await?;
+    let nomad = line.split_whitespace().find_map(|field| field.strip_prefix("nomad="));
+    let nomad = nomad.with_context(|| format!("no nomad= in {line:?}"))?.to_owned();
+    let times = beside(&nomad).await;
+    drop(stack.stdin.take());
+    let status = stack.wait().await?;
+    ensure!(status.success(), "the stack ended with {status}");
+    times
+}
+
+async fn beside(nomad: &str) -> anyhow::Result<Times> {
+    let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build()?;
+    let client = Client::new(&Settings::plain(nomad.parse()?))?;
+    let mut times = Times::default();
+    let ids = register(&http, nomad, JOBS + 2 * ENDS).await?;
+    // The last ones, as it is the youngest jobs that end in practice.
+    let (jobs, ends) = ids.split_at(JOBS);
+    let (before, after) = ends.split_at(ENDS);
+    for _ in 0..STARTS {
+        times.bare.push_ms(fetch(&http, nomad).await?);
+        let replica = Replica::start(&http, nomad).await?;
+        times.waiting.push_ms(replica.took);
+        replica.stop().await?;
+    }
+    let replica = Replica::start(&http, nomad).await?;
+    for id in before {
+        times.heard.push_ms(replica.hears(&client, id).await?);
+    }
+    replica.stop().await?;
+    stream::iter(jobs).map(Ok).try_for_each_concurrent(AT_ONCE, |id| end(&client, id)).await?;
+    for _ in 0..STARTS {
+        times.bare_claims.push_ms(read_claims(&client, jobs).await?);
+        let replica = Replica::start(&http, nomad).await?;
+        times.ended.push_ms(replica.took);
+        replica.stop().await?;
+    }
+    let replica = Replica::start(&http, nomad).await?;
+    for id in after {
+        times.heard_beside_all.push_ms(replica.hears(&client, id).await?);
+    }
+    times.memory.push(replica.memory()?);
+    replica.stop().await?;
+    Ok(times)
+}
+
+/// Registers jobs as the service does, but for the count of their group; their IDs, in the order they were made.
+async fn register(http: &reqwest::Client, nomad: &str, count: usize) -> anyhow::Result<Vec<JobId>> {
+    let submission = json!({
+        "owner": "bench", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["ours"],
+        "registry_url": "127.0.0.1:1", "test_commands": ["true"],
+    });
+    let registered = (0..count).map(async |_| {
+        let id = JobId::from_uuid(uuid::Uuid::now_v7());
+        let mut job: Value = rendered("127.0.0.1:1", &id, &submission)?;
+        job["TaskGroups"][0]["Count"] = json!(0);
+        nomad::register(http, nomad, &job).await?;
+        anyhow::Ok(id)
+    });
+    stream::iter(registered).buffered(AT_ONCE).try_collect().await
+}
+
+/// Ends a job, as a kill does.
+async fn end(nomad: &Client, id: &JobId) -> anyhow::Result<()> {
+    nomad.stop("default", id.as_str(), false).await?;
+    claim(nomad, id).await
+}
+
+/// Revokes a job's right to publish, which ends it.
+async fn claim(nomad: &Client, id: &JobId) -> anyhow::Result<()> {
+    let ledger = Ledger::new(nomad.clone(), "default", Duration::from_secs(10));
+    let verdict = Verdict::new(Status::Killed, None, Reason::Killed, "killed by the bench", Utc::now());
+    ledger.decide(id, None, &Claim::revoked(verdict)).await?;
+    Ok(())
+}
+
+/// Fetches what a replica lists, and throws it away.
+async fn fetch(http: &reqwest::Client, nomad: &str) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    for path in ["jobs?prefix=nb-&meta=true", "allocations?task_states=false"] {
+        http.get(format!("{nomad}/v1/{path}")).send().await?.error_for_status()?.bytes().await?;
+    }
+    Ok(began.elapsed())
+}
+
+/// Reads the claims of jobs, and throws them away.
+async fn read_claims(nomad: &Client, jobs: &[JobId]) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    let read = async |id: &JobId| {
+        let claim = nomad.variable("default", &Entry::Claim.path(id)).await?;
+        claim.map(drop).with_context(|| format!("{id} has no claim"))
+    };
+    stream::iter(jobs).map(Ok).try_for_each_concurrent(READS, read).await?;
+    Ok(began.elapsed())
+}
+
+/// A service of its own process.
+struct Replica {
+    program: Child,
+    url: String,
+    http: reqwest::Client,
+    /// From its start until it was ready.
+    took: Duration,
+}
+
+impl Replica {
+    async fn start(http: &reqwest::Client, nomad: &str) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        let mut program = Command::new(PROGRAM)
+            .args(["serve", "--while-stdin-open"])
+            .env("NOMAD_ADDR", nomad)
+            .env("NOMAD_BUILD_LISTEN", "127.0.0.1:0")
+            .env("NOMAD_BUILD_LOG", "info")
+            .env("NOMAD_BUILD_LOG_FORMAT", "json")
+            .env("NOMAD_BUILD_SWEEP", "off")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let stderr = program.stderr.take().context("the service has no stderr")?;
+        let mut lines = BufReader::new(stderr).lines();
+        let address = loop {
+            let line = lines.next_line().await?.context("the service ended before it served")?;
+            let line: Value = serde_json::from_str(&line).unwrap_or_default();
+            if line["fields"]["message"] == "serving" {
+                break line["fields"]["address"].as_str().context("it serves nowhere")?.to_owned();
+            }
+        };
+        // Its log is read on, or it would block.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let url = format!("http://{address}");
+        while !http.get(format!("{url}/ready")).send().await?.status().is_success() {
+            ensure!(began.elapsed() < PATIENCE, "the replica is not ready within {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(Self { program, url, http: http.clone(), took: began.elapsed() })
+    }
+
+    /// Ends a job, and waits until this replica says so.
+    async fn hears(&self, nomad: &Client, id: &JobId) -> anyhow::Result<Duration> {
+        claim(nomad, id).await?;
+        let began = Instant::now();
+        loop {
+            let answer = self.http.get(format!("{}/jobs/{id}/status", self.url)).send().await?;
+            let status: Value = answer.error_for_status()?.json().await?;
+            if status["data"]["status"] == "KILLED" {
+                return Ok(began.elapsed());
+            }
+            ensure!(began.elapsed() < PATIENCE, "the end of {id} is not heard of within {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Its resident memory, in MiB.
+    fn memory(&self) -> anyhow::Result<f64> {
+        let pid = self.program.id().context("the service has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+        Ok(kib.parse::<f64>()? / 1024.0)
+    }
+
+    async fn stop(mut self) -> anyhow::Result<()> {
+        drop(self.program.stdin.take());
+        let status = self.program.wait().await?;
+        ensure!(status.success(), "the service ended with {status}");
+        Ok(())
+    }
+}
