@@ -158,7 +158,9 @@ impl Run {
             // Submitted some seconds before it was first seen, at most.
             let (Some(first), Some(last)) = (job.seen.first(), job.seen.last()) else { continue };
             let lived = first.at.saturating_sub(5000)..=last.at;
-            job.rebooted = trouble::reboots(&troubles).any(|at| lived.contains(&at));
+            let while_it_lived = |what| trouble::times(&troubles, what).any(|at| lived.contains(&at));
+            job.rebooted = while_it_lived(trouble::REBOOT);
+            job.away = while_it_lived(trouble::CUT_OFF);
         }
         History { jobs, troubles, shared }
     }

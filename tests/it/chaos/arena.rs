@@ -80,9 +80,10 @@ impl Arena {
         self.cluster.reboot_client().await;
     }
 
-    /// Cuts the node's agent off for a while.
-    pub(super) async fn cut_node_off(&self, lasts: Duration) {
+    /// Cuts the node's agent off for a while, and tells when.
+    pub(super) async fn cut_node_off(&self, lasts: Duration, tell: impl FnOnce()) {
         let _alone = self.node.lock().await;
+        tell();
         self.cluster.cut_client_off(true);
         tokio::time::sleep(lasts).await;
         self.cluster.cut_client_off(false);

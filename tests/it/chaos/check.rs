@@ -87,6 +87,8 @@ fn end(job: &Job, say: &mut impl FnMut(String)) {
     }
     let may = match job.plan {
         _ if !job.harms.is_empty() => true,
+        // Nomad replaces what it takes for pending on a node that it misses, and stops it when the node is back.
+        _ if (job.away || job.rebooted) && is_of_node(end) => true,
         // Nothing else ends a job: not the death of services, of leaders or of the node's agent.
         Plan::Succeeds | Plan::TakesLong => status == "SUCCEEDED",
         Plan::FailsItsTest => end["failure"]["reason"] == "test_failed",
@@ -99,6 +101,11 @@ fn end(job: &Job, say: &mut impl FnMut(String)) {
     if fails && status == "SUCCEEDED" {
         say("succeeded, though it cannot".to_owned());
     }
+}
+
+/// Whether a job ended as one does that Nomad replaced, or stopped as its node came back.
+fn is_of_node(end: &Value) -> bool {
+    matches!(end["failure"]["reason"].as_str(), Some("node_lost" | "stopped"))
 }
 
 /// Times that were told stand, and go on.
@@ -149,7 +156,7 @@ fn published(job: &Job, say: &mut impl FnMut(String)) {
 
 /// What a reader was told is the log, or a gap that is named.
 fn lines(job: &Job, say: &mut impl FnMut(String)) {
-    let unharmed = job.harms.is_empty() && !job.rebooted;
+    let unharmed = job.harms.is_empty() && !job.rebooted && !job.away;
     for (_, log) in &job.told {
         if !log["missing"].is_null() && unharmed {
             say(format!("its log lacks {}", log["missing"]));

@@ -57,6 +57,8 @@ pub(super) struct Job {
     pub(super) harms: Vec<(u128, Harm, String)>,
     /// Whether its node was rebooted meanwhile, which runs a phase again.
     pub(super) rebooted: bool,
+    /// Whether its node was cut off meanwhile: Nomad replaces what it takes for pending there.
+    pub(super) away: bool,
     /// What kills were answered.
     pub(super) kills: Vec<bool>,
     pub(super) seen: Vec<Seen>,
@@ -81,6 +83,7 @@ impl Job {
             tag: tag.to_owned(),
             harms: Vec::new(),
             rebooted: false,
+            away: false,
             kills: Vec::new(),
             seen: Vec::new(),
             unknown: Vec::new(),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Clock;
 use super::arena::{Arena, REPLICAS};
 use super::history::{Harm, Job, Plan, Seen};
-use super::trouble::{REBOOT, Told};
+use super::trouble::{CUT_OFF, REBOOT, Told};
 use crate::support::agent::wait_for;
 use crate::support::{Api, At, Front, PHASES, Random, Repository, runner_of, world};
 
@@ -238,18 +238,20 @@ impl Load<'_> {
                 format!("{runner:?}")
             }
             Harm::Reboot => {
-                let tell = || {
-                    self.troubles.lock().unwrap().push((self.clock.now(), format!("{REBOOT}, for {id}")));
-                };
-                self.arena.reboot(tell).await;
+                self.arena.reboot(|| self.tell(REBOOT, id)).await;
                 String::new()
             }
             Harm::CutOff => {
-                self.arena.cut_node_off(lasts).await;
+                self.arena.cut_node_off(lasts, || self.tell(CUT_OFF, id)).await;
                 format!("for {lasts:?}")
             }
         };
         (vec![(at, harm, done)], kills)
+    }
+
+    /// Tells what is done to all jobs on the node for the sake of one.
+    fn tell(&self, what: &str, id: &str) {
+        self.troubles.lock().unwrap().push((self.clock.now(), format!("{what}, for {id}")));
     }
 
     async fn kill(&self, id: &str, random: &mut Random, kills: &mut Vec<bool>) -> String {

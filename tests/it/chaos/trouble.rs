@@ -70,12 +70,13 @@ pub(super) enum Troubles {
     None,
 }
 
-/// How the node's reboot is told of.
+/// How the node's reboot is told of, and that somebody cut it off.
 pub(super) const REBOOT: &str = "Node";
+pub(super) const CUT_OFF: &str = "The node is cut off";
 
-/// When the node was rebooted.
-pub(super) fn reboots(told: &[(u128, String)]) -> impl Iterator<Item = u128> {
-    told.iter().filter(|(_, text)| text.starts_with(REBOOT)).map(|(at, _)| *at)
+/// When something was told that begins so.
+pub(super) fn times<'a>(told: &'a [(u128, String)], what: &'a str) -> impl Iterator<Item = u128> + 'a {
+    told.iter().filter(move |(_, text)| text.starts_with(what)).map(|(at, _)| *at)
 }
 
 /// Makes trouble until it is told to stop, and leaves everything well.
@@ -171,7 +172,7 @@ async fn one(arena: &Arena, trouble: Trouble, number: usize, lasts: Duration, ra
             tokio::time::sleep(lasts).await;
             cluster.cut_off(leader, false);
         }
-        Trouble::AgentCutOff => arena.cut_node_off(lasts).await,
+        Trouble::AgentCutOff => arena.cut_node_off(lasts, || {}).await,
         Trouble::Node => arena.reboot(|| {}).await,
         Trouble::EveryServer => cluster.restart_all(lasts).await,
         Trouble::Way => {
