@@ -38,8 +38,9 @@ pub(super) enum Harms {
     None,
 }
 
-/// Longer than whatever Nomad and the service wait for by themselves.
-const PATIENCE: Duration = Duration::from_mins(3);
+/// Longer than whatever Nomad and the service wait for by themselves: a node that was rebooted has been seen to start a task
+/// again after four minutes.
+const PATIENCE: Duration = Duration::from_mins(6);
 
 const ANYTIME: [Harm; 7] =
     [Harm::Kill, Harm::Kill, Harm::Stop, Harm::Purge, Harm::StopAndStart, Harm::Restart, Harm::Crash];
