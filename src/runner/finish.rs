@@ -48,7 +48,7 @@ pub(super) async fn finish(
     let removed =
         removal::everything(&DockerEngine::new(&around.engine_socket), &around.job, removal::MOST).await;
     drop(log);
-    // A log that nobody takes any more changes nothing of what was done.
+    // That the log's thread had a fault changes nothing of what was done.
     writer.finish().await.ok();
     let ended = ended?;
     removed?;

@@ -150,7 +150,7 @@ async fn run_phase(
         log.say(&format!("{phase} cannot go on: {}", chain(fatal))).await;
     }
     drop(log);
-    // What counts is told by now. A log that nobody takes any more is no reason to fail a build that is done.
+    // What counts is told by now: that the log's thread had a fault is no reason to fail a build that is done.
     writer.finish().await.ok();
     ended
 }

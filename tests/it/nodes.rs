@@ -4,8 +4,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Api, At, Cluster, Front, Lent, Nomad, Service, Sleeper, containers_of, docker, engine_is_rid_of,
-    eventually, image_of, world,
+    Api, At, Cluster, Front, Lent, Nomad, Repository, Service, Sleeper, containers_of, docker,
+    engine_is_rid_of, eventually, image_of, world,
 };
 
 /// A cluster for this test alone, and a service that speaks to one of its servers.
@@ -78,33 +78,55 @@ async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
     }
 }
 
+/// A job whose tests succeed while its node is away and nobody hears of them.
+struct Unheard {
+    job: Value,
+    id: String,
+    node: String,
+    // It is there as long as this value.
+    _repository: Repository,
+}
+
+impl Unheard {
+    /// Submits one, and waits until its node is missed.
+    async fn new(cluster: &Cluster, api: &Api) -> Self {
+        let repository = world().repository("");
+        let mut job = world().job(&repository);
+        job["test_commands"] = json!(["sleep 5"]);
+        let id = api.submit(&job).await;
+        runs(cluster, api, &id, "TESTING").await;
+        cluster.kill_client();
+        let node = node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
+        Self { job, id, node, _repository: repository }
+    }
+
+    /// Brings the node back, and sees to it that nothing comes of the job there, and that it can be cleaned up.
+    async fn comes_to_nothing(&self, cluster: &Cluster, api: &Api, end: (&str, &str)) {
+        let id = &self.id;
+        cluster.restart_client().await;
+        node(cluster, "the node is back", |node| node["Status"] == "ready").await;
+        eventually("the tasks are ended", async || containers_of(id).is_empty().then_some(())).await;
+        let status = api.status(id).await;
+        assert_eq!(ended_as(&status), end, "{status:#}");
+        assert_eq!(world().tags(&self.job).await, [] as [&str; 0]);
+        // Nomad (1.11) does not run the poststop task of an allocation that was stopped while its node was away.
+        eventually("the node is cleaned up", async || {
+            let (status, _) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
+            status.is_success().then_some(())
+        })
+        .await;
+        engine_is_rid_of(id).await;
+        assert_eq!(world().tags(&self.job).await, [] as [&str; 0]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_killed_while_its_node_is_away_publishes_nothing_when_the_node_comes_back() {
     let Bench { cluster, api, .. } = &Bench::new().await;
-    let world = world();
-    let repository = world.repository("");
-    let mut job = world.job(&repository);
-    // Its tests succeed while nobody hears of the node.
-    job["test_commands"] = json!(["sleep 5"]);
-    let id = api.submit(&job).await;
-    runs(cluster, api, &id, "TESTING").await;
-    cluster.kill_client();
-    node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
-    assert_eq!(api.status(&id).await["status"], "TESTING");
-    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
-    cluster.restart_client().await;
-    node(cluster, "the node is back", |node| node["Status"] == "ready").await;
-    eventually("the tasks are ended", async || containers_of(&id).is_empty().then_some(())).await;
-    let status = api.status(&id).await;
-    assert_eq!(ended_as(&status), ("KILLED", "killed"), "{status:#}");
-    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
-    // Nomad (1.11) does not run the poststop task of an allocation that was stopped while its node was away.
-    eventually("the node is cleaned up", async || {
-        let (status, _) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
-        status.is_success().then_some(())
-    })
-    .await;
-    engine_is_rid_of(&id).await;
+    let unheard = Unheard::new(cluster, api).await;
+    assert_eq!(api.status(&unheard.id).await["status"], "TESTING");
+    assert_eq!(api.post(&format!("/jobs/{}/kill", unheard.id)).await, json!({"success": true}));
+    unheard.comes_to_nothing(cluster, api, ("KILLED", "killed")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,30 +190,13 @@ async fn a_job_on_a_node_that_is_drained_is_told_to_stop_and_publishes_nothing()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_node_is_removed_from_nomad_is_lost_and_publishes_nothing_when_the_node_comes_back() {
     let Bench { cluster, api, .. } = &Bench::new().await;
-    let world = world();
-    let repository = world.repository("");
-    let mut job = world.job(&repository);
-    // Its tests succeed while nobody hears of the node.
-    job["test_commands"] = json!(["sleep 5"]);
-    let id = api.submit(&job).await;
-    runs(cluster, api, &id, "TESTING").await;
-    cluster.kill_client();
-    let away = node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
+    let unheard = Unheard::new(cluster, api).await;
     let nomad = Api::new(&cluster.server());
-    let (status, answer) = nomad.call(Method::PUT, &format!("/v1/node/{away}/purge"), None).await;
+    let (status, answer) = nomad.call(Method::PUT, &format!("/v1/node/{}/purge", unheard.node), None).await;
     assert!(status.is_success(), "{answer}");
-    let status = api.wait_for_end(&id).await;
+    let status = api.wait_for_end(&unheard.id).await;
     assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
-    cluster.restart_client().await;
-    node(cluster, "the node is back", |node| node["Status"] == "ready").await;
-    eventually("the tasks are ended", async || containers_of(&id).is_empty().then_some(())).await;
-    eventually("the node is cleaned up", async || {
-        let (status, _) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
-        status.is_success().then_some(())
-    })
-    .await;
-    engine_is_rid_of(&id).await;
-    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+    unheard.comes_to_nothing(cluster, api, ("LOST", "node_lost")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
