@@ -19,22 +19,37 @@ pub(super) struct AgentPorts {
 /// The usual ports of Nomad.
 pub(super) const USUAL: AgentPorts = AgentPorts { http: 4646, rpc: 4647, serf: 4648 };
 
-/// The preferred ports when all three are free, else three free ones.
+/// How many ports after a preferred one are tried before the kernel chooses: one of those it may give to anybody at any
+/// time, before it is used.
+const NEXT: u16 = 100;
+
+/// The preferred ports, or the next three that are all free.
 pub(super) fn agent_ports(preferred: AgentPorts) -> Result<AgentPorts, Error> {
     let AgentPorts { http, rpc, serf } = preferred;
-    let [http, rpc, serf] = free_together([http, rpc, serf]).or_else(|_| free_together([0, 0, 0]))?;
+    let [http, rpc, serf] =
+        first_free([http, rpc, serf], free_together).map_or_else(|| free_together([0, 0, 0]), Ok)?;
     Ok(AgentPorts { http, rpc, serf })
 }
 
 /// Decides where `what` listens.
 pub(super) fn choose(listen: Listen, what: &'static str) -> Result<SocketAddr, Error> {
-    match listen {
-        Listen::Exactly(address) => bind(address, what),
+    let (_, address) = match listen {
+        Listen::Exactly(address) => bind(address, what)?,
         Listen::Preferably(address) => {
-            bind(address, what).or_else(|_| bind(SocketAddr::new(address.ip(), 0), what))
+            let at = |port| bind(SocketAddr::new(address.ip(), port), what);
+            first_free([address.port()], |[port]| at(port)).map_or_else(|| at(0), Ok)?
         }
-    }
-    .map(|(_, address)| address)
+    };
+    Ok(address)
+}
+
+/// What can be had of preferred ports, or of the first of the next ones where it can.
+fn first_free<const N: usize, T>(
+    preferred: [u16; N],
+    mut take: impl FnMut([u16; N]) -> Result<T, Error>,
+) -> Option<T> {
+    let step = u16::try_from(N).ok()?;
+    (0..NEXT / step).find_map(|number| take(preferred.map(|port| port.saturating_add(number * step))).ok())
 }
 
 /// All are held until the last is bound, so that no two are the same.
@@ -67,7 +82,7 @@ mod tests {
         let address = taken.local_addr().unwrap();
         let chosen = choose(Listen::Preferably(address), "the API").unwrap();
         assert_eq!(chosen.ip(), address.ip());
-        assert_ne!(chosen.port(), address.port());
+        assert!((1..NEXT).contains(&(chosen.port() - address.port())), "{chosen} instead of {address}");
     }
 
     #[test]
@@ -82,5 +97,16 @@ mod tests {
     fn the_ports_of_an_agent_differ() {
         let [a, b, c] = free_together([0, 0, 0]).unwrap();
         assert!(a != b && b != c && a != c);
+    }
+
+    #[test]
+    fn of_an_agents_ports_none_stays_where_one_is_taken() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let rpc = taken.local_addr().unwrap().port();
+        let AgentPorts { http, rpc: chosen, serf } =
+            agent_ports(AgentPorts { http: rpc - 1, rpc, serf: rpc + 1 }).unwrap();
+        assert_eq!((chosen - http, serf - chosen), (1, 1));
+        assert_eq!((chosen - rpc) % 3, 0);
+        assert!((1..NEXT).contains(&(chosen - rpc)), "{chosen} instead of {rpc}");
     }
 }

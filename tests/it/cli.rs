@@ -183,7 +183,7 @@ async fn a_submission_is_the_file_s_with_the_flags_on_top_and_prints_the_job_id_
 
 #[tokio::test]
 async fn a_service_that_is_down_is_said_at_once_and_with_what_to_try() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::support::ports::port();
     let url = format!("http://127.0.0.1:{port}");
     for arguments in [&["submit", "--follow"][..], &["status", JOB], &["logs", "-f", JOB], &["kill", JOB]] {
         let ran = finished(command(&url, arguments)).await;

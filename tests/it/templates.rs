@@ -1,7 +1,6 @@
 //! The shipped job templates, each way a runner gets onto a node.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +8,7 @@ use nomad_build::engine::{BuildRequest, DockerEngine, Engine as _};
 use serde_json::{Value, json};
 
 use crate::sources::http;
-use crate::support::{Api, Repository, Service, World, image_of, world};
+use crate::support::{Api, Repository, Service, World, image_of, ports, world};
 
 /// Has a job built, and cleans it up; its ID.
 async fn builds_tests_and_publishes(world: &World, service: &Service, repository: &Repository) -> String {
@@ -100,9 +99,9 @@ async fn the_docker_template_runs_each_task_in_the_service_s_own_image() {
 async fn a_node_without_the_runner_downloads_it_from_the_service() {
     let world = world();
     let repository = world.repository("RUN touch /built");
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = format!("127.0.0.1:{}", ports::port());
     let variables =
-        [("NOMAD_BUILD_LISTEN", address.to_string()), ("NOMAD_BUILD_RUNNER", format!("http://{address}"))];
+        [("NOMAD_BUILD_LISTEN", address.clone()), ("NOMAD_BUILD_RUNNER", format!("http://{address}"))];
     let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
     let service = Service::start(&world.nomad, &world.registry, &variables);
     builds_tests_and_publishes(world, &service, &repository).await;

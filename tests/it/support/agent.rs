@@ -1,7 +1,6 @@
 //! A Nomad agent of the tests' own, started by the first test that needs it and stopped after the last.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -12,12 +11,16 @@ use nix::unistd::Pid;
 use nomad_build::nomad::{Client, Settings};
 use tempfile::TempDir;
 
+use super::ports;
 use crate::stack::processes_of;
 
 static AGENT: Mutex<Weak<Agent>> = Mutex::new(Weak::new());
 
 /// The variable by which an agent's processes, and all that they start, are known: that of a stack.
 pub(super) const MARK: &str = "NOMAD_BUILD_STACK";
+
+/// Everybody of these tests has one address.
+pub(super) const LIMITS: &str = "limits {\n http_max_conns_per_client = 2000\n}";
 
 /// A running agent, server and client in one.
 pub(crate) struct Agent {
@@ -55,7 +58,7 @@ impl Agent {
     /// Starts one, with further configuration.
     pub(super) fn start(further: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("nbl-").tempdir_in("/tmp").unwrap();
-        let [port, rpc, serf] = free_ports();
+        let [port, rpc, serf] = [0; 3].map(|_| ports::port());
         let name = dir.path().file_name().unwrap().to_str().unwrap();
         let cgroup = format!("{name}.slice");
         let config = format!(
@@ -84,6 +87,7 @@ impl Agent {
             plugin "raw_exec" {{
               config {{ enabled = true }}
             }}
+            {LIMITS}
             {further}
             "#,
             data = dir.path().display()
@@ -233,11 +237,6 @@ pub(crate) fn client(address: std::net::SocketAddr) -> Client {
 pub(super) fn binary() -> PathBuf {
     let cached = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/nomad-build/bin/nomad");
     std::env::var_os("NOMAD_BUILD_NOMAD").map_or_else(cached, PathBuf::from)
-}
-
-pub(super) fn free_ports() -> [u16; 3] {
-    let listeners = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// Asks until there is an answer.

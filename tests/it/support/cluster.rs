@@ -14,13 +14,17 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::agent::{MARK, binary, end_client, end_tasks, free_ports, wait_for};
+use super::agent::{LIMITS, MARK, binary, end_client, end_tasks, wait_for};
+use super::ports;
 use super::ways::Ways;
 
 const SERVERS: usize = 3;
 
 /// What the ways know the client by.
 const CLIENT: usize = SERVERS;
+
+/// How many lines of each agent's log a failed test shows.
+const TOLD: usize = 20;
 
 /// One server's ports: HTTP, RPC, serf.
 type Ports = [u16; 3];
@@ -66,6 +70,7 @@ impl Deref for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
+        self.tell_a_failed_test();
         self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.cluster.take());
     }
 }
@@ -100,7 +105,7 @@ impl Cluster {
     /// Starts one, and waits for its leader.
     pub(crate) async fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("nbc-").tempdir_in("/tmp").unwrap();
-        let ports: Vec<_> = (0..SERVERS).map(|_| free_ports()).collect();
+        let ports: Vec<_> = (0..SERVERS).map(|_| [0; 3].map(|_| ports::port())).collect();
         let ways = Ways::before(&ports.iter().map(|[_, rpc, _]| *rpc).collect::<Vec<_>>());
         let serfs: Vec<_> = ports.iter().map(|[_, _, serf]| format!("127.0.0.1:{serf}")).collect();
         for (number, ports) in ports.iter().enumerate() {
@@ -112,7 +117,7 @@ impl Cluster {
             configure(dir.path(), &format!("server{number}"), *ports, ways.ports[number], &role);
         }
         let rpcs: Vec<_> = ways.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let own = free_ports();
+        let own = [0; 3].map(|_| ports::port());
         let cgroup = format!("{}.slice", dir.path().file_name().unwrap().to_str().unwrap());
         let role = format!(
             "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{cgroup}\"\n options {{\n \
@@ -227,6 +232,18 @@ impl Cluster {
         self.program(&["operator", "snapshot", "restore", snapshot.to_str().unwrap()]);
     }
 
+    /// What the agents said last, for who reads why a test failed.
+    fn tell_a_failed_test(&self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for name in ["server0", "server1", "server2", "client"] {
+            let said = fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default();
+            let last = said.lines().count().saturating_sub(TOLD);
+            said.lines().skip(last).for_each(|line| eprintln!("{name}: {line}"));
+        }
+    }
+
     fn program(&self, arguments: &[&str]) {
         let output =
             Command::new(binary()).args(arguments).env("NOMAD_ADDR", self.server()).output().unwrap();
@@ -276,6 +293,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        self.tell_a_failed_test();
         let servers = self.servers.get_mut().unwrap_or_else(PoisonError::into_inner);
         let client = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
         // A test that failed may leave some of them halted: nothing below would end.
@@ -311,7 +329,7 @@ fn configure(dir: &Path, name: &str, [http, rpc, serf]: Ports, told: u16, role: 
     let config = format!(
         "name = \"{name}\"\ndata_dir = \"{}/{name}\"\nbind_addr = \"127.0.0.1\"\n\
          ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\n\
-         advertise {{\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1:{told}\"\n serf = \"127.0.0.1\"\n}}\n{role}\n",
+         advertise {{\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1:{told}\"\n serf = \"127.0.0.1\"\n}}\n{LIMITS}\n{role}\n",
         dir.display(),
     );
     fs::write(dir.join(format!("{name}.hcl")), config).unwrap();

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use super::ports;
+
 /// How often it is looked whether a server that was down is up.
 const PROBE: Duration = Duration::from_millis(50);
 
@@ -51,8 +53,8 @@ impl Ways {
     pub(super) fn before(servers: &[u16]) -> Self {
         let state = Arc::<Mutex<State>>::default();
         let listen = |(number, &port): (usize, &u16)| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let own = listener.local_addr().unwrap().port();
+            let own = ports::port();
+            let listener = TcpListener::bind(("127.0.0.1", own)).unwrap();
             let state = Arc::clone(&state);
             thread::spawn(move || serve(listener, number, port, &state));
             own
