@@ -160,10 +160,7 @@ async fn a_service_that_is_told_to_stop_ends_what_it_began_and_lets_go() {
         let (url, id) = (stopped.url.clone(), id.clone());
         async move { read_to_the_close(&url, &id).await }
     });
-    let readers = async || {
-        let text = reqwest::get(format!("{}/metrics", api.url)).await.unwrap().text().await.unwrap();
-        text.contains("nomad_build_log_readers 1\n").then_some(())
-    };
+    let readers = async || stopped.metric("nomad_build_log_readers").await.filter(|readers| *readers == 1);
     eventually("the reader reads", readers).await;
     // A submission that is on its way when the service is told to stop.
     let begun = Arc::new(tokio::sync::Notify::new());

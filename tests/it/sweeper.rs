@@ -18,11 +18,6 @@ fn sweeping(namespace: &Namespace, sweep: &str) -> Service {
     Service::start(&world().nomad, &world().registry, &variables)
 }
 
-async fn metric(service: &Service, name: &str) -> Option<u64> {
-    let text = reqwest::get(format!("{}/metrics", service.url)).await.unwrap().text().await.unwrap();
-    text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
-}
-
 #[tokio::test]
 async fn variables_without_a_job_are_swept_and_nothing_else_is() {
     let namespace = Namespace::new();
@@ -47,7 +42,7 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
     kept.extend(namespace.variables().await.into_iter().filter(|path| path.contains(&id)));
     assert!(kept.iter().any(|path| path.starts_with("nomad/jobs/")), "{kept:?}");
     eventually("the leftovers are counted", async || {
-        let counted = async |kind| metric(&dry, &format!("nomad_build_leftovers{{kind=\"{kind}\"}}")).await;
+        let counted = async |kind| dry.metric(&format!("nomad_build_leftovers{{kind=\"{kind}\"}}")).await;
         (counted("ledger").await == Some(3) && counted("credentials").await == Some(1)).then_some(())
     })
     .await;
@@ -61,9 +56,8 @@ async fn variables_without_a_job_are_swept_and_nothing_else_is() {
         (!left.iter().any(|path| there.contains(path))).then_some(())
     })
     .await;
-    let removed = async |kind| {
-        metric(&service, &format!("nomad_build_leftovers_removed_total{{kind=\"{kind}\"}}")).await
-    };
+    let removed =
+        async |kind| service.metric(&format!("nomad_build_leftovers_removed_total{{kind=\"{kind}\"}}")).await;
     assert_eq!((removed("ledger").await, removed("credentials").await), (Some(3), Some(1)));
     let there = namespace.variables().await;
     assert!(kept.iter().all(|path| there.contains(path)), "{kept:?} {there:?}");
@@ -95,7 +89,7 @@ async fn what_ended_jobs_left_on_a_node_is_swept_and_nothing_else_is() {
     assert_eq!((of_live.0, of_foreign.0, of(&ended).0), (1, 1, 1));
     let dry = sweeping(&namespace, "dry-run");
     eventually("the leftovers are counted", async || {
-        let counted = async |kind| metric(&dry, &format!("nomad_build_leftovers{{kind=\"{kind}\"}}")).await;
+        let counted = async |kind| dry.metric(&format!("nomad_build_leftovers{{kind=\"{kind}\"}}")).await;
         (counted("containers").await == Some(1) && counted("images").await == Some(1)).then_some(())
     })
     .await;
@@ -106,9 +100,8 @@ async fn what_ended_jobs_left_on_a_node_is_swept_and_nothing_else_is() {
         (of(&ended) == (0, vec![published.clone()])).then_some(())
     })
     .await;
-    let removed = async |kind| {
-        metric(&service, &format!("nomad_build_leftovers_removed_total{{kind=\"{kind}\"}}")).await
-    };
+    let removed =
+        async |kind| service.metric(&format!("nomad_build_leftovers_removed_total{{kind=\"{kind}\"}}")).await;
     eventually("what was removed is counted", async || {
         (removed("containers").await == Some(1) && removed("images").await == Some(1)).then_some(())
     })

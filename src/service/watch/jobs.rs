@@ -42,22 +42,20 @@ impl Watcher {
     /// Listens, and lists from time to time, until something breaks.
     async fn list_and_listen(&self, highest: &mut Highest) -> Result<std::convert::Infallible, Error> {
         // Before the list, and from the oldest event that Nomad still has: what happens meanwhile is heard twice rather
-        // than missed. A stream that does not begin holds no list up, nor does one that cannot.
+        // than missed. A stream that does not begin holds no list up, nor does one that cannot or that breaks.
         let mut events = self.nomad.events(&self.namespace, 0);
         let opened = tokio::time::timeout(OPENED, events.opened()).await;
-        let (mut listed, early) = match opened {
-            Ok(Err(_)) => (self.list().await?, Vec::new()),
+        let (mut listed, early, broke) = match opened {
+            Ok(Err(error)) => (self.list().await?, Vec::new(), Err(error)),
             Ok(Ok(())) | Err(_) => self.list_while_events_wait(&mut events).await?,
         };
         self.take_lists(&listed, highest).await?;
-        if let Ok(opened) = opened {
-            opened?;
-        }
         for Heard { index, events } in early {
             for event in events {
                 self.take(event, index, listed.jobs.index, highest);
             }
         }
+        broke?;
         self.began.notify_one();
         loop {
             let until = tokio::time::sleep(quiet(listed.took));
@@ -69,15 +67,21 @@ impl Watcher {
         }
     }
 
-    /// Lists, and reads what the stream says meanwhile: Nomad drops who does not.
-    async fn list_while_events_wait(&self, events: &mut EventStream) -> Result<(Lists, Vec<Heard>), Error> {
-        let mut early = Vec::new();
+    /// Lists, and reads what the stream says meanwhile, or until it breaks: Nomad drops who does not.
+    async fn list_while_events_wait(
+        &self,
+        events: &mut EventStream,
+    ) -> Result<(Lists, Vec<Heard>, Result<(), Error>), Error> {
+        let (mut early, mut broke) = (Vec::new(), Ok(()));
         let list = self.list();
         tokio::pin!(list);
         loop {
             tokio::select! {
-                listed = &mut list => return Ok((listed?, early)),
-                heard = events.next(), if early.len() < EARLY => early.push(heard?),
+                listed = &mut list => return Ok((listed?, early, broke)),
+                heard = events.next(), if broke.is_ok() && early.len() < EARLY => match heard {
+                    Ok(heard) => early.push(heard),
+                    Err(error) => broke = Err(error),
+                },
             }
         }
     }

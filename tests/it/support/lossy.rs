@@ -2,12 +2,14 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
 use axum::http::header::ACCEPT_ENCODING;
 use axum::response::Response;
+use futures_util::stream::iter;
 use futures_util::{Stream, StreamExt as _};
 
 use super::upstream::{Upstream, serve};
@@ -48,21 +50,30 @@ pub(crate) async fn lossy(nomad: &str, plan: impl FnMut() -> Passes + Send + 'st
 /// Those lines of a stream that pass.
 fn some(stream: BodyDataStream, plan: Arc<Plan>) -> impl Stream<Item = io::Result<Vec<u8>>> {
     let mut rest = Vec::new();
-    let pieces = stream.map(move |piece| -> io::Result<Vec<u8>> {
-        rest.extend_from_slice(&piece.map_err(io::Error::other)?);
+    let pieces = stream.flat_map(move |piece| {
+        let mut out = Vec::new();
+        match piece {
+            Ok(piece) => rest.extend_from_slice(&piece),
+            Err(error) => out.push(Err(io::Error::other(error))),
+        }
         let end = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let whole: Vec<u8> = rest.drain(..end).collect();
-        let mut kept = Vec::new();
         for line in whole.split_inclusive(|byte| *byte == b'\n') {
             // Nomad's heartbeats: without them the connection would be taken for dead.
             let passes = if line.starts_with(b"{}") { Passes::On } else { plan.lock().unwrap()() };
             match passes {
-                Passes::On => kept.extend_from_slice(line),
+                Passes::On => out.push(Ok(line.to_vec())),
                 Passes::Lost => {}
-                Passes::Cut => return Err(io::Error::other("cut by the test")),
+                Passes::Cut => out.push(Err(io::Error::other("cut by the test"))),
             }
         }
-        Ok(kept)
+        iter(out)
     });
-    pieces.filter(|piece| std::future::ready(piece.as_ref().map_or(true, |kept| !kept.is_empty())))
+    pieces.then(async |piece| {
+        if piece.is_err() {
+            // What passed before it arrives.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        piece
+    })
 }

@@ -56,6 +56,12 @@ impl Service {
         });
     }
 
+    /// What it says of a metric, by its name and labels as they are written; none where it says nothing.
+    pub(crate) async fn metric(&self, name: &str) -> Option<u64> {
+        let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    }
+
     /// Tells it to stop, and waits until it has; how it ended.
     pub(crate) async fn stop(mut self) -> std::process::ExitStatus {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());

@@ -46,6 +46,32 @@ async fn what_a_stream_that_never_begins_loses_is_listed_within_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_whenever_it_begins_holds_no_list_up() {
+    let world = world();
+    let repository = world.repository("");
+    let job = world.job(&repository);
+    let (first, _) = world.api().run(&job).await;
+    // Nomad begins with what happened last. One line of it arrives.
+    let mut passes = [Passes::On, Passes::Cut].into_iter().cycle();
+    let front = lossy(&world.nomad, move || passes.next().unwrap()).await;
+    let late = Faults::before(&front).await;
+    late.harm(|line| line.starts_with("GET /v1/jobs?").then_some(Fault::Delay(Duration::from_millis(500))));
+    let service = Service::start_unready(&late.url, &world.registry, &[]);
+    let of_jobs =
+        async |what| service.metric(&format!("nomad_build_watch_{what}_total{{part=\"jobs\"}}")).await;
+    let listed = async || of_jobs("lists").await.filter(|lists| *lists > 2);
+    eventually("lists", listed).await;
+    assert!(of_jobs("reconnects").await > Some(1));
+    let (second, _) = world.api().run(&job).await;
+    let api = Api::new(&service.url);
+    for id in [first, second] {
+        // Its node is what only a list tells.
+        let status = api.wait_until(&id, "its node", |status| status["nomad"]["node"].is_string()).await;
+        assert_eq!(status["nomad"], world.api().status(&id).await["nomad"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_falls_silent_is_opened_anew() {
     let world = world();
     let lossy = Faults::before(&world.nomad).await;
