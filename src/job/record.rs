@@ -33,6 +33,9 @@ pub struct Record {
     pub nomad: Location,
     /// For each phase, how many lines its log has, once it has ended.
     pub lines: [Option<u64>; 3],
+    /// For each phase that has begun, the allocation it began in last: Nomad may have replaced that one since.
+    #[serde(default)]
+    pub ran_in: [Option<String>; 3],
     /// Whether it was made of the job's ledger alone, since Nomad has forgotten the job: an archived one says more.
     #[serde(skip)]
     pub remembered: bool,
@@ -171,8 +174,18 @@ impl Record {
                 node: allocation.map(|a| a.node_name.clone()),
             },
             lines: Phase::ALL.map(|phase| progress.of(phase).and_then(|outcome| outcome.lines)),
+            ran_in: Phase::ALL.map(|phase| progress.of(phase).map(|outcome| outcome.allocation.clone())),
             remembered: job.remembered,
         })
+    }
+
+    /// The allocation that has a phase's log: the one it ran in, or else the one it is to run in. None has that of tests which
+    /// the job does not have.
+    pub fn allocation_of(&self, phase: Phase) -> Option<&str> {
+        if phase == Phase::Test && !self.labels.has_tests {
+            return None;
+        }
+        self.ran_in[phase as usize].as_deref().or(self.nomad.allocation.as_deref())
     }
 }
 

@@ -87,8 +87,9 @@ impl Keeper {
         for phase in Phase::ALL {
             let Some(mut files) = Files::of(&around.shared("logs"), phase).await? else { continue };
             let mut writer = archive.write_log(job, allocation, phase, files.index > 0);
-            let wanted =
-                known.as_ref().map_or(Wanted::Stillness, |((_, progress), _)| Wanted::of(progress, phase));
+            let wanted = known
+                .as_ref()
+                .map_or(Wanted::Stillness, |((_, progress), _)| Wanted::of(progress, phase, allocation));
             if let Err(error) = files.copy(wanted, &mut writer).await {
                 writer.abort().await;
                 return Err(error);
@@ -140,8 +141,9 @@ enum Wanted {
 }
 
 impl Wanted {
-    fn of(progress: &Progress, phase: Phase) -> Self {
-        match progress.of(phase) {
+    fn of(progress: &Progress, phase: Phase, allocation: &str) -> Self {
+        // What a phase wrote in another allocation is not here.
+        match progress.of(phase).filter(|outcome| outcome.allocation == allocation) {
             Some(Outcome { lines: Some(lines), .. }) => Self::Lines(*lines),
             Some(_) => Self::Stillness,
             None => Self::Nothing,

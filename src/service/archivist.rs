@@ -5,7 +5,7 @@
 //!
 //! Invariant: only what has ended is archived, and nothing of a job that Nomad still has is removed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -164,14 +164,15 @@ impl Archivist<'_> {
             written = true;
         }
         let mut whole = true;
-        if let Some(allocation) = &record.nomad.allocation
-            && archive.index(&record.id, allocation).await?.is_none()
-        {
-            whole = match self.service.nomad.allocation(&record.nomad.namespace, allocation).await {
+        for (allocation, phases) in logs_of(record) {
+            if archive.index(&record.id, allocation).await?.is_some() {
+                continue;
+            }
+            whole &= match self.service.nomad.allocation(&record.nomad.namespace, allocation).await {
                 // Its finish may be at it.
                 Ok(found) if translate::may_still_work(&found) => false,
                 Ok(_) => {
-                    let copied = self.copy_logs(archive, record, allocation).await?;
+                    let copied = self.copy_logs(archive, record, allocation, &phases).await?;
                     written |= copied;
                     copied
                 }
@@ -187,10 +188,16 @@ impl Archivist<'_> {
         Ok(whole)
     }
 
-    /// Copies an allocation's logs from Nomad; whether they were whole, or as whole as they will ever be.
-    async fn copy_logs(&self, archive: &Archive, record: &Record, allocation: &str) -> Result<bool, Unkept> {
+    /// Copies logs of an allocation from Nomad; whether they were whole, or as whole as they will ever be.
+    async fn copy_logs(
+        &self,
+        archive: &Archive,
+        record: &Record,
+        allocation: &str,
+        phases: &[Phase],
+    ) -> Result<bool, Unkept> {
         let mut logs = Index::new();
-        for phase in Phase::ALL {
+        for &phase in phases {
             match self.copy_log(archive, record, allocation, phase).await? {
                 Copied::Log(log) => drop(logs.insert(phase, log)),
                 Copied::Nothing => {}
@@ -261,6 +268,17 @@ impl Archivist<'_> {
             tracing::warn!(error = chain(&error), "the archive could not be looked through for old jobs");
         }
     }
+}
+
+/// The allocations that have a job's logs, and whose each one has.
+fn logs_of(record: &Record) -> BTreeMap<&str, Vec<Phase>> {
+    let mut logs = BTreeMap::<_, Vec<_>>::new();
+    for phase in Phase::ALL {
+        if let Some(allocation) = record.allocation_of(phase) {
+            logs.entry(allocation).or_default().push(phase);
+        }
+    }
+    logs
 }
 
 /// Whether a record says more than what is archived: `finish` knew less, and of a job that Nomad forgot less is known now.

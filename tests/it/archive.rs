@@ -98,7 +98,7 @@ fn forgetful(folder: &Path) -> PathBuf {
 }
 
 /// Jobs that end in every way that leaves something else to archive; their IDs. The repository has to be kept meanwhile.
-async fn ended_jobs(api: &Api, forgetful: &Api) -> (Repository, Vec<String>) {
+async fn ended_jobs(place: &Place, api: &Api, forgetful: &Api) -> (Repository, Vec<String>) {
     let repository = world().repository("RUN echo built");
     let job = |tests: Value| {
         let mut job = world().job(&repository);
@@ -121,6 +121,14 @@ async fn ended_jobs(api: &Api, forgetful: &Api) -> (Repository, Vec<String>) {
     let died = sleeper.submit(api).await;
     crash(&died, "test");
     ids.push(died);
+    let sleeper = Sleeper::in_phase("test");
+    let replaced = sleeper.submit(api).await;
+    let allocation = async || api.status(&replaced).await["nomad"]["allocation"].clone();
+    let first = eventually("an allocation", async || Some(allocation().await).filter(Value::is_string)).await;
+    assert_eq!(api.post(&format!("/jobs/{replaced}/kill")).await, json!({"success": true}));
+    place.stack.nomad(&["job", "start", "-detach", &replaced]);
+    eventually("another allocation", async || (allocation().await != first).then_some(())).await;
+    ids.push(replaced);
     (repository, ids)
 }
 
@@ -131,7 +139,7 @@ async fn what_nomad_has_forgotten_is_told_as_it_was() {
     let mut service = place.service(&[]);
     let other = place.service(&[("NOMAD_BUILD_TEMPLATE", template.to_str().unwrap())]);
     let api = Api::new(&service.url);
-    let (_repository, ids) = ended_jobs(&api, &Api::new(&other.url)).await;
+    let (_repository, ids) = ended_jobs(&place, &api, &Api::new(&other.url)).await;
     drop(other);
     let mut ends = Vec::new();
     for id in &ids {
@@ -146,7 +154,7 @@ async fn what_nomad_has_forgotten_is_told_as_it_was() {
         before.push(told(&plain, id).await);
     }
     drop(plain);
-    assert_eq!(ends, ["SUCCEEDED", "FAILED", "SUCCEEDED", "KILLED", "KILLED", "FAILED"]);
+    assert_eq!(ends, ["SUCCEEDED", "FAILED", "SUCCEEDED", "KILLED", "KILLED", "FAILED", "KILLED"]);
     assert_eq!(before[5]["status"]["failure"]["reason"], "runner_died");
     forget(&place.stack, &ids).await;
     // By who has known them, and by who has never heard of them.

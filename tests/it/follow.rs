@@ -4,7 +4,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Service, World, crash_log, eventually, world};
+use crate::support::{Service, Sleeper, World, crash_log, eventually, world};
 
 /// Reads a stream until `enough` says so of a message, or until its end.
 async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
@@ -183,6 +183,35 @@ async fn what_is_asked_wrongly_of_a_log_is_told_by_its_field() {
             world.api().call(reqwest::Method::GET, &format!("/jobs/{id}/{query}"), None).await;
         assert_eq!(status, reqwest::StatusCode::BAD_REQUEST, "{query}");
         assert_eq!(body["error"]["details"][0]["field"], field, "{query}: {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_phase_is_read_from_the_allocation_that_it_ran_in_though_nomad_replaced_that_one() {
+    let (world, api) = (world(), world().api());
+    let sleeper = Sleeper::in_phase("test");
+    let id = sleeper.submit(&api).await;
+    // From the beginning to where it is cut off, in the build's log.
+    let before = read(&world.service.url, &id, "", |message| message["type"] == "log").await;
+    let cursor = before.last().unwrap()["cursor"].as_str().unwrap().to_owned();
+    let allocation = async || api.status(&id).await["nomad"]["allocation"].clone();
+    let first = allocation().await;
+    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+    // Nomad makes another one, in which nothing is done.
+    let (started, said) = world.nomad_program(&["job", "start", "-detach", &id]);
+    assert!(started, "{said}");
+    eventually("another allocation", async || (allocation().await != first).then_some(())).await;
+
+    let all = read_all(&world.service.url, &id, "").await;
+    assert!(all.iter().all(|message| message["type"] != "gap"), "{all:#?}");
+    let [build, test] = ["build", "test"].map(|phase| lines(&all, phase));
+    assert!(test.last().unwrap().contains("told to stop"), "{all:#?}");
+    let rest = read_all(&world.service.url, &id, &format!("?cursor={cursor}")).await;
+    assert_eq!(lines(&[before, rest].concat(), "build"), build);
+    let logs = api.logs(&id).await;
+    assert!(logs["missing"].is_null(), "{logs:#}");
+    for (phase, lines) in [("build", build), ("test", test)] {
+        assert_eq!(logs[phase], lines.iter().map(|line| format!("{line}\n")).collect::<String>(), "{phase}");
     }
 }
 

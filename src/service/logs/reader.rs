@@ -31,7 +31,8 @@ pub(super) struct Reader {
     asked: Vec<Phase>,
     /// Those still to come; the first one is being read.
     phases: VecDeque<Phase>,
-    allocation: Option<Uuid>,
+    /// For each phase, the allocation whose log was read.
+    read_of: [Option<Uuid>; 3],
     mark: Mark,
     tail: Option<u64>,
     handle: Option<(Arc<Handle>, watch::Receiver<()>)>,
@@ -53,7 +54,7 @@ impl Reader {
             removed: false,
             phases: asked.iter().copied().collect(),
             asked,
-            allocation: None,
+            read_of: [None; 3],
             mark: Mark::START,
             tail: request.tail,
             handle: None,
@@ -71,12 +72,12 @@ impl Reader {
     }
 
     fn resume(&mut self, cursor: &Cursor) -> Result<(), InvalidCursor> {
-        let of_this = |allocation: &String| cursor.is_of(allocation);
-        if !self.record.borrow().nomad.allocation.as_ref().is_some_and(of_this) {
+        let record = Arc::clone(&self.record.borrow());
+        if !record.allocation_of(cursor.phase()).is_some_and(|allocation| cursor.is_of(allocation)) {
             return Err(InvalidCursor::Foreign);
         }
         self.tail = None;
-        self.allocation = allocation(&self.record.borrow());
+        self.has_read(&record, cursor.phase());
         self.phases.retain(|&phase| phase >= cursor.phase());
         if self.phases.front() == Some(&cursor.phase()) {
             self.mark =
@@ -154,17 +155,21 @@ impl Reader {
             self.next_phase();
             return None;
         }
-        let Some(now) = allocation(&record) else {
+        if let Some(message) = self.began_again(&record) {
+            return Some(message);
+        }
+        if self.phases.front() != Some(&phase) {
+            return None;
+        }
+        if allocation(&record, phase).is_none() {
             if self.is_final() {
                 self.next_phase();
             } else {
                 self.changed().await;
             }
             return None;
-        };
-        if let Some(message) = self.moved(phase, now) {
-            return Some(message);
         }
+        self.has_read(&record, phase);
         if self.handle.is_none() {
             if lines == Some(self.mark.position.seq) {
                 self.next_phase();
@@ -197,16 +202,31 @@ impl Reader {
         None
     }
 
-    /// Nomad made another allocation: everything runs again.
-    fn moved(&mut self, phase: Phase, now: Uuid) -> Option<Message> {
-        self.allocation.replace(now).filter(|&before| before != now)?;
-        let &first = self.asked.first()?;
-        let began = self.mark != Mark::START || first != phase;
+    /// A phase that was read, or is being read, began again in another allocation: goes back to it.
+    fn began_again(&mut self, record: &Record) -> Option<Message> {
+        let other = |&phase: &Phase| {
+            let (before, now) = (self.read_of[phase as usize], allocation(record, phase));
+            before.is_some() && now.is_some() && before != now
+        };
+        let again = self.asked.iter().copied().find(other)?;
+        let begun = self.mark != Mark::START || self.phases.front() != Some(&again);
         self.restart();
-        self.phases = self.asked.iter().copied().collect();
-        let text = "Nomad started the job again: what follows is the log of its new run, from the beginning";
-        let cursor = self.cursor(first);
-        began.then(|| Message::Gap { phase, message: text.to_owned(), cursor })
+        self.phases = self.asked.iter().copied().filter(|&phase| phase >= again).collect();
+        for phase in Phase::ALL.into_iter().filter(|&phase| phase >= again) {
+            self.read_of[phase as usize] = None;
+        }
+        self.has_read(record, again);
+        let text = "Nomad started this phase again in another allocation: what follows is its log from the beginning";
+        let cursor = self.cursor(again);
+        begun.then(|| Message::Gap { phase: again, message: text.to_owned(), cursor })
+    }
+
+    /// Remembers of which allocations the log was read up to a phase.
+    fn has_read(&mut self, record: &Record, until: Phase) {
+        for phase in Phase::ALL.into_iter().filter(|&phase| phase <= until) {
+            let read = &mut self.read_of[phase as usize];
+            *read = read.or_else(|| allocation(record, phase));
+        }
     }
 
     /// The follower is done.
@@ -272,10 +292,9 @@ impl Reader {
     async fn seek(&mut self, lines: u64) {
         let record = Arc::clone(&self.record.borrow());
         let mut left = lines.min(tail::MOST);
-        let Some(now) = allocation(&record) else { return };
         for &phase in self.asked.iter().rev() {
             let begun = record.timestamps.of(phase).0.is_some() || record.lines[phase as usize].is_some();
-            if !begun {
+            if !begun || record.allocation_of(phase).is_none() {
                 continue;
             }
             let target = Target::of(&self.inner, &record, phase);
@@ -283,9 +302,9 @@ impl Reader {
             let Ok(found) = tail::find(&self.inner, &target, left).await else { continue };
             left -= found.lines.min(left);
             if left == 0 {
-                self.allocation = Some(now);
                 self.mark = found.mark;
                 self.phases.retain(|&other| other >= phase);
+                self.has_read(&record, phase);
                 return;
             }
         }
@@ -293,12 +312,16 @@ impl Reader {
 
     /// After the last phase: waits for the job's end.
     async fn end(&mut self) -> Option<Message> {
+        let record = Arc::clone(&self.record.borrow());
+        let again = self.began_again(&record);
+        if again.is_some() || !self.phases.is_empty() {
+            return again;
+        }
         if !self.is_final() {
             self.changed().await;
             return None;
         }
         self.done = true;
-        let record = Arc::clone(&self.record.borrow());
         let removed = (!record.status.is_final()).then_some(EndReason::Removed);
         Some(Message::End { status: record.status, time: since(&record), reason: self.reason.or(removed) })
     }
@@ -332,7 +355,7 @@ impl Reader {
             Hint::Line(offset) => Some(offset),
             Hint::None | Hint::End(_) => None,
         };
-        Cursor::new(self.allocation.unwrap_or_default(), phase, self.mark.position, offset)
+        Cursor::new(self.read_of[phase as usize].unwrap_or_default(), phase, self.mark.position, offset)
     }
 }
 
@@ -342,8 +365,8 @@ impl Drop for Reader {
     }
 }
 
-fn allocation(record: &Record) -> Option<Uuid> {
-    Uuid::try_parse(record.nomad.allocation.as_deref()?).ok()
+fn allocation(record: &Record, phase: Phase) -> Option<Uuid> {
+    Uuid::try_parse(record.allocation_of(phase)?).ok()
 }
 
 fn missing(known: u64, until: u64) -> String {

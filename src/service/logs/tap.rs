@@ -35,14 +35,14 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// A phase's log, of the allocation that counts.
+    /// A phase's log.
     pub(super) fn of(inner: &Inner, record: &Record, phase: Phase) -> Self {
         Self {
             nomad: inner.nomad.clone(),
             archive: inner.settings.archive.clone(),
             namespace: record.nomad.namespace.clone(),
             job: record.id.clone(),
-            allocation: record.nomad.allocation.clone().unwrap_or_default(),
+            allocation: record.allocation_of(phase).unwrap_or_default().to_owned(),
             phase,
             ended: record.status.is_final(),
         }

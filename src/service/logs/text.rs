@@ -58,10 +58,7 @@ pub(super) async fn read(
     max_bytes: usize,
 ) -> Result<Logs, Unread> {
     let mut logs = Logs::default();
-    if record.nomad.allocation.is_none() {
-        return Ok(logs);
-    }
-    for &phase in phases.iter().filter(|&&phase| phase != Phase::Test || record.labels.has_tests) {
+    for &phase in phases.iter().filter(|&&phase| record.allocation_of(phase).is_some()) {
         let target = Target::of(inner, record, phase);
         let mut text = Text::new(tail.unwrap_or(usize::MAX), max_bytes);
         let mark = begin(inner, &target, tail).await;

@@ -94,6 +94,7 @@ impl Job {
                 node: None,
             },
             lines: [None; 3],
+            ran_in: [const { None }; 3],
         };
         let record = watch::Sender::new(Arc::new(record));
         Self { agent, nomad, id, record, written: [0; 3], pipes: BTreeMap::new() }
