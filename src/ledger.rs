@@ -97,6 +97,9 @@ pub enum LedgerError {
     /// Nomad could not be asked.
     #[error("the ledger of job {0} could not be reached")]
     Nomad(JobId, #[source] Error),
+    /// There was a claim, and a moment later there was none.
+    #[error("the ledger of job {0} was removed meanwhile: somebody cleaned the job up")]
+    Removed(JobId),
     /// Somebody wrote something else there.
     #[error("the ledger of job {0} cannot be understood: {1}")]
     Malformed(JobId, String),
@@ -173,16 +176,13 @@ impl Ledger {
         let malformed = |error: serde_json::Error| LedgerError::Malformed(job.clone(), error.to_string());
         let items = with_labels(claim.to_items().map_err(malformed)?, labels);
         let path = Entry::Claim.path(job);
-        loop {
-            match self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await? {
-                Put::Written(index) => return Ok(Decision { claim: claim.clone(), index, ours: true }),
-                Put::Conflict => {
-                    // None: removed between the two calls, by a cleanup.
-                    if let Some((index, standing)) = self.claim(job).await? {
-                        return Ok(Decision { ours: standing == *claim, claim: standing, index });
-                    }
-                }
-            }
+        match self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await? {
+            Put::Written(index) => Ok(Decision { claim: claim.clone(), index, ours: true }),
+            Put::Conflict => match self.claim(job).await? {
+                Some((index, standing)) => Ok(Decision { ours: standing == *claim, claim: standing, index }),
+                // It was decided: nobody may decide it once more.
+                None => Err(LedgerError::Removed(job.clone())),
+            },
         }
     }
 
@@ -223,7 +223,7 @@ impl Ledger {
         }
     }
 
-    /// Removes both Variables.
+    /// Removes both Variables. What the phases told goes first: a claim without it is one that was won behind this.
     pub async fn remove(&self, job: &JobId) -> Result<(), LedgerError> {
         for entry in [Entry::Progress, Entry::Claim] {
             let path = entry.path(job);

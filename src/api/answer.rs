@@ -226,6 +226,7 @@ impl From<CleanupError> for Problem {
             CleanupError::Live(_) | CleanupError::Running(_) => Self::new(Code::JobLive, &error.to_string()),
             CleanupError::Nomad(_, ref cause) => Self::of_nomad(cause, &error),
             CleanupError::Render(_) => Self::caused(Code::Internal, error.to_string(), &error),
+            CleanupError::Archive(..) => Self::caused(Code::ArchiveUnavailable, error.to_string(), &error),
             CleanupError::Ledger(..) | CleanupError::Node(..) => {
                 Self::caused(Code::NomadUnavailable, error.to_string(), &error)
             }

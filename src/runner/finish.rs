@@ -61,7 +61,8 @@ async fn repair(around: &Surroundings, payload: &Payload, log: &Log) -> Result<E
         tokio::join!(around.ledger.claim(&around.job), around.ledger.progress(&around.job));
     let (claim, (_, progress)) = (claim?, progress?);
     let Some((_, Claim::Claimed { digest, .. })) = claim else { return Ok(Ended::Well) };
-    if progress.of(Phase::Publish).is_some_and(Outcome::is_over) {
+    // Where what the build told is gone, the job was cleaned up.
+    if progress.of(Phase::Publish).is_some_and(Outcome::is_over) || progress.of(Phase::Build).is_none() {
         return Ok(Ended::Well);
     }
     let begun = progress.of(Phase::Publish).cloned();

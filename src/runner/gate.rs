@@ -34,8 +34,12 @@ pub(super) fn gate(
         Some(Claim::Claimed { digest, .. }) => {
             let over = progress.of(Phase::Publish).is_some_and(Outcome::is_over);
             // Nothing is built or tested anew behind a claim.
-            let repairs = phase == Phase::Publish && !over;
-            return Some(if repairs { Gate::Repair { digest: digest.clone() } } else { Gate::Done });
+            return Some(match phase {
+                // The job was cleaned up, and what it told went with that.
+                Phase::Publish if progress.of(Phase::Build).is_none() => Gate::Blocked(Phase::Build),
+                Phase::Publish if !over => Gate::Repair { digest: digest.clone() },
+                _ => Gate::Done,
+            });
         }
         None => {}
     }
@@ -111,10 +115,12 @@ mod tests {
         let at = DateTime::from_timestamp(1, 0).unwrap();
         let claim = Claim::claimed("a", "sha256:00", at);
         let tested = progress(&[(Phase::Build, State::Succeeded), (Phase::Test, State::Succeeded)]);
-        let published = progress(&[(Phase::Publish, State::Succeeded)]);
+        let published = progress(&[(Phase::Build, State::Succeeded), (Phase::Publish, State::Succeeded)]);
         let repair = Gate::Repair { digest: "sha256:00".to_owned() };
         assert_eq!(gate(Phase::Publish, true, &tested, Some(&claim)), Some(repair));
         assert_eq!(gate(Phase::Publish, true, &published, Some(&claim)), Some(Gate::Done));
+        let cleaned_up = Progress::default();
+        assert_eq!(gate(Phase::Publish, true, &cleaned_up, Some(&claim)), Some(Gate::Blocked(Phase::Build)));
         assert_eq!(gate(Phase::Build, true, &Progress::default(), Some(&claim)), Some(Gate::Done));
         assert_eq!(gate(Phase::Test, true, &Progress::default(), Some(&claim)), Some(Gate::Done));
     }

@@ -114,6 +114,8 @@ enum Work {
     FailedAfterClaim(Outcome, Failure),
     /// Stopped by a signal or by a revoked claim.
     Stopped(Outcome, String),
+    /// The job was cleaned up meanwhile: there is nobody to tell.
+    Removed,
 }
 
 /// Runs one task.
@@ -192,6 +194,7 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
             (outcome.failed(now, failure.reason, failure.exit_code, &failure.message), Ended::Badly)
         }
         Work::Stopped(outcome, why) => (outcome.failed(now, Reason::Killed, None, &why), Ended::Badly),
+        Work::Removed => return Ok(Ended::Badly),
     };
     outcome.lines = lines;
     around.tell(phase, &outcome).await?;
@@ -337,6 +340,7 @@ impl Runner {
                 format!("{phase} failed ({}): {}", failure.reason, failure.message)
             }
             Work::Stopped(_, why) => format!("{phase} was stopped: {why}"),
+            Work::Removed => "nothing to do: the job was cleaned up".to_owned(),
         };
         self.log.say(&text).await;
         work

@@ -155,7 +155,13 @@ impl Runner {
         let digest = manifest.digest().to_string();
         let ours = Claim::claimed(&self.around.allocation, &digest, Utc::now());
         match self.claim(&ours).await {
-            Ok(standing) if standing == ours => {}
+            Ok(standing) if standing == ours => match self.around.ledger.progress(&self.around.job).await {
+                Ok((_, progress)) if progress.of(Phase::Build).is_some() => {}
+                // Won behind a cleanup: the job was decided otherwise before.
+                Ok(_) => return Work::Removed,
+                // Nor is it revoked now, so finish asks once more.
+                Err(error) => return Work::Failed(begun, Failure::of(Reason::ClaimFailed, &error)),
+            },
             // An earlier run of this task claimed.
             Ok(Claim::Claimed { digest, .. }) => return target.repair(&self.log, begun, &digest).await,
             Ok(Claim::Revoked { verdict, .. }) => return Work::Stopped(begun, verdict.message),

@@ -66,7 +66,7 @@ enum Copied {
 
 /// Why a job is not archived.
 #[derive(Debug, thiserror::Error)]
-enum Unkept {
+pub enum Unkept {
     #[error(transparent)]
     Archive(#[from] archive::Error),
     #[error(transparent)]
@@ -138,7 +138,7 @@ impl Archivist<'_> {
     }
 
     async fn look_after(&self, archive: &Archive, record: &Record) -> Result<State, archive::Error> {
-        let done = match self.archive(archive, record).await {
+        let done = match self.service.archive_job(archive, record).await {
             Ok(done) => done,
             Err(Unkept::Archive(error)) => return Err(error),
             Err(Unkept::Nomad(error)) => {
@@ -151,8 +151,29 @@ impl Archivist<'_> {
         Ok(if done { State::Done } else { State::Later(Instant::now() + AGAIN) })
     }
 
+    /// Removes what was kept long enough.
+    async fn expire(&self, archive: &Archive) {
+        let config = &self.service.config;
+        let expire = async || {
+            let old =
+                expired(archive.jobs().await?, config.keep_archive, config.keep_archive_jobs, Utc::now());
+            // What the store still knows would be archived again.
+            for id in old.into_iter().filter(|id| self.service.store.record(id).is_none()) {
+                archive.remove(&id).await?;
+                tracing::info!(job = %id, "an archived job was kept long enough and is removed");
+                self.service.telemetry.archived(Archived::Expired);
+            }
+            Ok::<_, archive::Error>(())
+        };
+        if let Err(error) = expire().await {
+            tracing::warn!(error = chain(&error), "the archive could not be looked through for old jobs");
+        }
+    }
+}
+
+impl Service {
     /// Archives what is not archived of a job; whether that is all there will be.
-    async fn archive(&self, archive: &Archive, record: &Record) -> Result<bool, Unkept> {
+    pub(super) async fn archive_job(&self, archive: &Archive, record: &Record) -> Result<bool, Unkept> {
         let mut written = false;
         let archived = archive.record(&record.id).await?;
         // Nomad has nothing more of it.
@@ -168,7 +189,7 @@ impl Archivist<'_> {
             if archive.index(&record.id, allocation).await?.is_some() {
                 continue;
             }
-            whole &= match self.service.nomad.allocation(&record.nomad.namespace, allocation).await {
+            whole &= match self.nomad.allocation(&record.nomad.namespace, allocation).await {
                 // Its finish may be at it.
                 Ok(found) if translate::may_still_work(&found) => false,
                 Ok(_) => {
@@ -183,7 +204,7 @@ impl Archivist<'_> {
         }
         if written {
             tracing::info!(job = %record.id, "a job is archived");
-            self.service.telemetry.archived(Archived::Written);
+            self.telemetry.archived(Archived::Written);
         }
         Ok(whole)
     }
@@ -220,7 +241,7 @@ impl Archivist<'_> {
         // A node that starts may not know its allocations yet, and lines may be on their way.
         let may_come = record.timestamps.job_end.is_none_or(|end| Utc::now() - end < COMES);
         let namespace = &record.nomad.namespace;
-        let nomad = &self.service.nomad;
+        let nomad = &self.nomad;
         let opened = nomad.task_log(namespace, allocation, phase.as_str(), Origin::Start(0), false).await;
         let mut frames = match opened {
             Ok(frames) => frames,
@@ -249,25 +270,6 @@ impl Archivist<'_> {
             Some(writer) => Ok(Copied::Log(writer.finish().await?)),
         }
     }
-
-    /// Removes what was kept long enough.
-    async fn expire(&self, archive: &Archive) {
-        let config = &self.service.config;
-        let expire = async || {
-            let old =
-                expired(archive.jobs().await?, config.keep_archive, config.keep_archive_jobs, Utc::now());
-            // What the store still knows would be archived again.
-            for id in old.into_iter().filter(|id| self.service.store.record(id).is_none()) {
-                archive.remove(&id).await?;
-                tracing::info!(job = %id, "an archived job was kept long enough and is removed");
-                self.service.telemetry.archived(Archived::Expired);
-            }
-            Ok::<_, archive::Error>(())
-        };
-        if let Err(error) = expire().await {
-            tracing::warn!(error = chain(&error), "the archive could not be looked through for old jobs");
-        }
-    }
 }
 
 /// The allocations that have a job's logs, and whose each one has.
@@ -282,8 +284,10 @@ fn logs_of(record: &Record) -> BTreeMap<&str, Vec<Phase>> {
 }
 
 /// Whether a record says more than what is archived: `finish` knew less, and of a job that Nomad forgot less is known now.
+/// What it ended as does not change.
 fn says_more(record: &Record, archived: Option<&Record>) -> bool {
-    archived.is_none_or(|archived| !record.remembered && archived != record)
+    archived
+        .is_none_or(|archived| !record.remembered && archived.status == record.status && archived != record)
 }
 
 /// The jobs that are older than what is kept, or more than that.
@@ -325,6 +329,7 @@ mod tests {
             (record(1, false), Some(record(1, false)), false),
             (record(1, false), Some(record(2, false)), true),
             (record(1, true), Some(record(2, false)), false),
+            (record(1, false), Some(Record { status: Status::Succeeded, ..record(2, false) }), false),
         ] {
             assert_eq!(says_more(&known, archived.as_ref()), more, "{known:?} {archived:?}");
         }

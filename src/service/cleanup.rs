@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::archivist::Unkept;
 use super::{FindError, Service, translate};
 use crate::job::JobId;
 use crate::ledger::LedgerError;
@@ -14,6 +15,9 @@ use crate::render;
 
 /// How long a cleanup waits for the node.
 const WAIT: Duration = Duration::from_secs(30);
+
+/// How many are made at once; the others wait for their turn.
+pub(super) const AT_ONCE: usize = 12;
 
 /// Why a job was not cleaned up.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,11 @@ pub enum CleanupError {
     /// Its ledger could not be removed.
     #[error("job {0} could not be cleaned up")]
     Ledger(JobId, #[source] LedgerError),
+    /// What is left of it was not archived.
+    #[error(
+        "job {0} is not cleaned up, as it could not be archived before; clean up again when the archive is well"
+    )]
+    Archive(JobId, #[source] Unkept),
     /// The node did not do its part.
     #[error("what job {0} left on node {1} could not be removed: {2}; clean up again when the node is well")]
     Node(JobId, String, String),
@@ -58,24 +67,33 @@ impl Service {
     /// Removes the Nomad job, its Variables and what it left on its nodes. Again is harmless.
     pub async fn clean_up(&self, id: &JobId) -> Result<(), CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
+        // Each waits at Nomad, which takes only so many connections.
+        let _turn = self.cleanups.acquire().await;
         let earlier = sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(failed)?;
-        match self.record(id).await {
+        let record = match self.record(id).await {
             Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),
             // Nomad has forgotten where it ran. Its ledger stays until it is swept: a node may come back with its tasks.
-            Ok(_) if earlier.is_none() && self.store.record(id).is_none_or(|known| known.remembered) => {
+            Ok(_) if earlier.is_none() && self.is_forgotten(id).await.map_err(failed)? => {
                 return self.remove_credentials(id).await.map_err(failed);
             }
-            Ok(_) => {}
+            Ok(record) => Some(record),
             // A job that Nomad no longer has, but that a cleanup was begun for: that one is brought to its end.
-            Err(FindError::Unknown(_)) if earlier.is_some() => {}
+            Err(FindError::Unknown(_)) if earlier.is_some() => None,
             Err(error) => return Err(error.into()),
-        }
+        };
         let namespace = &self.config.namespace;
         self.nomad.stop(namespace, id.as_str(), false).await.map_err(failed)?;
-        // First: no task of an ended job needs them, and a node that is gone must not keep them.
-        self.remove_credentials(id).await.map_err(failed)?;
+        // First: no phase of an ended job needs them, and a node that is gone must not keep them.
+        self.remove_credentials_of_phases(id).await.map_err(failed)?;
         let allocations = self.ended_allocations(id).await?;
+        self.remove_credentials(id).await.map_err(failed)?;
         self.sweep(id, earlier, &allocations).await?;
+        // Nobody could do it later.
+        if let (Some(archive), Some(record)) = (&self.archive, &record) {
+            self.archive_job(archive, record)
+                .await
+                .map_err(|error| CleanupError::Archive(id.clone(), error))?;
+        }
         // Only behind the sweep. A node that was lost may come back with the job's tasks, and it is the claim that keeps
         // these from publishing: it stays until each node has answered.
         self.ledger.remove(id).await.map_err(|error| CleanupError::Ledger(id.clone(), error))?;
@@ -83,6 +101,16 @@ impl Service {
         self.store.remove(id);
         tracing::info!(job = %id, "job cleaned up");
         Ok(())
+    }
+
+    /// Whether nobody can say where a job ran.
+    async fn is_forgotten(&self, id: &JobId) -> Result<bool, Error> {
+        if self.store.record(id).is_none_or(|known| known.remembered) {
+            return Ok(true);
+        }
+        // Nomad lists the allocations of a job that was purged as long as it has them.
+        Ok(self.store.is_gone(id)
+            && self.nomad.job_allocations(&self.config.namespace, id.as_str()).await?.is_empty())
     }
 
     /// Waits until every task of the job has ended, so that none of them leaves anything behind the removal.

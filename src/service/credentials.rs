@@ -109,7 +109,17 @@ impl Service {
 
     /// Removes every copy a job may have.
     pub(super) async fn remove_credentials(&self, job: &JobId) -> Result<(), Error> {
-        for task in TASKS_WITH_CREDENTIALS {
+        self.remove_copies_for(job, &TASKS_WITH_CREDENTIALS).await
+    }
+
+    /// Removes the copies of a job that was stopped, whose `finish` may have yet to archive it: that one removes its own.
+    pub(super) async fn remove_credentials_of_phases(&self, job: &JobId) -> Result<(), Error> {
+        let phases = TASKS_WITH_CREDENTIALS.into_iter().filter(|task| matches!(task, Task::Phase(_)));
+        self.remove_copies_for(job, &phases.collect::<Vec<_>>()).await
+    }
+
+    async fn remove_copies_for(&self, job: &JobId, tasks: &[Task]) -> Result<(), Error> {
+        for &task in tasks {
             self.nomad.delete_variable(&self.config.namespace, &task_variable(job, task)).await?;
         }
         Ok(())

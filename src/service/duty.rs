@@ -4,7 +4,7 @@
 //! holds a Nomad Variable's lock is on duty; another takes over within seconds when it goes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,9 @@ const HELD: Duration = Duration::from_secs(15);
 /// How often it is tried for, or renewed.
 const EVERY: Duration = Duration::from_secs(5);
 
+/// How long after it was said that it cannot be had that is said again.
+const AGAIN: Duration = Duration::from_mins(5);
+
 pub(super) struct Duty {
     pub(super) nomad: Client,
     pub(super) namespace: String,
@@ -35,15 +38,24 @@ impl Duty {
     /// Tries until this replica retires.
     pub(super) async fn run(self) {
         let mut held = None;
+        let mut said: Option<Instant> = None;
         while !self.retired.is_cancelled() {
             held = match self.hold(held).await {
-                Ok(held) => held,
+                Ok(held) => {
+                    said = None;
+                    held
+                }
                 Err(error) => {
+                    if said.is_none_or(|at| at.elapsed() > AGAIN) {
+                        said = Some(Instant::now());
+                        let error = chain(&error);
+                        tracing::warn!(
+                            error,
+                            variable = VARIABLE,
+                            "the lock of the replica on duty cannot be had: this replica counts, sweeps and archives nothing"
+                        );
+                    }
                     // Whether it is still ours cannot be known: to count nothing is better than to count twice.
-                    tracing::debug!(
-                        error = chain(&error),
-                        "the lock of the replica on duty could not be asked for"
-                    );
                     None
                 }
             };

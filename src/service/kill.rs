@@ -56,8 +56,13 @@ impl Service {
             if record.status.is_final() { Killed::Yes } else { self.revoke_by_caller(id, &record).await? };
         if killed == Killed::Yes {
             self.stop(id).await.map_err(|error| KillError::Running(id.clone(), error))?;
-            // Where no task ever ran, none removes what the job was given; and nothing is left to do with it.
-            let removed = self.remove_credentials(id).await;
+            // Where no task ever ran, none removes what the job was given.
+            let has_run = self.store.record(id).is_some_and(|record| record.nomad.allocation.is_some());
+            let removed = if has_run {
+                self.remove_credentials_of_phases(id).await
+            } else {
+                self.remove_credentials(id).await
+            };
             removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
         }
         Ok(killed)

@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, Archive};
@@ -62,6 +62,8 @@ pub struct Service {
     freshness: Arc<Freshness>,
     hub: logs::Hub,
     archive: Option<Archive>,
+    /// The turns of those who clean up.
+    cleanups: Semaphore,
     telemetry: Arc<Telemetry>,
 }
 
@@ -105,7 +107,8 @@ impl Service {
         let store = Arc::new(Store::new(Arc::clone(&freshness), Arc::clone(&telemetry)));
         let settings = logs::Settings { archive: archive.clone(), ..logs::Settings::default() };
         let hub = logs::Hub::new(nomad.clone(), settings);
-        Ok(Self { config, nomad, ledger, keys, store, freshness, hub, archive, telemetry })
+        let cleanups = Semaphore::new(cleanup::AT_ONCE);
+        Ok(Self { config, nomad, ledger, keys, store, freshness, hub, archive, cleanups, telemetry })
     }
 
     /// Keeps the store true, and ends what nobody else ends, until this replica retires: then it gives back what it holds.
@@ -119,7 +122,7 @@ impl Service {
             telemetry: Arc::clone(&self.telemetry),
             began: Notify::new(),
         };
-        let undertaker = Undertaker { service: self };
+        let undertaker = Undertaker::new(self);
         let (on, on_duty) = tokio::sync::watch::channel(false);
         let duty = Duty {
             nomad: self.nomad.clone(),
@@ -204,7 +207,8 @@ impl Service {
         match self.look_up(id).await {
             // What is known of a job may outlive it in Nomad.
             Ok(()) | Err(FindError::Unknown(_)) => {}
-            Err(error) => return Err(error),
+            // What is archived is final, whatever Nomad would say.
+            Err(error) => return self.archived(id).await.ok().flatten().map(fixed).ok_or(error),
         }
         self.or_archived(id, self.store.follow(id)).await
     }
@@ -218,8 +222,6 @@ impl Service {
         if let Some(known) = known.as_ref().filter(|known| !known.borrow().remembered) {
             return Ok(known.clone());
         }
-        // It never changes: nobody holds the other end.
-        let fixed = |archived| tokio::sync::watch::channel(Arc::new(archived)).1;
         match known {
             // An archive that does not say is as good as none.
             Some(known) => {
@@ -264,4 +266,9 @@ impl Service {
         });
         Ok(())
     }
+}
+
+/// A record that never changes: nobody holds the other end.
+fn fixed(archived: Record) -> Receiver<Arc<Record>> {
+    tokio::sync::watch::channel(Arc::new(archived)).1
 }

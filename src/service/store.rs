@@ -126,6 +126,22 @@ impl Store {
         Some(Decided { job: id.clone(), labels, claim: facts.claim.1.clone()?, published })
     }
 
+    /// Whether Nomad no longer has a job, as far as is known.
+    pub(super) fn is_gone(&self, id: &JobId) -> bool {
+        let jobs = self.read();
+        let job = jobs.known.get(id).and_then(|entry| entry.facts.job.as_ref());
+        job.is_none_or(|job| job.gone || job.remembered)
+    }
+
+    /// The jobs that Nomad has and of which it is known how they were decided.
+    pub(super) fn decided_jobs(&self) -> Vec<JobId> {
+        let is_decided = |facts: &Facts| {
+            facts.claim.1.is_some() && facts.job.as_ref().is_some_and(|job| !job.gone && !job.remembered)
+        };
+        let jobs = self.read();
+        jobs.known.iter().filter(|(_, entry)| is_decided(&entry.facts)).map(|(id, _)| id.clone()).collect()
+    }
+
     /// What is due of one job now.
     pub(super) fn due_of(&self, id: &JobId, now: DateTime<Utc>) -> Option<Due> {
         self.read().known.get(id)?.facts.due(now)

@@ -3,7 +3,8 @@
 //!
 //! Every replica does this. The ledger decides, so it does not matter which one is first, or how often it is tried.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
 
@@ -14,8 +15,14 @@ use crate::ledger::LedgerError;
 /// What is due by time alone is found by looking this often.
 const TICK: Duration = Duration::from_secs(5);
 
+/// How long a publish that claimed may still tell how it ended, after Nomad has forgotten its job: it is given 25 s to end, and
+/// `finish` brings its tags to what was claimed then.
+const UNHEARD: Duration = Duration::from_mins(1);
+
 pub(super) struct Undertaker<'a> {
-    pub(super) service: &'a Service,
+    service: &'a Service,
+    /// Since when Nomad was seen to have forgotten a job that has claimed and not ended.
+    unheard: HashMap<JobId, Instant>,
 }
 
 /// Why something due could not be done.
@@ -27,15 +34,22 @@ enum Undone {
     Nomad(#[from] crate::nomad::Error),
 }
 
-impl Undertaker<'_> {
+impl<'a> Undertaker<'a> {
+    pub(super) fn new(service: &'a Service) -> Self {
+        Self { service, unheard: HashMap::new() }
+    }
+
     /// Works for ever; ends only by being dropped.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let store = &self.service.store;
         // Of half of what is to be known, jobs that ended long ago look as if nobody had ended them.
         self.service.freshness.completed().await;
         loop {
-            for (id, due) in store.due(Utc::now()) {
-                if self.is_being_swept(&id) {
+            let all = store.due(Utc::now());
+            self.unheard.retain(|id, _| all.iter().any(|(due, _)| due == id));
+            for (id, due) in all {
+                if self.is_being_swept(&id) || (matches!(due, Due::Conclude(_)) && self.may_be_heard_of(&id))
+                {
                     continue;
                 }
                 if let Err(error) = self.perform(&id, due).await {
@@ -55,6 +69,12 @@ impl Undertaker<'_> {
         let keep = TimeDelta::from_std(self.service.config.sweep.keep_ledger).unwrap_or(TimeDelta::MAX);
         let record = self.service.store.record(id).filter(|record| record.remembered);
         record.is_some_and(|record| Utc::now().signed_duration_since(record.labels.submitted_at) > keep)
+    }
+
+    /// Whether a job that Nomad has forgotten, with all its allocations, may still tell how its publish ended.
+    fn may_be_heard_of(&mut self, id: &JobId) -> bool {
+        self.service.store.is_gone(id)
+            && self.unheard.entry(id.clone()).or_insert_with(Instant::now).elapsed() < UNHEARD
     }
 
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
@@ -77,12 +97,11 @@ impl Undertaker<'_> {
                 }
             }
             Due::Revoke(verdict) => self.revoke(id, verdict).await?,
-            // A cleanup may have been at it since, and then there is nothing left to conclude.
-            Due::Conclude(_) if ledger.claim(id).await?.is_none() => {
-                if cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some() {
-                    store.remove(id);
-                }
+            // A cleanup was begun: what is left of the ledger says nothing, and whoever cleans up again needs none of it.
+            Due::Conclude(_) if cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some() => {
+                store.remove(id);
             }
+            Due::Conclude(_) if ledger.claim(id).await?.is_none() => {}
             Due::Conclude(outcome) => {
                 let (index, progress) = ledger.record(id, labels, Phase::Publish, &outcome).await?;
                 store.see(id, |facts| facts.see_progress(index, progress));
@@ -121,9 +140,14 @@ impl Undertaker<'_> {
         }
         let labels = record.as_ref().map(|record| &record.labels);
         let decision = ledger.decide(id, labels, &Claim::revoked(verdict)).await?;
-        // Where one ran, finish may never do. A job that has claimed meanwhile still needs them.
-        if !never_ran && matches!(decision.claim, Claim::Revoked { .. }) {
-            self.service.remove_credentials(id).await?;
+        match &decision.claim {
+            // A job that has claimed meanwhile still needs them.
+            Claim::Claimed { .. } => {}
+            Claim::Revoked { .. } if never_ran => {}
+            Claim::Revoked { verdict, .. } if verdict.reason == Reason::NodeLost => {
+                self.service.remove_credentials(id).await?;
+            }
+            Claim::Revoked { .. } => self.service.remove_credentials_of_phases(id).await?,
         }
         store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
         Ok(())

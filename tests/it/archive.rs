@@ -176,11 +176,63 @@ async fn what_nomad_has_forgotten_is_told_as_it_was() {
     assert!(place.stack.stop().success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_archived_is_told_while_nomad_is_away() {
+    let archive = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", archive.path().display());
+    let variables = [("NOMAD_BUILD_ARCHIVE", url.as_str())];
+    let service = Service::start(&world().nomad, &world().registry, &variables);
+    let repository = world().repository("");
+    let (id, status) = Api::new(&service.url).run(&world().job(&repository)).await;
+    let record = archive.path().join("default").join(&id).join("record.json");
+    eventually("the job is archived", async || record.exists().then_some(())).await;
+    let before = told(&service, &id).await;
+    drop(service);
+    let service = Service::start_unready("http://127.0.0.1:1", &world().registry, &variables);
+    assert_eq!(told(&service, &id).await, before);
+    assert_eq!(before["status"]["image"], status["image"]);
+    let (refused, _) = Api::new(&service.url)
+        .call(Method::GET, "/jobs/nb-0193a1c2-7e57-7000-8000-000000000003/status", None)
+        .await;
+    assert_eq!(refused, 503, "nobody knows whether there is such a job");
+}
+
 /// A service that archives into a bucket, by way of a host.
 fn service_with(bucket: &Bucket, host: &str, nomad: &str) -> Service {
     let variables = bucket.variables(host);
     let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
     Service::start(nomad, &world().registry, &variables)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_killed_is_archived_by_its_own_finish_also_where_it_is_cleaned_up_at_once() {
+    let bucket = Bucket::new().await;
+    let service = service_with(&bucket, &bucket.host, &world().nomad);
+    let api = Api::new(&service.url);
+    for cleans_up in [false, true] {
+        let sleeper = Sleeper::in_phase("test");
+        let id = sleeper.submit(&api).await;
+        let placed = |status: &Value| status["nomad"]["allocation"].is_string();
+        let status = api.wait_until(&id, "the allocation is known", placed).await;
+        assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+        let allocation = status["nomad"]["allocation"].as_str().unwrap();
+        let index = bucket.file(&format!("default/{id}/{allocation}/index.json"));
+        let record = bucket.file(&format!("default/{id}/record.json"));
+        if cleans_up {
+            assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
+            assert!(index.exists() && record.exists());
+        } else {
+            eventually("it is archived", async || (index.exists() && record.exists()).then_some(())).await;
+            let said = world().nomad_api().task_log(allocation, "finish").await;
+            assert!(!said.contains("is not archived here"), "{said}");
+        }
+        let logs = api.logs(&id).await;
+        assert!(logs["build"].as_str().unwrap().contains("FROM") && logs["missing"].is_null(), "{logs:#}");
+        eventually("the copy of the key is removed", async || {
+            world().nomad_api().variables(&format!("nomad/jobs/{id}")).await.is_empty().then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

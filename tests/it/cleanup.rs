@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::support::{
-    Api, Service, Sleeper, containers_of, engine_is_rid_of, eventually, images_of, leave_behind, world,
+    Api, Fault, Faults, Service, Sleeper, containers_of, engine_is_rid_of, eventually, images_of,
+    leave_behind, world,
 };
 
 async fn clean_up_by(api: &Api, id: &str) -> (u16, Value) {
@@ -103,6 +104,30 @@ async fn a_failed_job_whose_tasks_could_not_clean_up_is_cleaned_up_and_nobody_el
     assert_eq!((containers_of(&other).len(), images_of(&other).len()), (1, 1));
     is_cleaned_up(&other).await;
     assert_eq!((containers_of(&other).len(), images_of(&other).len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cleanup_that_was_cut_in_the_middle_changes_nothing_of_how_the_job_ended() {
+    let world = world();
+    let faults = Faults::before(&world.nomad).await;
+    let service = Service::start(&faults.url, &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let repository = world.repository("");
+    let (id, status) = api.run(&world.job(&repository)).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    faults.harm(|line| line.starts_with("DELETE /v1/var/nomad-build/claims/").then_some(Fault::CutBefore));
+    assert_eq!(clean_up_by(&api, &id).await.0, 503);
+    // It knows the claim, and that Nomad is done with the job.
+    let fresh = Service::start(&world.nomad, &world.registry, &[]);
+    let fresh = Api::new(&fresh.url);
+    eventually("what is half removed is not told", async || {
+        let (status, body) = fresh.call(Method::GET, &format!("/jobs/{id}/status"), None).await;
+        assert_ne!(body["data"]["status"], "FAILED", "{body:#}");
+        (status == 404).then_some(())
+    })
+    .await;
+    is_cleaned_up_by(&fresh, &id).await;
+    assert_eq!(variables_of(&id).await, [] as [&str; 0]);
 }
 
 #[tokio::test]

@@ -72,6 +72,41 @@ async fn a_stream_that_breaks_whenever_it_begins_holds_no_list_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn why_a_job_waits_is_known_though_the_stream_loses_it() {
+    let world = world();
+    let deaf = lossy(&world.nomad, || Passes::Lost).await;
+    let service = Service::start(&deaf, &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["resources"] = json!({"build": {"memory_mb": 131_072}});
+    let id = api.submit(&job).await;
+    let waits = |status: &Value| status["placement"].is_string();
+    let status = api.wait_until(&id, "why it waits", waits).await;
+    assert!(status["placement"].as_str().unwrap().contains("memory"), "{status:#}");
+    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_that_nomad_never_gives_keeps_no_other_from_being_heard_of() {
+    let world = world();
+    let repository = world.repository("");
+    let job = world.job(&repository);
+    let (bad, _) = world.api().run(&job).await;
+    let path = format!("/v1/var/nomad-build/outcomes/{bad}");
+    let nomad = nomad_front(&world.nomad, move |_, asked| (asked == path).then_some(Instead::Refusal)).await;
+    let service = Service::start_unready(&nomad, &world.registry, &[]);
+    let api = Api::new(&service.url);
+    eventually("the service is ready", async || {
+        api.call(Method::GET, "/ready", None).await.0.is_success().then_some(())
+    })
+    .await;
+    let (id, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert_eq!(world.api().status(&id).await["image"], status["image"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_falls_silent_is_opened_anew() {
     let world = world();
     let lossy = Faults::before(&world.nomad).await;

@@ -1,11 +1,11 @@
 //! Logs: from a real Nomad to readers of every kind.
 
+mod again;
 mod job;
 mod texts;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;

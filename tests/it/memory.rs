@@ -60,6 +60,27 @@ async fn a_job_that_nomad_forgot_is_told_from_its_ledger_by_a_replica_that_never
 }
 
 #[tokio::test]
+async fn a_replica_that_knew_a_job_before_nomad_forgot_it_leaves_the_claim_that_fences_it() {
+    let stack = Stack::start(&[]);
+    let service = Service::start(&stack.nomad, &world().registry, &[]);
+    let api = Api::new(&service.url);
+    let sleeper = Sleeper::in_phase("test");
+    let id = sleeper.submit(&api).await;
+    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+    sleeper.is_stopped().await;
+    forget(&stack, std::slice::from_ref(&id)).await;
+    // Nomad tells of what it collects only by leaving it out.
+    let lists = async || service.metric("nomad_build_watch_lists_total{part=\"jobs\"}").await;
+    let before = lists().await;
+    eventually("another list", async || (lists().await > before).then_some(())).await;
+    assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
+    let claim = Nomad::new(&stack.nomad).get(&format!("/v1/var/nomad-build/claims/{id}")).await;
+    assert_eq!(claim["Path"], format!("nomad-build/claims/{id}"), "{claim:#}");
+    assert_eq!(api.status(&id).await["status"], "KILLED");
+    assert!(stack.stop().success());
+}
+
+#[tokio::test]
 async fn a_job_that_ended_and_was_forgotten_while_no_replica_was_there_gets_its_end() {
     let stack = Stack::start(&[]);
     let mut service = Service::start(&stack.nomad, &world().registry, &[]);

@@ -12,7 +12,7 @@ use crate::support::{
 struct Bench {
     cluster: Lent,
     api: Api,
-    _service: Service,
+    service: Service,
 }
 
 impl Bench {
@@ -20,7 +20,7 @@ impl Bench {
         let cluster = Cluster::lent().await;
         let service = Service::start(&cluster.server(), &world().registry, &[]);
         let api = Api::new(&service.url);
-        Self { cluster, api, _service: service }
+        Self { cluster, api, service }
     }
 }
 
@@ -282,6 +282,11 @@ async fn what_was_decided_stands_though_an_older_snapshot_of_nomad_is_restored()
     cluster.restore(&snapshot);
     let claim = format!("/v1/var/nomad-build/claims/{id}");
     let nomad = Api::new(&cluster.server());
+    eventually("the older state", async || {
+        let (_, job) = nomad.call(Method::GET, &format!("/v1/job/{id}"), None).await;
+        (job["Stop"] == false).then_some(())
+    })
+    .await;
     eventually("what was decided is written again", async || {
         nomad.call(Method::GET, &claim, None).await.0.is_success().then_some(())
     })
@@ -294,4 +299,38 @@ async fn what_was_decided_stands_though_an_older_snapshot_of_nomad_is_restored()
     }
     engine_is_rid_of(&id).await;
     assert_eq!(world.tags(&sleeper.job).await, [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_stands_though_nomad_had_forgotten_the_job_when_an_older_snapshot_is_restored() {
+    let Bench { cluster, api, service } = &Bench::new().await;
+    let sleeper = Sleeper::in_phase("test");
+    let id = sleeper.submit(api).await;
+    api.wait_until(&id, "TESTING", |status| status["status"] == "TESTING").await;
+    let snapshot = cluster.snapshot();
+    assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+    sleeper.is_stopped().await;
+    let nomad = Api::new(&cluster.server());
+    eventually("a Nomad that has forgotten the job", async || {
+        nomad.call(Method::PUT, "/v1/system/gc", None).await;
+        (nomad.call(Method::GET, &format!("/v1/job/{id}"), None).await.0 == 404).then_some(())
+    })
+    .await;
+    let lists = async || service.metric("nomad_build_watch_lists_total{part=\"jobs\"}").await;
+    let before = lists().await;
+    eventually("another list", async || (lists().await > before).then_some(())).await;
+    cluster.restore(&snapshot);
+    eventually("the older state", async || {
+        (nomad.call(Method::GET, &format!("/v1/job/{id}"), None).await.0 == 200).then_some(())
+    })
+    .await;
+    let claim = format!("/v1/var/nomad-build/claims/{id}");
+    eventually("what was decided is written again", async || {
+        nomad.call(Method::GET, &claim, None).await.0.is_success().then_some(())
+    })
+    .await;
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(ended_as(&status), ("KILLED", "killed"), "{status:#}");
+    engine_is_rid_of(&id).await;
+    assert_eq!(world().tags(&sleeper.job).await, [] as [&str; 0]);
 }

@@ -21,6 +21,28 @@ fn run_by_digest(world: &World, job: &Value, status: &Value) -> String {
     said
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_purged_behind_its_claim_ends_as_its_publish_does() {
+    let (world, api) = (world(), world().api());
+    let front = Front::holding(&world.registry, At::Tag).await;
+    let repository = world.repository("");
+    let job = world.job_by(&front, &repository);
+    let id = api.submit(&job).await;
+    front.holds().await;
+    let (purged, said) = world.nomad_program(&["job", "stop", "-purge", "-detach", &id]);
+    assert!(purged, "{said}");
+    // For as long as it may take somebody to hear of the purge.
+    for _ in 0..30 {
+        let status = api.status(&id).await;
+        assert_eq!(status["status"], "PUBLISHING", "{status:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    front.let_go();
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert_eq!(json!(world.served(image_of(&job), "one").await), status["image"]["digest"]);
+}
+
 #[tokio::test]
 async fn two_jobs_that_race_for_one_tag_each_publish_what_they_built() {
     let (world, api) = (world(), world().api());

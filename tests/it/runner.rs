@@ -9,7 +9,9 @@ use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse as _;
 use chrono::Utc;
-use nomad_build::job::{JobId, Outcome, Payload, Phase, Policy, Published, Reason, Scheme, Spec, State};
+use nomad_build::job::{
+    Claim, JobId, Outcome, Payload, Phase, Policy, Published, Reason, Scheme, Spec, State, Status, Verdict,
+};
 use nomad_build::ledger::Ledger;
 use nomad_build::nomad::Client;
 use serde_json::{Value, json};
@@ -47,11 +49,19 @@ impl Allocation {
         std::fs::write(folder.path().join("alloc/payload"), payload.encode().unwrap()).unwrap();
         std::fs::write(folder.path().join("secrets/nomad_token"), "none").unwrap();
         let [lost, refused] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
-        let socket = tokio::net::UnixListener::bind(folder.path().join("secrets/api.sock")).unwrap();
         let router = losing(&world.nomad, Arc::clone(&lost), Arc::clone(&refused));
-        tokio::spawn(async move { axum::serve(socket, router).await });
         let ledger = Ledger::new(nomad(), "default", std::time::Duration::from_secs(10));
-        Self { job: payload.job, ledger, folder, lost, refused }
+        let allocation = Self { job: payload.job, ledger, folder, lost, refused };
+        allocation.asks(router);
+        allocation
+    }
+
+    /// Its tasks find this instead of Nomad from now on.
+    fn asks(&self, nomad: Router) {
+        let path = self.path("secrets/api.sock");
+        std::fs::remove_file(&path).ok();
+        let socket = tokio::net::UnixListener::bind(path).unwrap();
+        tokio::spawn(async move { axum::serve(socket, nomad).await });
     }
 
     /// An allocation whose build is done: its image is the base.
@@ -139,6 +149,30 @@ fn losing(nomad: &str, lost: Arc<AtomicUsize>, refused: Arc<AtomicUsize>) -> Rou
     })
 }
 
+/// A front of Nomad behind which a job is killed just before it claims, and cleaned up before the request of a method that
+/// is about its claim.
+fn cleaning_up(nomad: &str, ledger: Ledger, job: JobId, before: Method) -> Router {
+    let nomad = Upstream::new(nomad);
+    let claims = Arc::new(AtomicBool::new(false));
+    Router::new().fallback(move |request: Request| {
+        let (nomad, ledger, job) = (nomad.clone(), ledger.clone(), job.clone());
+        let is_about_claim = request.uri().path().contains("/nomad-build/claims/");
+        let is_first =
+            is_about_claim && request.method() == Method::PUT && !claims.swap(true, Ordering::SeqCst);
+        let is_cleaned_up = is_about_claim && claims.load(Ordering::SeqCst) && request.method() == before;
+        async move {
+            if is_first {
+                let verdict = Verdict::new(Status::Killed, None, Reason::Killed, "killed", Utc::now());
+                ledger.decide(&job, None, &Claim::revoked(verdict)).await.unwrap();
+            }
+            if is_cleaned_up {
+                ledger.remove(&job).await.unwrap();
+            }
+            nomad.pass(request).await
+        }
+    })
+}
+
 /// A front of the engine that takes one image for another whenever a name is given, as somebody else with the engine's
 /// socket may make it.
 fn swapping(image: &str, other: &str) -> (TempDir, String) {
@@ -177,6 +211,25 @@ async fn a_publish_whose_claim_was_written_and_its_answer_lost_goes_on() {
     let (well, log) = allocation.run("publish", ENGINE).await;
     assert!(well, "{log}");
     allocation.is_published(&submission, &log).await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_killed_and_cleaned_up_while_it_claims_tags_nothing() {
+    for before in [Method::PUT, Method::GET] {
+        let submission = submission();
+        let allocation = Allocation::built(&submission).await;
+        let (ledger, job) = (allocation.ledger.clone(), allocation.job.clone());
+        allocation.asks(cleaning_up(&world().nomad, ledger, job, before.clone()));
+        let (well, log) = allocation.run("publish", ENGINE).await;
+        assert!(!well, "{log}");
+        // Whoever claims is not asked to go on, either.
+        for task in ["publish", "finish"] {
+            let (_, log) = allocation.run(task, ENGINE).await;
+            assert!(!log.contains("bringing every tag to it"), "{task} {log}");
+        }
+        assert_eq!(world().tags(&submission).await, [] as [&str; 0], "{before} {log}");
+        allocation.ledger.remove(&allocation.job).await.unwrap();
+    }
 }
 
 #[tokio::test]

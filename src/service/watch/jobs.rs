@@ -6,14 +6,18 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt as _, stream};
 
 use super::{Highest, Pause, READS, State, Watcher, quiet};
-use crate::job::{AllocationFacts, Facts, JobId};
+use crate::job::{AllocationFacts, Facts, JobId, Record};
 use crate::ledger::{self, Entry};
 use crate::nomad::{Allocation, Error, Event, EventStream, Heard, Indexed, JobStub};
 use crate::service::freshness::Part;
 use crate::service::translate;
+use crate::telemetry::chain;
 
 /// How long the first list waits for the stream to begin.
 const OPENED: Duration = Duration::from_secs(2);
+
+/// How many times as long as a list took nothing is listed after the stream broke.
+const REST: u32 = 3;
 
 /// How many lines of the stream are kept while the first list is made.
 const EARLY: usize = 2000;
@@ -30,17 +34,23 @@ impl Watcher {
         let mut pause = Pause::new();
         let mut highest = Highest::default();
         loop {
-            let began = Instant::now();
-            let Err(error) = self.list_and_listen(&mut highest).await;
+            let (began, mut took) = (Instant::now(), Duration::ZERO);
+            let Err(error) = self.list_and_listen(&mut highest, &mut took).await;
             highest.failed(&error);
             self.freshness.broken(Part::Jobs, &error);
             self.telemetry.watch_broken("jobs", &error);
+            // All is listed again: a stream that breaks again and again must not keep Nomad busy with that.
+            tokio::time::sleep(took * REST).await;
             pause.after(began).await;
         }
     }
 
     /// Listens, and lists from time to time, until something breaks.
-    async fn list_and_listen(&self, highest: &mut Highest) -> Result<std::convert::Infallible, Error> {
+    async fn list_and_listen(
+        &self,
+        highest: &mut Highest,
+        took: &mut Duration,
+    ) -> Result<std::convert::Infallible, Error> {
         // Before the list, and from the oldest event that Nomad still has: what happens meanwhile is heard twice rather
         // than missed. A stream that does not begin holds no list up, nor does one that cannot or that breaks.
         let mut events = self.nomad.events(&self.namespace, 0);
@@ -49,6 +59,7 @@ impl Watcher {
             Ok(Err(error)) => (self.list().await?, Vec::new(), Err(error)),
             Ok(Ok(())) | Err(_) => self.list_while_events_wait(&mut events).await?,
         };
+        *took = listed.took;
         self.take_lists(&listed, highest).await?;
         for Heard { index, events } in early {
             for event in events {
@@ -64,6 +75,8 @@ impl Watcher {
             listed = self.listen_during(&mut events, listed.jobs.index, highest, list).await??;
             let corrected = self.take_lists(&listed, highest).await?;
             self.telemetry.corrected("jobs", corrected);
+            *took = listed.took;
+            self.began.notify_one();
         }
     }
 
@@ -214,7 +227,7 @@ impl Watcher {
         }
     }
 
-    /// Asks, whenever listening began anew, why jobs wait; beside the listening, as there may be many.
+    /// Asks, whenever jobs were listed, why some wait; beside the listening, as there may be many.
     pub(super) async fn explain_waiting(&self) {
         loop {
             self.began.notified().await;
@@ -227,14 +240,22 @@ impl Watcher {
     /// Jobs without an allocation: the evaluations that say why may be older than the stream.
     async fn ask_why_they_wait(&self) {
         let waits = |id: &JobId| {
-            self.store.record(id).is_some_and(|r| !r.status.is_final() && r.nomad.allocation.is_none())
+            let waits =
+                |r: &Record| !r.status.is_final() && r.nomad.allocation.is_none() && r.placement.is_none();
+            self.store.record(id).is_some_and(|record| waits(&record))
         };
         let waiting: Vec<_> = self.store.ids().into_iter().filter(waits).collect();
         stream::iter(waiting)
             .for_each_concurrent(READS, async |id| {
                 // A job that went meanwhile has no reason to wait.
-                let evaluations =
-                    self.nomad.job_evaluations(&self.namespace, id.as_str()).await.unwrap_or_default();
+                let evaluations = match self.nomad.job_evaluations(&self.namespace, id.as_str()).await {
+                    Ok(evaluations) => evaluations,
+                    // After the next list it is asked again.
+                    Err(error) => {
+                        tracing::debug!(job = %id, error = chain(&error), "why the job waits is not known");
+                        return;
+                    }
+                };
                 for evaluation in evaluations {
                     let placement = translate::placement(&evaluation);
                     self.store.see(&id, |known| known.see_placement(evaluation.modify_index, placement));

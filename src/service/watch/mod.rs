@@ -42,7 +42,7 @@ pub(super) struct Watcher {
     pub(super) store: Arc<Store>,
     pub(super) freshness: Arc<Freshness>,
     pub(super) telemetry: Arc<Telemetry>,
-    /// Rung when listening to jobs began anew.
+    /// Rung when jobs were listed: then it is asked why those wait of which that was not heard.
     pub(super) began: Notify,
 }
 

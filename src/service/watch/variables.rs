@@ -18,18 +18,43 @@ use crate::telemetry::chain;
 /// How long ago a job was made or ended whose ledger is written to no more. A phase that was killed still says how it ended.
 const SETTLED: TimeDelta = TimeDelta::minutes(10);
 
+/// How often a Variable is tried to be read, before the others are believed without it.
+const TRIES: u32 = 5;
+
 /// What was read of the ledger.
 #[derive(Default)]
 struct Seen {
     /// The Variables that were read, with their indexes.
     indexes: BTreeMap<String, u64>,
-    /// The jobs whose claims went.
+    /// The jobs whose claims went, and those of which there should be one.
     lost: HashSet<JobId>,
+    /// Those that Nomad did not give, though it lists them: how often it was tried.
+    unread: HashMap<(String, u64), u32>,
     /// Until when it is not listed as a whole.
     settled: Option<Instant>,
 }
 
 impl Seen {
+    /// Takes in that a Variable was not read. One that Nomad never gives must not keep all others from being heard of: after
+    /// some attempts that is no error, but said.
+    fn could_not_read(&mut self, stub: VariableStub, error: Error) -> Result<(), Error> {
+        let path = stub.path.clone();
+        let tried = self.unread.entry((stub.path, stub.modify_index)).or_default();
+        *tried = tried.saturating_add(1);
+        if *tried < TRIES {
+            return Err(error);
+        }
+        if *tried == TRIES {
+            let error = chain(&error);
+            tracing::error!(
+                variable = path,
+                error,
+                "Nomad lists this Variable and does not give it: what it says is not known"
+            );
+        }
+        Ok(())
+    }
+
     /// Takes in a list of one entry's Variables, from a job's on: those that have changed since they were read. What is gone
     /// is forgotten.
     fn take(&mut self, entry: Entry, first: Option<&JobId>, listed: Vec<VariableStub>) -> Vec<VariableStub> {
@@ -141,12 +166,18 @@ impl Watcher {
         let progress = self.list_ledger(Entry::Progress, first.as_ref()).await?;
         let claims = self.list_ledger(Entry::Claim, first.as_ref()).await?;
         if is_whole {
+            seen.unread.retain(|(path, index), _| seen.indexes.get(path).is_none_or(|read| read < index));
             seen.settled = Some(Instant::now() + quiet(began.elapsed()));
             self.telemetry.listed("ledger");
         }
         let mut changed = seen.take(Entry::Claim, first.as_ref(), claims.value);
         changed.extend(seen.take(Entry::Progress, first.as_ref(), progress.value));
         self.read_variables(seen, changed).await?;
+        if is_whole {
+            // Whenever its claim went: of a restored Nomad the ledger may be heard of before its jobs.
+            let is_missing = |id: &JobId| !seen.indexes.contains_key(&Entry::Claim.path(id));
+            seen.lost.extend(self.store.decided_jobs().into_iter().filter(is_missing));
+        }
         Ok(claims.index.min(progress.index))
     }
 
@@ -164,17 +195,24 @@ impl Watcher {
     /// Reads Variables, and takes them in, in the order they were written.
     async fn read_variables(&self, seen: &mut Seen, mut changed: Vec<VariableStub>) -> Result<(), Error> {
         changed.sort_unstable_by_key(|stub| stub.modify_index);
-        let read = stream::iter(changed)
-            .map(|stub| async move { self.nomad.variable(&self.namespace, &stub.path).await });
+        let read = stream::iter(changed).map(|stub| async move {
+            let variable = self.nomad.variable(&self.namespace, &stub.path).await;
+            (stub, variable)
+        });
         let mut read = std::pin::pin!(read.buffered(READS));
-        while let Some(variable) = read.next().await {
-            // None where it was removed since it was listed.
-            if let Some(variable) = variable? {
-                self.take_variable(&variable);
-                seen.indexes.insert(variable.path, variable.modify_index);
+        let mut done = Ok(());
+        while let Some((stub, variable)) = read.next().await {
+            match variable {
+                Ok(Some(variable)) => {
+                    self.take_variable(&variable);
+                    seen.indexes.insert(variable.path, variable.modify_index);
+                }
+                // Removed since it was listed.
+                Ok(None) => {}
+                Err(error) => done = done.and(seen.could_not_read(stub, error)),
             }
         }
-        Ok(())
+        done
     }
 
     /// Takes a Variable of the ledger in. What cannot be read is told once and changes nothing.

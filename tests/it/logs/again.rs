@@ -1,0 +1,70 @@
+//! A phase that begins again in another allocation.
+
+use futures_util::StreamExt as _;
+use nomad_build::job::{Phase, Status};
+use nomad_build::service::logs::{InvalidCursor, Message, Request};
+
+use super::job::{Job, Seen, text};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_phase_that_begins_again_elsewhere_is_read_from_its_beginning_and_those_before_it_stay_as_they_are()
+{
+    // Another job's allocation, for the one that Nomad makes next.
+    let (mut job, mut next) = (Job::new(10, 10).await, Job::new(10, 10).await);
+    for job in [&mut job, &mut next] {
+        job.place().await;
+        job.begin(Phase::Build).await;
+        job.lines(Phase::Build, 10).await;
+        job.end(Phase::Build);
+        job.begin(Phase::Test).await;
+    }
+    let allocation_of = |job: &Job| job.record.borrow().nomad.allocation.clone();
+    let (first, second) = (allocation_of(&job), allocation_of(&next));
+    job.change(|record| record.ran_in = [first.clone(), first, None]);
+    job.lines(Phase::Test, 5).await;
+    let hub = job.hub();
+    let mut stream = job.read(&hub, Request::default());
+    let (mut seen, mut cursors) = (Seen::default(), Vec::new());
+    while seen.lines.len() < 15 {
+        let message = stream.next().await.unwrap();
+        cursors.extend(message.cursor().cloned());
+        seen.take(message);
+    }
+
+    next.lines(Phase::Test, 7).await;
+    next.end(Phase::Test);
+    job.change(|record| {
+        record.ran_in[Phase::Test as usize].clone_from(&second);
+        record.nomad.allocation = second;
+        record.lines = [Some(10), Some(7), Some(0)];
+    });
+    job.finish(Status::Failed);
+    while let Some(message) = stream.next().await {
+        seen.take(message);
+    }
+    let of = |phase, count| (1..=count).map(move |seq| (phase, text(seq)));
+    let want: Vec<_> = of(Phase::Build, 10).chain(of(Phase::Test, 5)).chain(of(Phase::Test, 7)).collect();
+    assert_eq!(seen.lines, want);
+    assert_eq!(seen.gaps.len(), 1, "{:?}", seen.gaps);
+    assert!(
+        seen.gaps[0].0 == Phase::Test && seen.gaps[0].1.contains("another allocation"),
+        "{:?}",
+        seen.gaps
+    );
+    assert_eq!(seen.end, Some((Status::Failed, None)));
+
+    // A cursor holds as long as its own phase was not run elsewhere.
+    let resumed = |number: usize| {
+        let request = Request { cursor: Some(cursors[number].clone()), ..Request::default() };
+        hub.read(job.record.subscribe(), request)
+    };
+    assert_eq!(resumed(14).err(), Some(InvalidCursor::Foreign));
+    let rest = resumed(8).unwrap().filter_map(async |message| match message {
+        Message::Log { phase, line, .. } => Some((phase, line)),
+        _ => None,
+    });
+    assert_eq!(
+        rest.collect::<Vec<_>>().await,
+        want[9..10].iter().chain(&want[15..]).cloned().collect::<Vec<_>>()
+    );
+}
