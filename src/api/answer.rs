@@ -68,6 +68,8 @@ pub enum Code {
     NomadUnavailable,
     /// The archive does not answer, or not as it should.
     ArchiveUnavailable,
+    /// Too many are at it; asking again helps.
+    Busy,
     /// Not ready to serve.
     NotReady,
     /// The service's fault.
@@ -88,6 +90,7 @@ impl Code {
             Self::JobLive => (StatusCode::CONFLICT, "job_live"),
             Self::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::NomadUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "nomad_unavailable"),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::ArchiveUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "archive_unavailable"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -147,6 +150,10 @@ impl From<Unread> for Problem {
             logs::Unread::Nomad(cause) => Self::of_nomad(cause, &error),
             // The store's own text is for the log: it may tell an access key's ID.
             logs::Unread::Archive(_) | logs::Unread::Late => Self::archive(&error),
+            logs::Unread::Busy => Self::new(
+                Code::Busy,
+                &format!("{error}: ask again, or read /logs/stream, which takes its lines as you do"),
+            ),
         }
     }
 }

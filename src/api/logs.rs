@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrade, close_code};
@@ -13,16 +14,20 @@ use chrono::Utc;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::answer::{Code, Data, Problem, Unread};
 use super::jobs::Id;
 use crate::job::Phase;
-use crate::service::logs::{Cursor, InvalidCursor, Logs, Message, Request};
+use crate::service::logs::{Cursor, InvalidCursor, Message, Request};
 
 /// A connection is never silent for longer.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How much of a text is sent at once, in bytes.
+const PIECE: usize = 64 << 10;
 
 /// What a caller may ask of a log. Texts, so that each one's error names its field.
 #[derive(Deserialize)]
@@ -58,7 +63,7 @@ pub(super) async fn whole(
     State(app): State<App>,
     Id(id): Id,
     query: Result<Query<LogQuery>, QueryRejection>,
-) -> Result<Data<Logs>, Problem> {
+) -> Result<Response, Problem> {
     let Query(query) = query?;
     let (phases, tail) = (query.phases()?, query.tail()?.and_then(|tail| usize::try_from(tail).ok()));
     if query.cursor.is_some() {
@@ -67,7 +72,27 @@ pub(super) async fn whole(
     let record = app.service.record(&id).await?;
     let limit = app.service.config().log_limit;
     let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
-    logs.map(Data).map_err(|cause| Unread { job: id, cause }.into())
+    let (logs, turn) = logs.map_err(|cause| Problem::from(Unread { job: id, cause }))?;
+    Ok(held(Data(logs).into_response(), turn))
+}
+
+/// An answer that holds its turn until it is sent, or given up.
+fn held(answer: Response, turn: OwnedSemaphorePermit) -> Response {
+    answer.map(|body| {
+        let pieces = body.into_data_stream().flat_map(|piece| {
+            let all = piece.map_or_else(|error| vec![Err(error)], |bytes| cut(bytes).map(Ok).collect());
+            stream::iter(all)
+        });
+        Body::from_stream(pieces.map(move |piece| {
+            let _held = &turn;
+            piece
+        }))
+    })
+}
+
+/// Pieces of bytes. What is behind a piece that was not taken is not sent.
+fn cut(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(PIECE))))
 }
 
 /// `GET /jobs/{id}/logs/stream`

@@ -18,7 +18,10 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
+use axum::serve::ListenerExt as _;
 use axum::{Router, middleware};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +41,10 @@ struct App {
     stopping: CancellationToken,
 }
 
+/// How long a caller may take nothing of an answer, in milliseconds: then the kernel ends the connection. A stream is resumed
+/// by its cursor.
+const STALLED: u32 = 60_000;
+
 /// Serves the API until `shutdown`, then finishes what was begun.
 pub async fn serve(
     listener: TcpListener,
@@ -50,6 +57,11 @@ pub async fn serve(
         shutdown.await;
         stopping.cancel();
     };
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = setsockopt(connection, TcpUserTimeout, &STALLED) {
+            tracing::debug!(%error, "a connection may stall for ever");
+        }
+    });
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 

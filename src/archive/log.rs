@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use object_store::buffered::BufWriter;
@@ -142,6 +143,11 @@ impl LogWriter {
     /// The number of the last line.
     pub fn seq(&self) -> u64 {
         self.scan.seq
+    }
+
+    /// When the last line was written.
+    pub fn time(&self) -> Option<DateTime<Utc>> {
+        self.scan.time
     }
 
     /// How often the numbering began.

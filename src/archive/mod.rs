@@ -11,6 +11,8 @@ mod scan;
 mod settings;
 
 use std::fmt;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +70,8 @@ struct Version {
 pub struct Archive {
     store: Arc<dyn ObjectStore>,
     root: Path,
+    /// The namespace's folder, where the archive is a directory.
+    folder: Option<PathBuf>,
 }
 
 impl fmt::Debug for Archive {
@@ -81,14 +85,15 @@ impl Archive {
     /// Opens the archive; nothing is asked of the store yet.
     pub fn open(settings: &Settings, namespace: &str) -> Result<Self, Error> {
         let failed = |error: object_store::Error| Error::new("opening the archive", error);
-        let (store, root): (Arc<dyn ObjectStore>, Path) = if let Some(directory) = settings.directory() {
+        let directory = settings.directory();
+        let (store, root): (Arc<dyn ObjectStore>, Path) = if let Some(directory) = &directory {
             let files = LocalFileSystem::new_with_prefix(directory).map_err(failed)?;
             (Arc::new(files.with_automatic_cleanup(true).with_fsync(true)), Path::default())
         } else {
             let root = Path::from_url_path(settings.url().path());
             (Arc::new(bucket(settings).map_err(failed)?), root.map_err(|error| failed(error.into()))?)
         };
-        Ok(Self { store, root: root.join(namespace) })
+        Ok(Self { store, root: root.join(namespace), folder: directory.map(|all| all.join(namespace)) })
     }
 
     fn of(&self, job: &JobId) -> Path {
@@ -123,7 +128,15 @@ impl Archive {
     pub async fn remove(&self, job: &JobId) -> Result<(), Error> {
         let objects = self.store.list(Some(&self.of(job))).map_ok(|object| object.location).boxed();
         let removed = self.store.delete_stream(objects).try_for_each(|_| std::future::ready(Ok(()))).await;
-        removed.map_err(|error| Error::new(&format!("removing job {job} from the archive"), error))
+        let failed =
+            |error: &dyn fmt::Display| Error::new(&format!("removing job {job} from the archive"), error);
+        removed.map_err(|error| failed(&error))?;
+        // A write that was cut leaves a file that is no object.
+        let Some(folder) = &self.folder else { return Ok(()) };
+        match tokio::fs::remove_dir_all(folder.join(job.as_str())).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(&error)),
+            _ => Ok(()),
+        }
     }
 
     async fn put<T: Serialize>(&self, path: &Path, content: T, doing: &str) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! What a log's bytes say of its numbering, whatever way they are torn.
 
+use chrono::{DateTime, Utc};
+
 use crate::job::Line;
 
 /// As much of a line as its time, number and tag take.
@@ -11,6 +13,8 @@ pub(super) struct Scan {
     start: Vec<u8>,
     /// The number of the last line.
     pub(super) seq: u64,
+    /// When it was written.
+    pub(super) time: Option<DateTime<Utc>>,
     /// How often the numbering began: more than once where a task ran again into the same log.
     pub(super) runs: u32,
 }
@@ -34,6 +38,7 @@ impl Scan {
         if let Some(line) = Line::parse(&start).filter(|line| line.seq > 0) {
             self.runs += u32::from(self.runs == 0 || line.seq <= self.seq);
             self.seq = line.seq;
+            self.time = Some(line.time);
         }
         self.start.clear();
     }

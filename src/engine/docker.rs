@@ -27,6 +27,9 @@ use super::{BuildRequest, Engine, EngineError, Exit, Output, RunRequest, Stream,
 /// The longest silence before an answer begins, in seconds. What is asked has bounds of its own.
 const ANSWER: u64 = 6 * 3600;
 
+/// How long a build may pause before what it said last is shown though its line has no end.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// How long a removal waits for containers that are still being created.
 const CREATION: Duration = Duration::from_mins(1);
 
@@ -124,7 +127,19 @@ impl DockerEngine {
     ) -> Result<String, EngineError> {
         let mut messages = std::pin::pin!(messages);
         let (mut progress, mut image, mut torn) = (Progress::default(), None, None);
-        while let Some(message) = messages.next().await {
+        loop {
+            let next = match tokio::time::timeout(PAUSE, messages.next()).await {
+                Ok(Some(message)) if says_more(&message) => Some(message),
+                Ok(next) => {
+                    pass_on(progress.take_open(), output).await;
+                    next
+                }
+                Err(_) => {
+                    pass_on(progress.take_open(), output).await;
+                    continue;
+                }
+            };
+            let Some(message) = next else { break };
             if let Err(error) = &message
                 && is_torn_end(error)
             {
@@ -140,9 +155,7 @@ impl DockerEngine {
             }
             match info.aux {
                 Some(BuildInfoAux::BuildKit(status)) => {
-                    for said in progress.take(&status) {
-                        output.send(said).await.ok();
-                    }
+                    pass_on(progress.take(&status), output).await;
                 }
                 Some(BuildInfoAux::Default(id)) => image = id.id.or(image),
                 None => {}
@@ -185,6 +198,18 @@ impl DockerEngine {
         }
         Ok(())
     }
+}
+
+async fn pass_on(said: Vec<Output>, output: &Sender<Output>) {
+    for said in said {
+        // Who listened has given up, and so will this.
+        output.send(said).await.ok();
+    }
+}
+
+/// Whether a build goes on behind a message.
+fn says_more(message: &Result<BuildInfo, DockerError>) -> bool {
+    message.as_ref().is_ok_and(|info| info.error_detail.is_none())
 }
 
 /// Whether an answer ended with the carriage return of its last line, which the client takes for half a message where it

@@ -51,6 +51,26 @@ impl Progress {
         out
     }
 
+    /// What was said last and has no end yet: it may be all there is to come for long.
+    pub(super) fn take_open(&mut self) -> Vec<Output> {
+        let mut out = Vec::new();
+        let mut open: Vec<_> = self
+            .steps
+            .values_mut()
+            .filter(|step| step.open.iter().any(|open| !open.is_empty()))
+            .map(|step| (step.number, std::mem::take(&mut step.open)))
+            .collect();
+        open.sort_unstable_by_key(|(number, _)| *number);
+        for (number, open) in open {
+            for (rest, stream) in open.into_iter().zip([Stream::Stdout, Stream::Stderr]) {
+                if !rest.is_empty() {
+                    self.line(number, stream, &rest, &mut out);
+                }
+            }
+        }
+        out
+    }
+
     /// What the failed step said of itself.
     pub(super) fn error(&self) -> Option<&str> {
         self.error.as_deref()

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+/// The longest name of a ref that is told, in bytes: that of a submission.
+const LONGEST: usize = 255;
+
 /// What `git ls-remote --symref` says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Remote {
@@ -42,7 +45,9 @@ impl Remote {
     /// Looks a name up in git's own order: a full ref, a tag, a branch, then a commit.
     pub(super) fn resolve(&self, wanted: Option<&str>) -> Wanted {
         let Some(wanted) = wanted.filter(|wanted| *wanted != "HEAD") else {
-            let head = self.head.as_deref().and_then(|head| self.named(head)).or_else(|| self.named("HEAD"));
+            // A name that nobody could submit is not told as the job's.
+            let head = self.head.as_deref().filter(|head| head.len() <= LONGEST);
+            let head = head.and_then(|head| self.named(head)).or_else(|| self.named("HEAD"));
             return head.unwrap_or_else(|| Wanted::Nothing("HEAD".to_owned()));
         };
         let names = [
@@ -86,6 +91,13 @@ mod tests {
         ] {
             assert_eq!(remote.resolve(wanted), want, "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn a_default_branch_with_an_endless_name_is_taken_without_it() {
+        let long = format!("refs/heads/{}", "x".repeat(65_000));
+        let remote = Remote::parse(&format!("ref: {long}\tHEAD\n1111\tHEAD\n1111\t{long}\n"));
+        assert_eq!(remote.resolve(None), named("HEAD"));
     }
 
     #[test]

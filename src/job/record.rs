@@ -3,7 +3,7 @@
 //! Invariant: the end of a job is decided by its claim and, once claimed, by its publish outcome, and by nothing else.
 //! Both are written once, so a final status never changes, whatever Nomad says later.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Claim, Facts, JobId, Labels, Outcome, Phase, Published, Reason, State, Status, Verdict};
@@ -177,6 +177,12 @@ impl Record {
             ran_in: Phase::ALL.map(|phase| progress.of(phase).map(|outcome| outcome.allocation.clone())),
             remembered: job.remembered,
         })
+    }
+
+    /// Whether what was written at a time was written by the run of a phase that counts. A line has its time in microseconds.
+    pub fn wrote_since_it_began(&self, phase: Phase, time: Option<DateTime<Utc>>) -> bool {
+        let began = self.timestamps.of(phase).0.map(|began| began.trunc_subsecs(6));
+        time.is_some_and(|time| began.is_none_or(|began| time >= began))
     }
 
     /// The allocation that has a phase's log: the one it ran in, or else the one it is to run in. None has that of tests which

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, SubsecRound as _, Utc};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
@@ -132,8 +133,8 @@ impl Keeper {
 /// How much of a log there has to be.
 #[derive(Clone, Copy)]
 enum Wanted {
-    /// So many lines.
-    Lines(u64),
+    /// So many lines, the last one not written before the phase began.
+    Lines(u64, DateTime<Utc>),
     /// Whatever comes.
     Stillness,
     /// What is there.
@@ -144,7 +145,9 @@ impl Wanted {
     fn of(progress: &Progress, phase: Phase, allocation: &str) -> Self {
         // What a phase wrote in another allocation is not here.
         match progress.of(phase).filter(|outcome| outcome.allocation == allocation) {
-            Some(Outcome { lines: Some(lines), .. }) => Self::Lines(*lines),
+            Some(Outcome { lines: Some(lines), started_at, .. }) => {
+                Self::Lines(*lines, started_at.trunc_subsecs(6))
+            }
             Some(_) => Self::Stillness,
             None => Self::Nothing,
         }
@@ -152,8 +155,12 @@ impl Wanted {
 
     fn is_there(self, writer: &LogWriter, still: Duration) -> bool {
         match self {
-            // Of a task that ran again, nobody knows how many lines each run has.
-            Self::Lines(lines) => writer.seq() >= lines || (writer.runs() > 1 && still >= OTHER),
+            // Of a task that ran again, nobody knows how many lines each run has; and a clock may have been set back.
+            Self::Lines(lines, began) => {
+                let are_there = writer.seq() >= lines;
+                let are_its_own = lines == 0 || writer.time().is_some_and(|time| time >= began);
+                (are_there && are_its_own) || ((are_there || writer.runs() > 1) && still >= OTHER)
+            }
             Self::Stillness => still >= STILL,
             Self::Nothing => true,
         }
@@ -217,7 +224,7 @@ impl Files {
             }
             if Instant::now() > until {
                 let short = Unkept::Short { phase: self.phase, seconds: ARRIVES.as_secs() };
-                return if let Wanted::Lines(_) = wanted { Err(short) } else { Ok(()) };
+                return if let Wanted::Lines(..) = wanted { Err(short) } else { Ok(()) };
             }
             tokio::time::sleep(LOOK).await;
         }

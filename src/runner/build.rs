@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
-use tokio::sync::mpsc::Sender;
 
 use super::log::Log;
 use super::surroundings::{Credentials, Surroundings};
 use super::{Failure, Runner, Work};
-use crate::engine::{self, BuildRequest, Engine as _, EngineError, Output as EngineOutput, RegistryAuth};
+use crate::engine::{BuildRequest, Engine as _, EngineError, RegistryAuth};
 use crate::git::{self, GitError};
 use crate::job::{GitRef, Outcome, Phase, Reason, Scheme, Spec, Stream, Task, image_labels};
 use crate::telemetry::chain;
@@ -146,21 +145,4 @@ pub(super) fn engine_failure(error: &EngineError, otherwise: Reason) -> Failure 
         _ => (otherwise, None),
     };
     Failure { exit_code, ..Failure::of(reason, error) }
-}
-
-impl Log {
-    /// Gives work a queue for an engine's output and writes what comes; done when both are.
-    pub(super) async fn with_output<T>(&self, work: impl AsyncFnOnce(Sender<EngineOutput>) -> T) -> T {
-        let (sender, mut receiver) = tokio::sync::mpsc::channel::<EngineOutput>(64);
-        let write = async {
-            while let Some(output) = receiver.recv().await {
-                let stream = match output.stream {
-                    engine::Stream::Stdout => Stream::Stdout,
-                    engine::Stream::Stderr => Stream::Stderr,
-                };
-                self.output(stream, output.bytes).await;
-            }
-        };
-        tokio::join!(work(sender), write).0
-    }
 }

@@ -252,6 +252,7 @@ impl Runner {
         if let Err(error) = told {
             self.log.say(&format!("the start of {phase} could not be told: {}", chain(&error))).await;
         }
+        self.log.settled().await;
         let work = self.say_end(phase, work).await;
         end(phase, &self.around, work, self.log.lines().await).await
     }

@@ -258,8 +258,11 @@ impl Service {
                 writer.get_or_insert_with(open).put(Bytes::from(frame.data)).await?;
             }
         }
-        let is_short =
-            |writer: &LogWriter| writer.runs() <= 1 && lines.is_some_and(|lines| writer.seq() < lines);
+        // A run before the one that counted its lines may have had more of them.
+        let is_short = |writer: &LogWriter| {
+            let is_old = !record.wrote_since_it_began(phase, writer.time());
+            lines.is_some_and(|lines| (writer.runs() <= 1 && writer.seq() < lines) || (lines > 0 && is_old))
+        };
         match writer {
             None if began && may_come => Ok(Copied::NotYet),
             None => Ok(Copied::Nothing),

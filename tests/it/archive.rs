@@ -311,6 +311,8 @@ async fn jobs_that_were_kept_long_enough_are_let_go_of() {
         std::fs::create_dir_all(folder.join("a")).unwrap();
         std::fs::write(folder.join("record.json"), "{}").unwrap();
         std::fs::write(folder.join("a/build.log"), "").unwrap();
+        // What a write leaves that was cut.
+        std::fs::write(folder.join("a/build.log#1"), "").unwrap();
         folder
     };
     let old = archived("nb-018bcfe5-687b-7000-8000-000000000001");
@@ -360,5 +362,9 @@ async fn an_archive_that_does_not_answer_holds_no_job_up_and_is_told_by_name() {
     let (status, body) = api.call(Method::GET, unknown, None).await;
     assert_eq!((status.as_u16(), &body["error"]["code"]), (503, &json!("archive_unavailable")), "{body}");
     assert!(!body.to_string().contains(&canary), "{body}");
-    assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
+    // What is kept nowhere else stays.
+    let (status, body) = api.call(Method::POST, &format!("/jobs/{id}/cleanup"), None).await;
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (503, &json!("archive_unavailable")), "{body}");
+    assert_eq!(api.status(&id).await["status"], "SUCCEEDED");
+    assert_eq!(world().api().post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
 }

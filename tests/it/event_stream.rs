@@ -103,7 +103,7 @@ async fn a_variable_that_nomad_never_gives_keeps_no_other_from_being_heard_of() 
     .await;
     let (id, status) = api.run(&job).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
-    assert_eq!(world.api().status(&id).await["image"], status["image"]);
+    assert_eq!(world.api().wait_for_end(&id).await["image"], status["image"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

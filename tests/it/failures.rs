@@ -237,6 +237,16 @@ async fn a_phase_ends_by_its_timeout_though_the_engine_never_answers() {
 }
 
 #[tokio::test]
+async fn what_a_build_asked_before_its_timeout_is_in_its_log() {
+    let repository = world().repository("RUN printf 'Overwrite it? [y/N] '; sleep 3600");
+    let mut job = world().job(&repository);
+    job["timeouts"] = json!({"build": "PT8S"});
+    let (id, _) = fails(&job, "build", "timeout").await;
+    let log = world().api().logs(&id).await;
+    assert!(log["build"].as_str().unwrap().contains(" Overwrite it? [y/N]"), "{log:#}");
+}
+
+#[tokio::test]
 async fn a_test_beyond_its_timeout_is_stopped_with_its_container() {
     let mut sleeper = Sleeper::in_phase("test");
     sleeper.job["timeouts"] = json!({"test": "PT4S"});

@@ -4,7 +4,8 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Service, Sleeper, World, crash_log, eventually, world};
+use crate::support::agent::wait_for;
+use crate::support::{Api, Service, Sleeper, World, crash_log, eventually, world};
 
 /// Reads a stream until `enough` says so of a message, or until its end.
 async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
@@ -166,6 +167,45 @@ async fn a_log_of_50_mb_with_a_line_of_5_mb_arrives_whole_and_its_text_says_what
     assert!(text.len() <= limit + 500 && text.len() > limit / 2, "{}", text.len());
     assert!(omitted > 20 << 20, "{omitted}");
     assert!(text.lines().next().unwrap().contains("logs/stream"), "{}", &text[..200]);
+}
+
+/// The memory of a process, in MiB.
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_take_nothing_of_long_logs_are_held_in_bounded_memory_and_let_go() {
+    let world = world();
+    let service = Service::start(&world.nomad, &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!(["yes 'a line of a log' | head -c 30000000"]);
+    let (id, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    let idle = resident(service.process());
+    let mut callers = Vec::new();
+    for path in ["logs", "logs/stream"].iter().cycle().take(200) {
+        let mut caller = std::net::TcpStream::connect(service.url.strip_prefix("http://").unwrap()).unwrap();
+        let request =
+            format!("GET /jobs/{id}/{path} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n");
+        std::io::Write::write_all(&mut caller, request.as_bytes()).unwrap();
+        callers.push(caller);
+    }
+    // Who reads gets an answer, once some of the others were let go; until then it is told to ask again.
+    let logs = wait_for("answer to who reads it", std::time::Duration::from_mins(3), async || {
+        let (status, body) = api.call(reqwest::Method::GET, &format!("/jobs/{id}/logs?tail=1"), None).await;
+        assert!(status.is_success() || body["error"]["code"] == "busy", "{status} {body}");
+        status.is_success().then_some(body)
+    })
+    .await;
+    assert!(logs["data"]["test"].as_str().unwrap().contains("test succeeded"), "{logs:#}");
+    let most = resident(service.process());
+    assert!(most < idle + 600, "{idle} MiB grew to {most}");
+    drop(callers);
 }
 
 #[tokio::test]

@@ -167,10 +167,10 @@ async fn a_line_of_five_megabytes_comes_in_parts_and_is_whole_as_text() {
     let last = text(u64::try_from(parts.len()).unwrap() + 1);
     assert!(seen.lines.iter().map(|line| line.1.as_str()).eq(parts.iter().copied().chain([last.as_str()])));
     let record = job.record.borrow().clone();
-    let logs = hub.text(&record, None, None, 16 << 20).await.unwrap();
+    let logs = hub.text(&record, None, None, 16 << 20).await.unwrap().0;
     assert!(logs.build == format!("{long}\n{last}\n") && logs.test.is_empty() && logs.truncated.is_empty());
     // Of a tail, too.
-    let logs = hub.text(&record, None, Some(2), 16 << 20).await.unwrap();
+    let logs = hub.text(&record, None, Some(2), 16 << 20).await.unwrap().0;
     assert!(logs.build == format!("{long}\n{last}\n"));
 }
 
@@ -184,7 +184,7 @@ async fn a_tail_is_the_last_lines_over_all_phases_and_what_follows() {
     job.lines(Phase::Test, 30).await;
     let written = async |job: &Job| {
         let record = job.record.borrow().clone();
-        let logs = hub.text(&record, Some(&[Phase::Test]), Some(1), 1 << 20).await.ok()?;
+        let logs = hub.text(&record, Some(&[Phase::Test]), Some(1), 1 << 20).await.ok()?.0;
         (logs.test == text(30) + "\n").then_some(())
     };
     wait_for("line 30", Duration::from_secs(10), async || written(&job).await).await;
@@ -227,7 +227,7 @@ async fn what_was_rotated_away_is_a_gap_and_the_rest_is_whole() {
     let mut missing = None;
     wait_for("rotation that is over", Duration::from_secs(30), async || {
         let record = job.record.borrow().clone();
-        let mut logs = hub.text(&record, None, None, 64 << 20).await.ok()?;
+        let mut logs = hub.text(&record, None, None, 64 << 20).await.ok()?.0;
         let before = std::mem::replace(&mut missing, logs.missing.remove(&Phase::Build));
         (logs.build.ends_with(&(text(60_000) + "\n")) && before.is_some() && before == missing).then_some(())
     })
@@ -245,7 +245,7 @@ async fn what_was_rotated_away_is_a_gap_and_the_rest_is_whole() {
     assert_eq!(seen.gaps, []);
     seen.numbered(Phase::Build, 59_996, 60_000);
     let record = job.record.borrow().clone();
-    let logs = hub.text(&record, None, Some(1), 1 << 20).await.unwrap();
+    let logs = hub.text(&record, None, Some(1), 1 << 20).await.unwrap().0;
     assert_eq!((logs.build, logs.missing.len()), (text(60_000) + "\n", 0));
 
     // A reader that was cut off long before the gap is told the same.
@@ -257,7 +257,7 @@ async fn what_was_rotated_away_is_a_gap_and_the_rest_is_whole() {
     seen.numbered(Phase::Build, first + 1, 60_000);
 
     let record = job.record.borrow().clone();
-    let logs = hub.text(&record, None, None, 64 << 20).await.unwrap();
+    let logs = hub.text(&record, None, None, 64 << 20).await.unwrap().0;
     assert!(logs.missing[&Phase::Build].contains(&format!("1 to {first} ")), "{:?}", logs.missing);
 }
 
@@ -365,7 +365,7 @@ async fn a_log_that_nomad_has_collected_is_said_to_be_expired() {
         );
         assert_eq!(seen.end, Some((Status::Killed, Some(EndReason::Expired))));
         let record = job.record.borrow().clone();
-        let logs = hub.text(&record, None, None, 1 << 20).await.unwrap();
+        let logs = hub.text(&record, None, None, 1 << 20).await.unwrap().0;
         assert_eq!(logs.missing.keys().collect::<Vec<_>>(), [&Phase::Build], "{logs:?}");
         assert_eq!(logs.build, format!("[{}]\n", logs.missing[&Phase::Build]));
     }
@@ -462,7 +462,8 @@ async fn a_tail_of_a_task_that_ran_again_keeps_no_line_from_another_reader() {
     let mut said = String::new();
     let mut written = async |job: &Job, lines: u64| {
         let record = job.record.borrow().clone();
-        let logs = hub.text(&record, None, None, 1 << 20).await.map(|logs| logs.build.lines().count() as u64);
+        let logs =
+            hub.text(&record, None, None, 1 << 20).await.map(|logs| logs.0.build.lines().count() as u64);
         let now = format!("{logs:?}");
         if said != now {
             eprintln!("{now} of {lines} lines");

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse as _;
-use chrono::Utc;
+use chrono::{SecondsFormat, Utc};
 use nomad_build::job::{
     Claim, JobId, Outcome, Payload, Phase, Policy, Published, Reason, Scheme, Spec, State, Status, Verdict,
 };
@@ -81,6 +81,11 @@ impl Allocation {
 
     /// Runs a task to its end; whether it ended well, and its log.
     async fn run(&self, task: &str, engine: &str) -> (bool, String) {
+        self.run_with(task, engine, &[]).await
+    }
+
+    /// The same, with further variables.
+    async fn run_with(&self, task: &str, engine: &str, variables: &[(&str, &str)]) -> (bool, String) {
         let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_nomad-build"))
             .args(["phase", task])
             .env_clear()
@@ -90,6 +95,7 @@ impl Allocation {
             .env("NOMAD_ALLOC_DIR", self.path("alloc"))
             .env("NOMAD_SECRETS_DIR", self.path("secrets"))
             .env("NOMAD_BUILD_ENGINE_SOCKET", engine)
+            .envs(variables.iter().copied())
             .output()
             .await
             .unwrap();
@@ -417,4 +423,35 @@ fn files_with(folder: &std::path::Path, text: &str) -> usize {
         _ => 0,
     };
     entries.map(count).sum()
+}
+
+#[tokio::test]
+async fn finish_archives_all_of_a_phase_that_ran_twice_though_its_second_run_was_the_shorter_one() {
+    let allocation = Allocation::built(&submission()).await;
+    let archive = tempfile::tempdir().unwrap();
+    let logs = allocation.path("alloc/logs");
+    std::fs::create_dir(&logs).unwrap();
+    let log = logs.join("publish.stdout.0");
+    let run = |lines: u64| {
+        let line =
+            |seq| format!("{} {seq} o said\n", Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true));
+        (1..=lines).map(line).collect::<String>()
+    };
+    let first = run(6);
+    std::fs::write(&log, &first).unwrap();
+    let over = Outcome { lines: Some(3), ..Outcome::begun("a", Utc::now()) };
+    let over = over.failed(Utc::now(), Reason::PushFailed, None, "no");
+    allocation.ledger.record(&allocation.job, None, Phase::Publish, &over).await.unwrap();
+    let second = run(3);
+    let url = format!("file://{}", archive.path().display());
+    let late = async {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        std::fs::write(&log, format!("{first}{second}")).unwrap();
+    };
+    let variables = [("NOMAD_BUILD_ARCHIVE", url.as_str())];
+    let ((well, said), ()) = tokio::join!(allocation.run_with("finish", ENGINE, &variables), late);
+    assert!(well, "{said}");
+    let archived = archive.path().join(format!("default/{}/a/publish.log", allocation.job));
+    assert_eq!(std::fs::read_to_string(archived).unwrap(), format!("{first}{second}"), "{said}");
+    allocation.ledger.remove(&allocation.job).await.unwrap();
 }

@@ -219,6 +219,7 @@ impl Follower {
         let soon = if self.is_over() && self.lines().is_none() { Duration::ZERO } else { CHECK };
         let mut check = tokio::time::interval_at(Instant::now() + soon, CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (from, mut read) = (self.mark.position, 0);
         loop {
             let (mut ended, mut settle) = (false, false);
             tokio::select! {
@@ -252,7 +253,10 @@ impl Follower {
                     _ => {}
                 }
             }
-            if ended || tap.is_due(places, TURN) {
+            // Who has to read from the log's beginning gets on to what is new, however many wait.
+            let is_on_its_way = self.mark.position == from && tap.bytes() > read;
+            read = tap.bytes();
+            if ended || (tap.is_due(places, TURN) && !is_on_its_way) {
                 return Ok(None);
             }
         }
@@ -279,7 +283,7 @@ impl Follower {
                 self.push(tap.finish());
                 break;
             }
-            if self.lines().is_some_and(|lines| self.mark.position.seq >= lines) {
+            if self.is_complete() {
                 break;
             }
         }
@@ -357,7 +361,7 @@ impl Follower {
 
     /// Whether every line that the runner counted was read.
     fn is_complete(&self) -> bool {
-        self.lines() == Some(self.mark.position.seq)
+        self.mark.is_behind_all(&self.record.borrow(), self.target.phase)
     }
 
     fn is_final(&self) -> bool {

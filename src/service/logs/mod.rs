@@ -15,7 +15,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use chrono::{TimeDelta, Utc};
 use futures_util::stream::{BoxStream, StreamExt as _};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::archive::{self, Archive};
 use crate::job::{Phase, Record};
@@ -48,6 +48,8 @@ pub struct Settings {
     pub connections: usize,
     /// The logs read as text at once: each is held whole, up to its limit.
     pub texts: usize,
+    /// How many readers that are behind may each hold a piece of their own at once.
+    pub bites: usize,
     /// How long after a job's end its log is waited for.
     pub patience: Duration,
     /// Where the logs of ended jobs are, if they are archived.
@@ -60,7 +62,8 @@ impl Default for Settings {
             ring_bytes: 2 << 20,
             bite_bytes: 1 << 20,
             connections: 48,
-            texts: 4,
+            texts: 8,
+            bites: 64,
             patience: Duration::from_mins(1),
             archive: None,
         }
@@ -76,6 +79,9 @@ pub enum Unread {
     /// The archive, which may have it, did not say.
     #[error("the archive, which may have it, could not be read")]
     Archive(#[source] archive::Error),
+    /// Others read, and none of them came to an end.
+    #[error("too many logs are being read at once")]
+    Busy,
     /// Nor did it in time.
     #[error("the archive, which may have it, did not answer in time")]
     Late,
@@ -86,7 +92,7 @@ impl Unread {
     fn is_passing(&self) -> bool {
         match self {
             Self::Nomad(error) => error.is_passing(),
-            Self::Archive(_) | Self::Late => true,
+            Self::Archive(_) | Self::Late | Self::Busy => true,
         }
     }
 
@@ -158,7 +164,9 @@ struct Inner {
     nomad: nomad::Client,
     settings: Settings,
     places: tap::Places,
-    texts: Semaphore,
+    texts: Arc<Semaphore>,
+    /// Turns for what a reader behind its ring holds by itself.
+    bites: Arc<Semaphore>,
     counters: Arc<Counters>,
     followers: follower::Followers,
 }
@@ -171,9 +179,9 @@ impl Hub {
     /// A hub that reads nothing yet.
     pub fn new(nomad: nomad::Client, settings: Settings) -> Self {
         let places = tap::Places::new(settings.connections);
-        let texts = Semaphore::new(settings.texts);
+        let [texts, bites] = [settings.texts, settings.bites].map(|turns| Arc::new(Semaphore::new(turns)));
         let followers = follower::Followers::default();
-        Self(Arc::new(Inner { nomad, settings, places, texts, counters: Arc::default(), followers }))
+        Self(Arc::new(Inner { nomad, settings, places, texts, bites, counters: Arc::default(), followers }))
     }
 
     /// What the hub does, in numbers.
@@ -194,19 +202,24 @@ impl Hub {
         Ok(futures_util::stream::unfold(reader, step).boxed())
     }
 
-    /// A job's log as it is now, as text; of each phase at most so many bytes, the last ones. Waits where others read.
+    /// A job's log as it is now, as text; of each phase at most so many bytes, the last ones. Waits where others read. The
+    /// turn is to be held as long as the text is: that is what bounds them.
     pub async fn text(
         &self,
         record: &Record,
         phases: Option<&[Phase]>,
         tail: Option<usize>,
         max_bytes: usize,
-    ) -> Result<Logs, Unread> {
+    ) -> Result<(Logs, OwnedSemaphorePermit), Unread> {
+        let turn = tokio::time::timeout(TURN, Arc::clone(&self.0.texts).acquire_owned()).await;
         // The semaphore is never closed.
-        let _turn = self.0.texts.acquire().await.ok();
-        text::read(&self.0, record, &self::phases(phases), tail, max_bytes).await
+        let turn = turn.ok().and_then(Result::ok).ok_or(Unread::Busy)?;
+        Ok((text::read(&self.0, record, &self::phases(phases), tail, max_bytes).await?, turn))
     }
 }
+
+/// How long a text waits for its turn.
+const TURN: Duration = Duration::from_secs(30);
 
 /// How long after a job's end its log may still be on its way into the archive.
 const ARCHIVED: TimeDelta = TimeDelta::seconds(180);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -37,6 +37,8 @@ pub(super) struct Reader {
     tail: Option<u64>,
     handle: Option<(Arc<Handle>, watch::Receiver<()>)>,
     chunk: Option<(Arc<Chunk>, usize)>,
+    /// For as long as the chunk is this reader's own.
+    turn: Option<OwnedSemaphorePermit>,
     shown: Option<(Status, Option<Phase>)>,
     reason: Option<EndReason>,
     done: bool,
@@ -59,6 +61,7 @@ impl Reader {
             tail: request.tail,
             handle: None,
             chunk: None,
+            turn: None,
             shown: None,
             reason: None,
             done: false,
@@ -80,8 +83,7 @@ impl Reader {
         self.has_read(&record, cursor.phase());
         self.phases.retain(|&phase| phase >= cursor.phase());
         if self.phases.front() == Some(&cursor.phase()) {
-            self.mark =
-                Mark { position: cursor.position(), hint: cursor.offset().map_or(Hint::None, Hint::Line) };
+            self.mark = Mark::at(cursor.position(), cursor.offset().map_or(Hint::None, Hint::Line));
         }
         Ok(())
     }
@@ -123,7 +125,10 @@ impl Reader {
     /// The next line at hand, or the gap before it.
     fn line(&mut self) -> Option<Message> {
         let (chunk, index) = self.chunk.take()?;
-        let entry = chunk.get(index)?;
+        let Some(entry) = chunk.get(index) else {
+            self.turn = None;
+            return None;
+        };
         let &phase = self.phases.front()?;
         let at = self.mark.position;
         let known = if entry.position.run == at.run { at.seq } else { 0 };
@@ -171,7 +176,7 @@ impl Reader {
         }
         self.has_read(&record, phase);
         if self.handle.is_none() {
-            if lines == Some(self.mark.position.seq) {
+            if self.mark.is_behind_all(&record, phase) {
                 self.next_phase();
                 return None;
             }
@@ -189,7 +194,7 @@ impl Reader {
         match handle.after(self.mark.position) {
             Next::Lines(chunk, index) => self.chunk = Some((chunk, index)),
             Next::Behind => self.catch_up(&record, phase).await,
-            Next::Nothing if lines == Some(self.mark.position.seq) => self.next_phase(),
+            Next::Nothing if self.mark.is_behind_all(&record, phase) => self.next_phase(),
             Next::Nothing => {
                 tokio::select! {
                     // The handle keeps the other end.
@@ -254,6 +259,9 @@ impl Reader {
         let target = Target::of(&self.inner, record, phase);
         let mut delays = retries();
         let started = Instant::now();
+        self.turn = None;
+        // The semaphore is never closed.
+        self.turn = Arc::clone(&self.inner.bites).acquire_owned().await.ok();
         while started.elapsed() < PATIENCE {
             match self.bite(&target).await {
                 Ok(None) => break,
@@ -267,6 +275,7 @@ impl Reader {
                 }
             }
         }
+        self.turn = None;
         // The follower was started after this position and nothing lies between: its first reader's cursor pointed
         // beyond the log's end. Or nothing can be read: then a follower from here finds out why, and says so.
         let handle = Handle::start(&self.inner, target, self.mark, self.record.clone());
@@ -342,11 +351,12 @@ impl Reader {
     fn restart(&mut self) {
         self.mark = Mark::START;
         self.chunk = None;
+        self.turn = None;
         self.handle = None;
     }
 
     fn gap(&mut self, phase: Phase, until: Position, message: String) -> Message {
-        self.mark = Mark { position: until, hint: Hint::None };
+        self.mark = Mark::at(until, Hint::None);
         Message::Gap { phase, message, cursor: self.cursor(phase) }
     }
 

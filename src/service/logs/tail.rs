@@ -66,7 +66,7 @@ pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<F
             let first = first.unwrap_or_default();
             let before = Position { seq: first.seq.saturating_sub(1), sub: 0, run: first.run };
             let hint = if before.seq == 0 || from_start { Hint::None } else { Hint::End(guess) };
-            return Ok(Found { mark: Mark { position: before, hint }, lines: found });
+            return Ok(Found { mark: Mark::at(before, hint), lines: found });
         }
         guess = guess.saturating_mul(8);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -90,14 +90,28 @@ pub(super) enum Hint {
 pub(super) struct Mark {
     pub(super) position: Position,
     pub(super) hint: Hint,
+    /// When the line there was written; none where that is not known.
+    pub(super) time: Option<DateTime<Utc>>,
 }
 
 impl Mark {
-    pub(super) const START: Self = Self { position: Position { run: 0, seq: 0, sub: 0 }, hint: Hint::None };
+    pub(super) const START: Self = Self::at(Position { run: 0, seq: 0, sub: 0 }, Hint::None);
+
+    pub(super) const fn at(position: Position, hint: Hint) -> Self {
+        Self { position, hint, time: None }
+    }
 
     /// After a line.
     pub(super) fn after(entry: &Entry) -> Self {
-        Self { position: entry.position, hint: entry.offset.map_or(Hint::None, Hint::Line) }
+        let hint = entry.offset.map_or(Hint::None, Hint::Line);
+        Self { position: entry.position, hint, time: Some(entry.time) }
+    }
+
+    /// Whether this is behind all the lines that a phase's runner counted. Those of an earlier run are not what it counted,
+    /// and came before it began.
+    pub(super) fn is_behind_all(&self, record: &Record, phase: Phase) -> bool {
+        let Some(lines) = record.lines[phase as usize] else { return false };
+        self.position.seq >= lines && (lines == 0 || record.wrote_since_it_began(phase, self.time))
     }
 }
 

@@ -125,7 +125,7 @@ async fn collect(
                 archived = true;
                 break;
             }
-            Ok(false) if is_last || lines.is_none_or(|lines| mark.position.seq >= lines) => break,
+            Ok(false) if is_last || lines.is_none() || mark.is_behind_all(record, target.phase) => break,
             Ok(false) if !is_fresh(record) => break,
             Ok(false) => tokio::time::sleep(LAG).await,
             Err(error) if error.is_unknown() => {

@@ -1,10 +1,12 @@
 //! A phase that begins again in another allocation.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use nomad_build::job::{Phase, Status};
-use nomad_build::service::logs::{InvalidCursor, Message, Request};
+use nomad_build::service::logs::{InvalidCursor, Request};
 
-use super::job::{Job, Seen, text};
+use super::job::{Job, Seen, all, now, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_phase_that_begins_again_elsewhere_is_read_from_its_beginning_and_those_before_it_stay_as_they_are()
@@ -59,12 +61,43 @@ async fn a_phase_that_begins_again_elsewhere_is_read_from_its_beginning_and_thos
         hub.read(job.record.subscribe(), request)
     };
     assert_eq!(resumed(14).err(), Some(InvalidCursor::Foreign));
-    let rest = resumed(8).unwrap().filter_map(async |message| match message {
-        Message::Log { phase, line, .. } => Some((phase, line)),
-        _ => None,
-    });
-    assert_eq!(
-        rest.collect::<Vec<_>>().await,
-        want[9..10].iter().chain(&want[15..]).cloned().collect::<Vec<_>>()
-    );
+    let rest = all(resumed(8).unwrap()).await;
+    assert_eq!(rest.lines, [&want[9..10], &want[15..]].concat());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_run_that_is_shorter_than_the_first_is_read_to_its_end() {
+    let mut job = Job::building(10, 10).await;
+    job.lines(Phase::Build, 100).await;
+    let hub = job.hub();
+    let mut early = job.read(&hub, Request::default());
+    let mut seen = Seen::default();
+    while seen.lines.len() < 100 {
+        seen.take(early.next().await.unwrap());
+    }
+    job.run_again(Phase::Build).await;
+    job.change(|record| record.timestamps.build_start = Some(now()));
+    // Its runner tells how many lines it wrote before they have come to Nomad's file.
+    job.change(|record| record.lines = [Some(40), Some(0), Some(0)]);
+    let late = tokio::spawn(all(job.read(&hub, Request::default())));
+    let record = job.record.borrow().clone();
+    let text_of = {
+        let hub = job.hub();
+        tokio::spawn(async move { hub.text(&record, Some(&[Phase::Build]), None, 100_000).await })
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    job.lines(Phase::Build, 40).await;
+    while seen.lines.len() < 140 {
+        let next = tokio::time::timeout(Duration::from_secs(30), early.next()).await;
+        seen.take(next.expect("a line of the second run").unwrap());
+    }
+    job.end_build();
+    let want: Vec<_> = (1..=100).chain(1..=40).map(|seq| (Phase::Build, text(seq))).collect();
+    let late = late.await.unwrap();
+    for seen in [&seen, &late] {
+        assert_eq!(seen.gaps, []);
+        assert!(seen.lines == want, "{} lines", seen.lines.len());
+    }
+    let logs = text_of.await.unwrap().unwrap().0;
+    assert_eq!(logs.build.lines().count(), 140, "{:?}", logs.missing);
 }

@@ -18,7 +18,7 @@ async fn a_text_that_is_too_large_says_what_it_leaves_out() {
     job.end_build();
     let whole: String = (1..=20_000).map(|seq| text(seq) + "\n").collect();
     let record = job.record.borrow().clone();
-    let logs = hub.text(&record, None, None, 100_000).await.unwrap();
+    let logs = hub.text(&record, None, None, 100_000).await.unwrap().0;
     assert!(logs.missing.is_empty(), "{:?}", logs.missing);
     let omitted = logs.truncated[&Phase::Build].omitted_bytes;
     let (note, rest) = logs.build.split_once('\n').unwrap();
@@ -27,7 +27,7 @@ async fn a_text_that_is_too_large_says_what_it_leaves_out() {
     assert_eq!(rest.len() as u64 + omitted, whole.len() as u64);
 
     let before = hub.counters().bytes.load(Relaxed);
-    let logs = hub.text(&record, None, Some(2), 100_000).await.unwrap();
+    let logs = hub.text(&record, None, Some(2), 100_000).await.unwrap().0;
     assert_eq!(logs.build, format!("{}\n{}\n", text(19_999), text(20_000)));
     assert!(logs.truncated.is_empty() && logs.missing.is_empty());
     // Not the whole log is read for its last lines.
@@ -50,7 +50,7 @@ async fn a_log_of_which_a_busy_node_knows_nothing_yet_is_waited_for() {
     });
     let hub =
         Hub::new(client(busy.await.strip_prefix("http://").unwrap().parse().unwrap()), Settings::default());
-    let logs = hub.text(&record, None, None, 100_000).await.unwrap();
+    let logs = hub.text(&record, None, None, 100_000).await.unwrap().0;
     let whole: String = (1..=20).map(|seq| text(seq) + "\n").collect();
     assert_eq!((logs.build, logs.missing.len()), (whole, 0));
 }

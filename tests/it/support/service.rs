@@ -56,6 +56,11 @@ impl Service {
         });
     }
 
+    /// The number of its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it says of a metric, by its name and labels as they are written; none where it says nothing.
     pub(crate) async fn metric(&self, name: &str) -> Option<u64> {
         let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();
