@@ -24,7 +24,7 @@ pub(super) async fn finish(
     payload: Option<Payload>,
     keeper: Result<Option<Keeper>, BadConfiguration>,
 ) -> Result<Ended, Fatal> {
-    let (log, writer) = log::open().map_err(Fatal::Log)?;
+    let (log, writer) = log::open(log::is_torn(&around.shared("logs"), "finish")).map_err(Fatal::Log)?;
     let ended = match payload {
         Some(payload) => repair(&around, &payload, &log).await,
         // The build's task never got its payload, so nothing was claimed.

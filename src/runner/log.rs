@@ -4,9 +4,11 @@
 //! bounded: a slow reader of our output slows the tool, it never grows memory. A line that nobody takes any more is lost and
 //! counted, so that who reads the log is told of it.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::thread::JoinHandle;
 
 use chrono::Utc;
@@ -41,16 +43,35 @@ pub(super) struct Writer {
     thread: JoinHandle<()>,
 }
 
-/// Opens the log on standard output.
-pub(super) fn open() -> std::io::Result<(Log, Writer)> {
+/// Opens the log on standard output. Where what an earlier run wrote there is torn, its line is ended first.
+pub(super) fn open(is_torn: bool) -> std::io::Result<(Log, Writer)> {
     // Without the standard library's own buffer: what became of a write is to be known.
-    open_on(File::from(std::io::stdout().as_fd().try_clone_to_owned()?))
+    let out = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    open_on(out, is_torn)
 }
 
-fn open_on(out: impl Write + Send + 'static) -> std::io::Result<(Log, Writer)> {
+/// Whether a task's log, in Nomad's files, ends within a line: its node went down while it wrote. What is not known is taken for
+/// whole.
+pub(super) fn is_torn(files: &Path, task: &str) -> bool {
+    let prefix = format!("{task}.stdout.");
+    let index = |name: &OsStr| name.to_str()?.strip_prefix(&prefix)?.parse::<u64>().ok();
+    let entries = std::fs::read_dir(files).into_iter().flatten().flatten();
+    let last = entries.filter_map(|entry| Some((index(&entry.file_name())?, entry.path()))).max();
+    let last_byte = |path: &Path| {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::End(-1))?;
+        let mut byte = [0];
+        file.read_exact(&mut byte)?;
+        std::io::Result::Ok(byte[0])
+    };
+    last.is_some_and(|(_, path)| last_byte(&path).is_ok_and(|byte| byte != b'\n'))
+}
+
+fn open_on(out: impl Write + Send + 'static, is_torn: bool) -> std::io::Result<(Log, Writer)> {
     let (queue, messages) = mpsc::channel(256);
-    let thread =
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_all(out, messages))?;
+    let thread = std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || write_all(out, is_torn, messages))?;
     Ok((Log { queue, passing: TaskTracker::new() }, Writer { thread }))
 }
 
@@ -115,9 +136,9 @@ impl Writer {
     }
 }
 
-fn write_all(out: impl Write, mut messages: mpsc::Receiver<Message>) {
-    let mut lines =
-        Lines { out, waiting: Vec::new(), is_torn: false, seq: 0, open: [Vec::new(), Vec::new()] };
+fn write_all(out: impl Write, is_torn: bool, mut messages: mpsc::Receiver<Message>) {
+    let waiting = if is_torn { b"\n".to_vec() } else { Vec::new() };
+    let mut lines = Lines { out, waiting, is_torn, seq: 0, open: [Vec::new(), Vec::new()] };
     while let Some(message) = messages.blocking_recv() {
         lines.take(message);
         while let Ok(message) = messages.try_recv() {
@@ -281,7 +302,7 @@ mod tests {
     async fn lines_that_nobody_takes_are_counted_and_those_behind_them_are_whole() {
         for taken in [0, 10, 40, 41, 60, 70] {
             let out = Shared::default();
-            let (log, writer) = open_on(Breaks(out.clone(), taken)).unwrap();
+            let (log, writer) = open_on(Breaks(out.clone(), taken), false).unwrap();
             for line in ["one\n", "two\n", "three\n"] {
                 log.output(Stream::Stdout, line.as_bytes().to_vec()).await;
                 // Each is written by itself.
@@ -299,7 +320,7 @@ mod tests {
 
     async fn written(messages: &[(Stream, &[u8])]) -> Vec<Line> {
         let out = Shared::default();
-        let (log, writer) = open_on(out.clone()).unwrap();
+        let (log, writer) = open_on(out.clone(), false).unwrap();
         for (stream, bytes) in messages {
             log.output(*stream, bytes.to_vec()).await;
         }

@@ -146,7 +146,8 @@ async fn run_phase(
     around: Surroundings,
     payload: Result<Payload, Fatal>,
 ) -> Result<Ended, Fatal> {
-    let (log, writer) = log::open().map_err(Fatal::Log)?;
+    let (log, writer) =
+        log::open(log::is_torn(&around.shared("logs"), phase.as_str())).map_err(Fatal::Log)?;
     let ended = try_phase(phase, around, payload, log.clone()).await;
     if let Err(fatal) = &ended {
         log.say(&format!("{phase} cannot go on: {}", chain(fatal))).await;

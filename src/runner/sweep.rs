@@ -44,7 +44,7 @@ pub(super) async fn sweep(source: Source<'_>) -> Result<Ended, Fatal> {
     match reader.finish(purpose).map_err(Lost::from)? {
         Some(Purpose::Job(job)) => removal::everything(&engine, &job, removal::MOST).await?,
         Some(Purpose::Ended { since, dry_run }) => {
-            let (log, writer) = log::open().map_err(Fatal::Log)?;
+            let (log, writer) = log::open(false).map_err(Fatal::Log)?;
             let swept = sweep_ended(&Visitor::read(source)?, &engine, since, dry_run, &log).await;
             drop(log);
             // What was done is done, whoever reads of it.

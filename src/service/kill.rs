@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 
-use super::{FindError, PATIENCE, Service};
+use super::{FindError, PATIENCE, Service, cleanup};
 use crate::job::{Claim, JobId, Reason, Record, Status, Verdict};
 use crate::ledger::LedgerError;
 use crate::nomad::{Error, patiently};
@@ -69,6 +69,14 @@ impl Service {
     }
 
     async fn revoke_by_caller(&self, id: &JobId, record: &Record) -> Result<Killed, KillError> {
+        let unknown = |error| KillError::Undecided(id.clone(), LedgerError::Nomad(id.clone(), error));
+        // Another replica cleaned it up, and this one has yet to hear of that: nobody would remove what is decided now.
+        if cleanup::sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(unknown)?.is_some()
+            && self.ledger.claim(id).await.map_err(|error| KillError::Undecided(id.clone(), error))?.is_none()
+        {
+            self.store.remove(id);
+            return Err(FindError::Unknown(id.clone()).into());
+        }
         let verdict =
             Verdict::new(Status::Killed, record.phase, Reason::Killed, "killed by a caller", Utc::now());
         let decision = self

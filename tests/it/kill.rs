@@ -1,5 +1,7 @@
 //! Kill: up to the claim it ends a job and nothing is tagged; behind the claim it says no.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -211,4 +213,24 @@ async fn a_kill_that_cannot_stop_the_tasks_says_what_stands_and_can_be_repeated(
     assert_eq!(api.status(&id).await["status"], "KILLED");
     // By a service that reaches Nomad.
     kill_and_see_to_it(&id, &sleeper.job).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_another_replica_cleaned_up_meanwhile_is_not_killed_and_leaves_nothing_behind() {
+    let world = world();
+    let lists = AtomicUsize::new(0);
+    // A replica that hears of nothing after its start.
+    let nomad = nomad_front(&world.nomad, move |_, path| {
+        let is_late = path == "/v1/vars" && lists.fetch_add(1, Ordering::Relaxed) > 1;
+        (is_late || path == "/v1/event/stream").then_some(Instead::Silence)
+    });
+    let service = Service::start(&nomad.await, &world.registry, &[]);
+    let (deaf, api) = (Api::new(&service.url), world.api());
+    let repository = world.repository("");
+    let id = deaf.submit(&world.job(&repository)).await;
+    assert_eq!(api.wait_for_end(&id).await["status"], "SUCCEEDED");
+    assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
+    let (status, body) = deaf.call(Method::POST, &format!("/jobs/{id}/kill"), None).await;
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (404, &json!("job_not_found")), "{body}");
+    assert!(world.nomad(&format!("/v1/var/nomad-build/claims/{id}")).await.is_none());
 }

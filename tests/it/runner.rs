@@ -455,3 +455,18 @@ async fn finish_archives_all_of_a_phase_that_ran_twice_though_its_second_run_was
     assert_eq!(std::fs::read_to_string(archived).unwrap(), format!("{first}{second}"), "{said}");
     allocation.ledger.remove(&allocation.job).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_run_behind_a_line_that_was_cut_short_begins_with_a_line_of_its_own() {
+    for (before, first) in [("half of a li", "\n2"), ("a line\n", "2"), ("", "2")] {
+        let submission = submission();
+        let allocation = Allocation::built(&submission).await;
+        let logs = allocation.path("alloc/logs");
+        std::fs::create_dir(&logs).unwrap();
+        std::fs::write(logs.join("publish.stdout.0"), "half of a li").unwrap();
+        std::fs::write(logs.join("publish.stdout.10"), before).unwrap();
+        let (well, log) = allocation.run("publish", ENGINE).await;
+        assert!(well && log.starts_with(first), "{before:?} {log}");
+        allocation.is_published(&submission, &log).await;
+    }
+}

@@ -155,7 +155,6 @@ impl Reader {
     /// One step further in a phase; a message if there is one to give at once.
     async fn advance(&mut self, phase: Phase) -> Option<Message> {
         let record = Arc::clone(&self.record.borrow());
-        let lines = record.lines[phase as usize];
         if phase == Phase::Test && !record.labels.has_tests {
             self.next_phase();
             return None;
@@ -202,7 +201,7 @@ impl Reader {
                     () = changed(&mut self.record, &mut self.removed) => {}
                 }
             }
-            Next::Ended(ending) => return self.ended(phase, lines, ending),
+            Next::Ended(ending) => return self.ended(phase, &record, ending),
         }
         None
     }
@@ -235,8 +234,9 @@ impl Reader {
     }
 
     /// The follower is done.
-    fn ended(&mut self, phase: Phase, lines: Option<u64>, ending: Ending) -> Option<Message> {
-        let at = self.mark.position;
+    fn ended(&mut self, phase: Phase, record: &Record, ending: Ending) -> Option<Message> {
+        let (at, lines) = (self.mark.position, record.lines[phase as usize]);
+        let known = self.mark.counted(record, phase);
         let gap = match (ending, lines) {
             (Ending::Missing(reason, text), _) => {
                 self.reason = self.reason.max(Some(reason));
@@ -244,9 +244,11 @@ impl Reader {
                 let what = if at == Position::default() { "the whole log" } else { "the rest of the log" };
                 Some(self.gap(phase, all, format!("{what} of this phase is missing: {text}")))
             }
-            (Ending::Done, Some(lines)) if lines > at.seq => {
+            (Ending::Done, Some(lines)) if lines > known => {
                 self.reason = self.reason.max(Some(EndReason::Unavailable));
-                Some(self.gap(phase, Position { seq: lines, sub: 0, ..at }, missing(at.seq, lines)))
+                // Those of an earlier run do not count.
+                let run = at.run.saturating_add(u32::from(known < at.seq));
+                Some(self.gap(phase, Position { run, seq: lines, sub: 0 }, missing(known, lines)))
             }
             (Ending::Done, _) => None,
         };

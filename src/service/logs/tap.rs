@@ -107,6 +107,14 @@ impl Mark {
         Self { position: entry.position, hint, time: Some(entry.time) }
     }
 
+    /// How many lines are known of those that a phase's runner counted: none where the last one is of an earlier run.
+    pub(super) fn counted(&self, record: &Record, phase: Phase) -> u64 {
+        let is_earlier = record.lines[phase as usize].is_some_and(|lines| self.position.seq > lines)
+            && self.time.is_some()
+            && !record.wrote_since_it_began(phase, self.time);
+        if is_earlier { 0 } else { self.position.seq }
+    }
+
     /// Whether this is behind all the lines that a phase's runner counted. Those of an earlier run are not what it counted,
     /// and came before it began.
     pub(super) fn is_behind_all(&self, record: &Record, phase: Phase) -> bool {

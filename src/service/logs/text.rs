@@ -158,6 +158,7 @@ async fn collect(
     if known == 0 && !archived && began && record.status.is_final() && target.allocation().await?.is_none() {
         return Ok(Some(gone_for(inner, record)));
     }
+    let known = mark.counted(record, target.phase);
     if let Some(lines) = lines.filter(|&lines| lines > known) {
         if !archived && is_fresh(record) {
             return Ok(Some(format!("lines {} to {lines} have not arrived yet: ask again", known + 1)));
