@@ -279,8 +279,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until a server that was started again has a leader and all its peers.
-    async fn is_back(&self, number: usize) {
+    /// Waits until a server that was started again, or that hung, has a leader and all its peers.
+    pub(crate) async fn is_back(&self, number: usize) {
         let [http, ..] = self.ports[number];
         wait_for("the server is back", Duration::from_mins(1), async || {
             let peers = ask(http, "status/peers").await?;
