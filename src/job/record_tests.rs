@@ -333,3 +333,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn when_an_earlier_phase_ended_is_not_made_up_before_it_is_heard() {
+    let building = progress(&[(Phase::Build, false)]);
+    let verdict = Verdict::new(Status::Failed, Some(Phase::Test), Reason::TestFailed, "", at(9));
+    let claim = Some(Claim::revoked(verdict));
+    let times = Record::of(&facts(building, claim)).unwrap().timestamps;
+    assert_eq!((times.build_end, times.job_end), (None, Some(at(9))));
+    assert!(times.build_start.is_some());
+}

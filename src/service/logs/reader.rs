@@ -34,6 +34,8 @@ pub(super) struct Reader {
     /// For each phase, the allocation whose log was read.
     read_of: [Option<Uuid>; 3],
     mark: Mark,
+    /// Whether the run whose lines were counted was read to its end, whatever ran after it.
+    is_whole: bool,
     tail: Option<u64>,
     handle: Option<(Arc<Handle>, watch::Receiver<()>)>,
     chunk: Option<(Arc<Chunk>, usize)>,
@@ -58,6 +60,7 @@ impl Reader {
             asked,
             read_of: [None; 3],
             mark: Mark::START,
+            is_whole: false,
             tail: request.tail,
             handle: None,
             chunk: None,
@@ -138,6 +141,9 @@ impl Reader {
             let gap = self.gap(phase, before, text);
             self.chunk = Some((chunk, index));
             return Some(gap);
+        }
+        if entry.position.run != at.run {
+            self.is_whole |= self.mark.is_behind_all(&self.record.borrow(), phase);
         }
         self.mark = Mark::after(entry);
         let message = Message::Log {
@@ -244,7 +250,7 @@ impl Reader {
                 let what = if at == Position::default() { "the whole log" } else { "the rest of the log" };
                 Some(self.gap(phase, all, format!("{what} of this phase is missing: {text}")))
             }
-            (Ending::Done, Some(lines)) if lines > known => {
+            (Ending::Done, Some(lines)) if lines > known && !self.is_whole => {
                 self.reason = self.reason.max(Some(EndReason::Unavailable));
                 // Those of an earlier run do not count.
                 let run = at.run.saturating_add(u32::from(known < at.seq));
@@ -352,6 +358,7 @@ impl Reader {
 
     fn restart(&mut self) {
         self.mark = Mark::START;
+        self.is_whole = false;
         self.chunk = None;
         self.turn = None;
         self.handle = None;

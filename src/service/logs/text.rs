@@ -107,8 +107,6 @@ async fn collect(
 ) -> Result<Option<String>, Unread> {
     let lines = record.lines[target.phase as usize];
     let began = record.timestamps.of(target.phase).0.is_some() || lines.is_some();
-    // A line without an end is the last thing a killed runner wrote; otherwise its end is on its way.
-    let ends_open = record.status.is_final() && lines.is_none();
     let mut lost = Vec::new();
     let mut delays = retries();
     let mut failures = 0;
@@ -116,7 +114,7 @@ async fn collect(
     let mut archived = false;
     loop {
         let before = mark.position.seq;
-        let passed = pass(inner, target, ends_open, &mut mark, &mut lost, text).await;
+        let passed = pass(inner, target, record, &mut mark, &mut lost, text).await;
         // As long as lines come, more of them may.
         in_vain = if mark.position.seq > before { 0 } else { in_vain + 1 };
         let is_last = in_vain == TRIES;
@@ -159,26 +157,29 @@ async fn collect(
         return Ok(Some(gone_for(inner, record)));
     }
     let known = mark.counted(record, target.phase);
-    if let Some(lines) = lines.filter(|&lines| lines > known) {
+    if let Some(lines) = lines.filter(|&lines| lines > known && !text.is_whole) {
         if !archived && is_fresh(record) {
             return Ok(Some(format!("lines {} to {lines} have not arrived yet: ask again", known + 1)));
         }
         lost.push((known + 1, lines));
     }
-    let (Some(first), Some(all)) = (lost.first(), lost.last()) else { return Ok(None) };
+    let (first, end) = (lost.iter().map(|lost| lost.0).min(), lost.iter().map(|lost| lost.1).max());
+    let (Some(first), Some(end)) = (first, end) else { return Ok(None) };
     let what = if lost.len() == 1 { "lines" } else { "some of lines" };
-    Ok(Some(format!("{what} {} to {} are missing: Nomad no longer has them", first.0, all.1)))
+    Ok(Some(format!("{what} {first} to {end} are missing: Nomad no longer has them")))
 }
 
 /// Reads from a mark to the end that the log has now; whether that is all there will ever be.
 async fn pass(
     inner: &Inner,
     target: &Target,
-    ends_open: bool,
+    record: &Record,
     mark: &mut Mark,
     lost: &mut Vec<(u64, u64)>,
     text: &mut Text,
 ) -> Result<bool, Unread> {
+    // A line without an end is the last thing a killed runner wrote; otherwise its end is on its way.
+    let ends_open = record.status.is_final() && record.lines[target.phase as usize].is_none();
     let mut tap = Tap::open(target, &inner.places, &inner.counters, *mark, false).await?;
     loop {
         let next = tap.next(&inner.counters).await?;
@@ -191,6 +192,9 @@ async fn pass(
         for entry in entries {
             let at = mark.position;
             let known = if entry.position.run == at.run { at.seq } else { 0 };
+            if entry.position.run != at.run {
+                text.is_whole |= mark.is_behind_all(record, target.phase);
+            }
             if entry.position.sub == 0 && entry.position.seq > known + 1 && lost.len() < 2 {
                 lost.push((known + 1, entry.position.seq - 1));
             }
@@ -229,12 +233,14 @@ struct Text {
     omitted: u64,
     /// Of each stream, the line that is not whole yet.
     open: [String; 2],
+    /// Whether the run whose lines were counted was read to its end, whatever ran after it.
+    is_whole: bool,
 }
 
 impl Text {
     fn new(most_lines: usize, most_bytes: usize) -> Self {
         let open = [String::new(), String::new()];
-        Self { kept: VecDeque::new(), lines: 0, most_lines, most_bytes, omitted: 0, open }
+        Self { kept: VecDeque::new(), lines: 0, most_lines, most_bytes, omitted: 0, open, is_whole: false }
     }
 
     fn push(&mut self, entry: &Entry) {

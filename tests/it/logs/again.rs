@@ -150,3 +150,32 @@ async fn a_tail_of_a_task_that_ran_again_keeps_no_line_from_another_reader() {
         assert!(seen.lines == want, "{} lines", seen.lines.len());
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_counted_is_all_there_though_a_run_behind_it_says_a_word() {
+    let mut job = Job::building(10, 10).await;
+    job.lines(Phase::Build, 50).await;
+    job.change(|record| record.lines = [Some(50), Some(0), Some(0)]);
+    let hub = job.hub();
+    let seen = || {
+        wait_for("the first run", Duration::from_secs(30), async || {
+            let record = job.record.borrow().clone();
+            let logs = hub.text(&record, None, None, 1 << 20).await.ok()?.0;
+            (logs.build.lines().count() == 50).then_some(())
+        })
+    };
+    seen().await;
+    // "Nothing to do", as its gate is closed.
+    job.run_again(Phase::Build).await;
+    job.lines(Phase::Build, 1).await;
+    job.finish(Status::Failed);
+    let record = job.record.borrow().clone();
+    let logs = wait_for("the second run", Duration::from_secs(30), async || {
+        let logs = hub.text(&record, None, None, 1 << 20).await.ok()?.0;
+        (logs.build.lines().count() == 51).then_some(logs)
+    })
+    .await;
+    assert_eq!(logs.missing.len(), 0, "{:?}", logs.missing);
+    let seen = all(job.read(&hub, Request::default())).await;
+    assert_eq!((seen.gaps, seen.end), (Vec::new(), Some((Status::Failed, None))));
+}
