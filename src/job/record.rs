@@ -210,15 +210,17 @@ fn status(facts: &Facts, verdict: Option<&Verdict>, published: Option<&Outcome>)
 
 fn timestamps(facts: &Facts, submitted_at: DateTime<Utc>) -> Timestamps {
     let end = facts.ended_at();
-    let ended_in =
-        facts.claim.1.as_ref().map(|claim| claim.verdict().map_or(Some(Phase::Publish), |v| v.phase));
+    let ended_in = facts.claim.1.as_ref().and_then(|claim| match claim {
+        Claim::Revoked { verdict, .. } => verdict.phase,
+        Claim::Claimed { .. } => Some(Phase::Publish),
+    });
     let mut times = Timestamps { job_start: Some(submitted_at), job_end: end, ..Timestamps::default() };
     for phase in Phase::ALL {
         let Some(outcome) = facts.progress.1.of(phase) else { continue };
         let (start, stop) = times.of_mut(phase);
         *start = Some(outcome.started_at);
         // Of a phase before the one that the job ended in, it may not be heard yet how it ended.
-        let was_over = ended_in.flatten().is_some_and(|last| phase < last);
+        let was_over = ended_in.is_some_and(|last| phase < last);
         // A phase does not outlast its job: what a runner writes while it is being stopped comes later.
         *stop = match (outcome.ended_at, end) {
             (Some(stop), Some(end)) => Some(stop.min(end)),

@@ -108,7 +108,7 @@ impl Service {
         if self.store.record(id).is_none_or(|known| known.remembered) {
             return Ok(true);
         }
-        // Nomad lists the allocations of a job that was purged as long as it has them.
+        // Those that are still listed say it. Nomad (1.11) forgets them with a job that is purged.
         Ok(self.store.is_gone(id)
             && self.nomad.job_allocations(&self.config.namespace, id.as_str()).await?.is_empty())
     }
