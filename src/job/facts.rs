@@ -14,6 +14,8 @@ const STOP_GRACE: TimeDelta = TimeDelta::seconds(3);
 
 const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";
 
+const FORGOTTEN: &str = "Nomad had forgotten the job before it was heard how it ended";
+
 /// What is known of the Nomad job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobFacts {
@@ -290,11 +292,9 @@ impl Facts {
             _ if job.remembered && self.was_told_to_stop() => {
                 (Status::Killed, Reason::Stopped, TOLD_TO_STOP.to_owned())
             }
-            _ if job.remembered => {
-                let message = "Nomad had forgotten the job before it was heard how it ended".to_owned();
-                (Status::Lost, Reason::NodeLost, message)
-            }
-            _ if job.gone => {
+            _ if job.remembered => (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned()),
+            // Nomad collects only what has ended; what it forgot before that was purged.
+            _ if job.gone && over.is_none_or(|last| last.index > job.index) => {
                 (Status::Killed, Reason::Stopped, "the Nomad job was purged by somebody else".to_owned())
             }
             _ if job.stopped => {
@@ -305,6 +305,9 @@ impl Facts {
             Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
                 let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
                 (Status::Killed, Reason::Stopped, message)
+            }
+            Some(AllocationFacts { detail: None, is_lost: false, .. }) if job.gone => {
+                (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned())
             }
             Some(AllocationFacts { detail: None, is_lost: false, .. }) => return Some(Due::Look),
             Some(allocation) if allocation.is_lost => {

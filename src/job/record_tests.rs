@@ -216,9 +216,23 @@ fn what_nobody_else_ends_is_due() {
     purged.see_gone(9);
     assert_eq!(reason(&purged), Some((Status::Killed, Reason::Stopped)));
 
+    // Its allocation ends because of that.
+    purged.see_allocation(allocation(10, true));
+    assert_eq!(reason(&purged), Some((Status::Killed, Reason::Stopped)));
+
     let mut died = running.clone();
     died.see_allocation(allocation(9, true));
     assert_eq!(reason(&died), Some((Status::Failed, Reason::RunnerDied)));
+
+    // Nomad collects what has ended, and nobody purged it.
+    let mut collected = died;
+    collected.see_gone(12);
+    assert_eq!(reason(&collected), Some((Status::Failed, Reason::RunnerDied)));
+
+    let mut unread = running.clone();
+    unread.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
+    unread.see_gone(12);
+    assert_eq!(reason(&unread), Some((Status::Lost, Reason::NodeLost)));
 
     // A runner that was told to stop said so; the allocation that replaced it does nothing.
     let mut drained = running.clone();

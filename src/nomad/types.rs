@@ -100,6 +100,8 @@ pub struct TaskState {
     pub failed: bool,
     /// When it started; none where it never did.
     pub started_at: Option<chrono::DateTime<chrono::Utc>>,
+    /// When it ended; none while it has not.
+    pub finished_at: Option<chrono::DateTime<chrono::Utc>>,
     /// What happened to it; the last ten.
     #[serde(deserialize_with = "null_as_default")]
     pub events: Vec<TaskEvent>,

@@ -2,6 +2,7 @@
 
 mod again;
 mod job;
+mod stopped;
 mod texts;
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use nomad_build::nomad::{Error, Kind, Origin};
 use nomad_build::service::logs::{Cursor, EndReason, Hub, InvalidCursor, Message, Request, Settings};
 
 use self::job::{Job, Seen, all, phase_only, text};
-use crate::support::agent::{client, wait_for};
+use crate::support::agent::{Agent, client, wait_for};
 use crate::support::proxy::Proxy;
 use crate::support::{Instead, nomad_front};
 
@@ -327,7 +328,7 @@ async fn a_runner_that_was_killed_leaves_a_log_that_ends_with_its_task() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_nomad_has_collected_is_said_to_be_expired() {
-    let mut job = Job::building(10, 10).await;
+    let mut job = Job::on(Agent::own().await, 10, 10).await.begun().await;
     let hub = job.hub();
     job.lines(Phase::Build, 10).await;
     job.end(Phase::Build);

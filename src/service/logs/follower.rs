@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
@@ -17,7 +17,7 @@ use super::message::EndReason;
 use super::ring::{Chunk, Ending, Next, Ring};
 use super::tap::{Mark, Tap, Target};
 use super::{Inner, Unread, retries};
-use crate::job::Record;
+use crate::job::{Record, Status};
 
 /// How often Nomad is asked whether a task that should have ended has ended.
 const CHECK: Duration = Duration::from_secs(1);
@@ -28,6 +28,9 @@ const TURN: Duration = Duration::from_secs(1);
 /// Nomad says that a task is dead before it has written out the last of its log: how long to wait for that, how often.
 const FLUSH: Duration = Duration::from_millis(600);
 const PASSES: u32 = 17;
+
+/// How often in a row nothing comes before that is held to be all, where the runner has not said how much there is.
+const STILL: u32 = 3;
 
 /// How long a log that should be there is asked for before it is held to be gone.
 const ABSENT: Duration = Duration::from_secs(5);
@@ -161,17 +164,23 @@ struct Follower {
 enum Task {
     /// It may still write.
     Live,
-    /// It wrote, and will not any more.
-    Dead,
+    /// It wrote, and will not any more; when it ended.
+    Dead(Option<DateTime<Utc>>),
     /// It never ran, and may still.
     Waits,
+    /// It never ran, and never will.
+    Never,
     /// Nomad has forgotten the allocation.
     Gone,
 }
 
 impl Task {
+    fn ended_at(&self) -> Option<DateTime<Utc>> {
+        if let Self::Dead(at) = self { *at } else { None }
+    }
+
     fn is_over(&self) -> bool {
-        matches!(self, Self::Dead | Self::Gone)
+        matches!(self, Self::Dead(_) | Self::Never | Self::Gone)
     }
 }
 
@@ -241,9 +250,9 @@ impl Follower {
             if settle && !tap.is_archived() {
                 match self.task().await? {
                     // What never began by the record's word is not waited for: its right to begin was revoked.
-                    task if task.is_over() || (self.is_final() && !self.has_run()) => {
+                    task if task.is_over() || self.never_began() => {
                         drop(tap);
-                        return self.drain().await;
+                        return self.drain(&task).await;
                     }
                     _ if self.is_out_of_patience() => {
                         let text =
@@ -263,11 +272,15 @@ impl Follower {
     }
 
     /// Reads what is left of a log that nobody writes to any more; no end where it may yet be found elsewhere.
-    async fn drain(&mut self) -> Result<Option<Ending>, Unread> {
+    async fn drain(&mut self, task: &Task) -> Result<Option<Ending>, Unread> {
         self.target.ended = self.is_final();
         let Inner { places, counters, .. } = &*Arc::clone(&self.inner);
-        let end = self.record.borrow().timestamps.job_end;
-        let is_fresh = self.has_run() && end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10);
+        // A task that is told to stop may take its time, and writes until its end.
+        let end =
+            self.record.borrow().timestamps.job_end.map(|end| task.ended_at().map_or(end, |at| at.max(end)));
+        let is_fresh = end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10);
+        let is_fresh = is_fresh && (self.has_run() || task.ended_at().is_some());
+        let mut still = 0;
         for _ in 0..PASSES {
             if is_fresh {
                 tokio::time::sleep(FLUSH).await;
@@ -277,8 +290,8 @@ impl Follower {
             while let Some(entries) = tap.next(counters).await? {
                 self.push(entries);
             }
-            let is_quiet = self.mark.position == before && self.lines().is_none();
-            if !is_fresh || is_quiet {
+            still = if self.mark.position == before && self.lines().is_none() { still + 1 } else { 0 };
+            if !is_fresh || still == STILL {
                 // A line without an end is the last thing a killed runner wrote.
                 self.push(tap.finish());
                 break;
@@ -317,8 +330,9 @@ impl Follower {
                 Ok(Task::Gone) if self.has_run() => Some(expired()),
                 Ok(Task::Gone) => Some(Ending::Done),
                 // Nomad's servers hear of a task's start up to a second after the record may.
-                Ok(Task::Waits) if self.is_final() && !self.has_run() => Some(Ending::Done),
-                Ok(Task::Dead) if self.is_over() => {
+                Ok(Task::Waits) if self.never_began() => Some(Ending::Done),
+                Ok(Task::Never) if !self.has_run() => Some(Ending::Done),
+                Ok(Task::Dead(_)) if self.is_over() => {
                     let since = *self.absent.get_or_insert_with(Instant::now);
                     (since.elapsed() >= ABSENT).then(expired)
                 }
@@ -343,11 +357,13 @@ impl Follower {
 
     async fn task(&self) -> Result<Task, Unread> {
         let Some(found) = self.target.allocation().await? else { return Ok(Task::Gone) };
+        let is_over = matches!(found.client_status.as_str(), "complete" | "failed" | "lost");
         Ok(match found.task_states.get(self.target.phase.as_str()) {
-            Some(task) if task.started_at.is_none() => Task::Waits,
-            Some(task) if task.state == "dead" => Task::Dead,
-            Some(_) => Task::Live,
-            None => Task::Waits,
+            Some(task) if task.started_at.is_some() && task.state == "dead" => Task::Dead(task.finished_at),
+            Some(task) if task.started_at.is_some() => Task::Live,
+            Some(task) if task.state == "dead" || is_over => Task::Never,
+            None if is_over => Task::Never,
+            _ => Task::Waits,
         })
     }
 
@@ -376,6 +392,19 @@ impl Follower {
 
     fn has_run(&self) -> bool {
         self.record.borrow().timestamps.of(self.target.phase).0.is_some() || self.lines().is_some()
+    }
+
+    /// Whether the phase never told of its begin and will not any more. The runner of a job that was killed hears of it last,
+    /// and may be at its begin then: whether it is, Nomad says.
+    fn never_began(&self) -> bool {
+        let record = self.record.borrow();
+        let since = record.timestamps.job_end.map(|end| Utc::now() - end);
+        let is_recent = since
+            .and_then(|since| since.to_std().ok())
+            .is_none_or(|since| since < self.inner.settings.patience);
+        let may_begin = !self.removed && record.status == Status::Killed && is_recent;
+        drop(record);
+        self.is_final() && !self.has_run() && !may_begin
     }
 
     /// Whether the job has ended and nothing was heard of its log for long.

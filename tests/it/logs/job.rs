@@ -45,7 +45,11 @@ pub(super) fn text(seq: u64) -> String {
 impl Job {
     /// Registered, but of its record nothing is known yet but that it waits.
     pub(super) async fn new(files: u64, megabytes: u64) -> Self {
-        let agent = Agent::shared().await;
+        Self::on(Agent::shared().await, files, megabytes).await
+    }
+
+    /// The same, on a given agent.
+    pub(super) async fn on(agent: Arc<Agent>, files: u64, megabytes: u64) -> Self {
         let nomad = agent.client();
         let id = JobId::from_uuid(Uuid::new_v4());
         let tasks: Vec<_> = Phase::ALL
@@ -102,10 +106,13 @@ impl Job {
 
     /// One with only a build, placed and begun.
     pub(super) async fn building(files: u64, megabytes: u64) -> Self {
-        let mut job = Self::new(files, megabytes).await;
-        job.place().await;
-        job.begin(Phase::Build).await;
-        job
+        Self::new(files, megabytes).await.begun().await
+    }
+
+    pub(super) async fn begun(mut self) -> Self {
+        self.place().await;
+        self.begin(Phase::Build).await;
+        self
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut Record)) {
@@ -121,14 +128,19 @@ impl Job {
         self.change(|record| record.nomad.allocation = Some(found.id.clone()));
     }
 
-    /// Waits for a phase's task, and tells the record.
-    pub(super) async fn begin(&mut self, phase: Phase) {
+    /// Waits for a phase's task.
+    pub(super) async fn open(&mut self, phase: Phase) {
         let path = pipe(&self.agent, &self.id, phase);
         // Opens once the task reads.
         let open = tokio::task::spawn_blocking(move || File::options().write(true).open(path).unwrap());
         let pipe =
             tokio::time::timeout(Duration::from_secs(30), open).await.expect("the task starts").unwrap();
         self.pipes.insert(phase, pipe);
+    }
+
+    /// Waits for a phase's task, and tells the record.
+    pub(super) async fn begin(&mut self, phase: Phase) {
+        self.open(phase).await;
         self.change(|record| {
             record.status = phase.status();
             record.phase = Some(phase);

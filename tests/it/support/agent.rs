@@ -45,14 +45,24 @@ impl Agent {
                 agent
             })
         };
-        let client = agent.client();
+        agent.is_ready().await;
+        agent
+    }
+
+    /// One of a single test, which may collect what has ended: everybody's, on the agent of all.
+    pub(crate) async fn own() -> Arc<Self> {
+        let agent = Arc::new(Self::start(""));
+        agent.is_ready().await;
+        agent
+    }
+
+    async fn is_ready(&self) {
         wait_for("a node that is ready", Duration::from_mins(1), async || {
-            let nodes = agent.get("nodes").await.ok()?;
+            let nodes = self.get("nodes").await.ok()?;
             nodes.as_array()?.iter().any(|node| node["Status"] == "ready").then_some(())
         })
         .await;
-        client.leader().await.unwrap();
-        agent
+        self.client().leader().await.unwrap();
     }
 
     /// Starts one, with further configuration.

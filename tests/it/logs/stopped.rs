@@ -1,0 +1,95 @@
+//! What a task says that is told to stop: it comes after the job's end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use nomad_build::job::{Phase, Status};
+use nomad_build::nomad::Origin;
+use nomad_build::service::logs::{Hub, Request, Settings};
+
+use super::job::{Job, all, now};
+use crate::support::agent::{client, wait_for};
+use crate::support::{Instead, nomad_front};
+
+/// A hub behind a front of the job's Nomad.
+async fn hub_behind(job: &Job, instead: impl Fn(&str) -> Option<Instead> + Send + Sync + 'static) -> Hub {
+    let nomad = format!("http://{}", job.agent.address());
+    let front = nomad_front(&nomad, move |_, path| instead(path)).await;
+    let front = client(front.strip_prefix("http://").unwrap().parse().unwrap());
+    Hub::new(front, Settings::default())
+}
+
+/// Waits until Nomad has a log of so many bytes.
+async fn is_written(job: &Job, phase: Phase, bytes: usize) {
+    let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
+    wait_for("the log in Nomad", Duration::from_secs(30), async || {
+        let log = job.nomad.task_log("default", &allocation, phase.as_str(), Origin::Start(0), false);
+        let (mut log, mut read) = (log.await.ok()?, 0);
+        while let Some(frame) = log.next().await.ok()? {
+            read += frame.data.len();
+        }
+        (read >= bytes).then_some(())
+    })
+    .await;
+}
+
+async fn stop(job: &Job) {
+    job.nomad.stop("default", job.id.as_str(), false).await.unwrap();
+    let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
+    wait_for("the end of the task", Duration::from_secs(30), async || {
+        let found = job.nomad.allocation("default", &allocation).await.ok()?;
+        found.task_states.get("build").is_some_and(|task| task.state == "dead").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_runner_says_that_was_killed_at_its_begin_is_read_to_its_end() {
+    let mut job = Job::new(10, 10).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let hub = hub_behind(&job, move |path| {
+        counter.fetch_add(usize::from(path.starts_with("/v1/allocation/")), Relaxed);
+        None
+    })
+    .await;
+    job.place().await;
+    job.open(Phase::Build).await;
+    // It has told nobody yet that it began.
+    job.change(|record| {
+        record.status = Status::Killed;
+        record.timestamps.job_end = Some(now());
+    });
+    let reader = tokio::spawn(all(job.read(&hub, Request::default())));
+    wait_for("a follower that asks what became of the task", Duration::from_secs(30), async || {
+        (asked.load(Relaxed) > 1 || reader.is_finished()).then_some(())
+    })
+    .await;
+    job.raw(Phase::Build, b"build was stopped\n".to_vec()).await;
+    is_written(&job, Phase::Build, 18).await;
+    stop(&job).await;
+    let seen = reader.await.unwrap();
+    assert_eq!(seen.lines, [(Phase::Build, "build was stopped".to_owned())], "{:?}", seen.gaps);
+    assert_eq!((seen.gaps.len(), seen.end), (0, Some((Status::Killed, None))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nomad_writes_out_late_of_a_task_that_took_long_to_stop_is_read() {
+    let mut job = Job::building(10, 10).await;
+    job.raw(Phase::Build, b"build was stopped\n".to_vec()).await;
+    is_written(&job, Phase::Build, 18).await;
+    stop(&job).await;
+    job.finish(Status::Killed);
+    // It was killed long before its task ended.
+    job.change(|record| record.timestamps.job_end = Some(now() - TimeDelta::seconds(25)));
+    let reads = AtomicUsize::new(0);
+    let hub = hub_behind(&job, move |path| {
+        let is_early = path.starts_with("/v1/client/fs/logs/") && reads.fetch_add(1, Relaxed) < 3;
+        is_early.then_some(Instead::Nothing)
+    })
+    .await;
+    let seen = all(job.read(&hub, Request::default())).await;
+    assert_eq!(seen.lines, [(Phase::Build, "build was stopped".to_owned())], "{:?}", seen.gaps);
+}
