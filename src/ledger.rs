@@ -186,6 +186,16 @@ impl Ledger {
         }
     }
 
+    /// Writes down whose job it is, where nothing is written of it yet: until its first phase tells, Nomad's job is all that
+    /// does, and Nomad may forget it before.
+    pub async fn open(&self, job: &JobId, labels: &Labels) -> Result<(), LedgerError> {
+        let (path, items) = (Entry::Progress.path(job), labels.to_meta());
+        let put = self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await?;
+        match put {
+            Put::Written(_) | Put::Conflict => Ok(()),
+        }
+    }
+
     /// The progress, with its index; 0 and nothing where no phase has begun.
     pub async fn progress(&self, job: &JobId) -> Result<(u64, Progress), LedgerError> {
         match self.variable(job, Entry::Progress).await? {

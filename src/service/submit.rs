@@ -184,6 +184,10 @@ impl Service {
             Registered::Somehow => None,
         };
         if let Some(facts) = facts {
+            // It runs already, so it is accepted, whatever becomes of this: its first phase writes the same.
+            if let Err(error) = self.ledger.open(&id, &facts.labels).await {
+                tracing::warn!(job = %id, error = chain(&error), "a job's ledger could not be opened");
+            }
             self.store.see(&id, |known| known.see_job(facts));
         }
         tracing::info!(job = %id, owner = %payload.spec.owner, image = payload.spec.image(), "job submitted");

@@ -89,14 +89,17 @@ async fn a_job_that_ended_and_was_forgotten_while_no_replica_was_there_gets_its_
     let (told_to_stop, vanished) = (stopped.submit(&api).await, died.submit(&api).await);
     let testing = |status: &Value| status["status"] == "TESTING";
     let before = api.wait_until(&vanished, "a test that is told of", testing).await;
+    let mut unplaced = world().job(&world().repository(""));
+    unplaced["resources"] = json!({"build": {"cpu": 60_000}});
+    let unplaced = api.submit(&unplaced).await;
     service.kill();
     crash(&vanished, "test");
     died.is_stopped().await;
-    for id in [&told_to_stop, &vanished] {
+    for id in [&told_to_stop, &vanished, &unplaced] {
         stack.nomad(&["job", "stop", "-purge", "-detach", id]);
     }
     stopped.is_stopped().await;
-    let ids = [told_to_stop, vanished];
+    let ids = [told_to_stop, vanished, unplaced];
     forget(&stack, &ids).await;
     let service = Service::start(&stack.nomad, &world().registry, &[]);
     let api = Api::new(&service.url);
@@ -105,6 +108,9 @@ async fn a_job_that_ended_and_was_forgotten_while_no_replica_was_there_gets_its_
     let lost = api.wait_for_end(&ids[1]).await;
     assert_eq!((&lost["status"], &lost["failure"]["reason"]), (&json!("LOST"), &json!("node_lost")));
     assert_eq!(lost["failure"]["phase"], "test");
+    // Of this one no task ever told anything.
+    let untold = api.wait_for_end(&ids[2]).await;
+    assert_eq!((&untold["status"], &untold["failure"]["phase"]), (&json!("LOST"), &Value::Null));
     let times = |status: &Value| {
         ["job_start", "build_end", "test_start"].map(|t| status["phase_timestamps"][t].clone())
     };
