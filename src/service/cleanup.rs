@@ -141,27 +141,25 @@ impl Service {
         let namespace = &self.config.namespace;
         let sweep = sweep_id(id);
         let mut nodes = BTreeMap::new();
+        let mut since = None;
+        nodes.extend(allocations.iter().map(|each| (each.node_id.as_str(), each.node_name.as_str())));
         if let Some(earlier) = &earlier {
             let all = self.nomad.job_allocations(namespace, &sweep).await.map_err(failed)?;
             let named: Vec<_> = render::swept_nodes(&earlier.meta).collect();
             if swept(earlier.create_index, named.len(), &all) == Some(true) {
                 return Ok(());
             }
+            let is_for_all = nodes.keys().all(|node| named.contains(node));
+            // One that still runs, as on a busy engine, is waited for.
+            since = Some(earlier.create_index).filter(|since| is_for_all && runs(*since, &all));
             // Nomad may have forgotten the job's own allocations.
-            nodes.extend(named.into_iter().map(|node| (node, node)));
-        }
-        nodes.extend(allocations.iter().map(|each| (each.node_id.as_str(), each.node_name.as_str())));
-        let pinned: Vec<_> = nodes.keys().copied().collect();
-        let job = render::render_sweep(id, &sweep, namespace, &pinned, &self.config.render)?;
-        // One that failed, or was never placed, is replaced.
-        self.nomad.stop(namespace, &sweep, true).await.map_err(failed)?;
-        let since = match self.nomad.register(namespace, &sweep, &job).await {
-            Ok(registration) => registration.job_modify_index,
-            // Another caller cleans up too; either's sweep will do.
-            Err(Error { kind: Kind::Conflict, .. }) => {
-                self.nomad.job(namespace, &sweep).await.map_err(failed)?.create_index
+            for node in named {
+                nodes.entry(node).or_insert(node);
             }
-            Err(error) => return Err(failed(error)),
+        }
+        let since = match since {
+            Some(since) => since,
+            None => self.begin_sweep(id, &sweep, &nodes.keys().copied().collect::<Vec<_>>()).await?,
         };
         let names: Vec<_> = nodes.values().copied().collect();
         let undone = |why: &str| CleanupError::Node(id.clone(), names.join(", "), why.to_owned());
@@ -169,8 +167,44 @@ impl Service {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err(undone("the sweep failed there")),
             Ok(Err(error)) => Err(failed(error)),
-            Err(_) => Err(undone("the sweep did not end there within 30 seconds")),
+            Err(_) => {
+                let stands = self.stands(&sweep, since).await.map_err(failed)?;
+                Err(undone(&format!(
+                    "the sweep did not end there within {} seconds: {stands}",
+                    WAIT.as_secs()
+                )))
+            }
         }
+    }
+
+    /// Begins a sweep of some nodes, in place of one that failed or was never placed; the index of its registration.
+    async fn begin_sweep(&self, id: &JobId, sweep: &str, nodes: &[&str]) -> Result<u64, CleanupError> {
+        let failed = |error| CleanupError::Nomad(id.clone(), error);
+        let namespace = &self.config.namespace;
+        let job = render::render_sweep(id, sweep, namespace, nodes, &self.config.render)?;
+        self.nomad.stop(namespace, sweep, true).await.map_err(failed)?;
+        match self.nomad.register(namespace, sweep, &job).await {
+            Ok(registration) => Ok(registration.job_modify_index),
+            // Another caller cleans up too; either's sweep will do.
+            Err(Error { kind: Kind::Conflict, .. }) => {
+                Ok(self.nomad.job(namespace, sweep).await.map_err(failed)?.create_index)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// How far a sweep got that has not ended, in words.
+    async fn stands(&self, sweep: &str, since: u64) -> Result<String, Error> {
+        let namespace = &self.config.namespace;
+        let all = self.nomad.job_allocations(namespace, sweep).await?;
+        if let Some(status) =
+            all.iter().filter(|each| counts(since, each)).map(|each| &each.client_status).next()
+        {
+            return Ok(format!("its task is {status}"));
+        }
+        let evaluations = self.nomad.job_evaluations(namespace, sweep).await?;
+        let why = evaluations.iter().max_by_key(|each| each.modify_index).and_then(translate::placement);
+        Ok(why.unwrap_or_else(|| "Nomad has not placed it yet".to_owned()))
     }
 
     /// Waits for the end of a sweep; whether it succeeded.
@@ -191,12 +225,24 @@ impl Service {
 /// Nomad goes on listing the allocations of sweeps that were replaced. Those made before do not count, nor do those that
 /// were stopped: they may call themselves complete.
 fn swept(since: u64, nodes: usize, allocations: &[Allocation]) -> Option<bool> {
-    let counts = |each: &&Allocation| each.create_index > since && each.desired_status == "run";
-    let ours: Vec<_> = allocations.iter().filter(counts).map(|each| each.client_status.as_str()).collect();
+    let ours = allocations.iter().filter(|each| counts(since, each));
+    let ours: Vec<_> = ours.map(|each| each.client_status.as_str()).collect();
     if ours.iter().any(|status| matches!(*status, "failed" | "lost")) {
         return Some(false);
     }
     (ours.iter().filter(|status| **status == "complete").count() >= nodes).then_some(true)
+}
+
+/// Whether a sweep that was registered at an index is at work.
+fn runs(since: u64, allocations: &[Allocation]) -> bool {
+    let mut ours =
+        allocations.iter().filter(|each| counts(since, each)).map(|each| each.client_status.as_str());
+    let (ended, live) = (["failed", "lost"], ["pending", "running"]);
+    !ours.clone().any(|status| ended.contains(&status)) && ours.any(|status| live.contains(&status))
+}
+
+fn counts(since: u64, allocation: &Allocation) -> bool {
+    allocation.create_index > since && allocation.desired_status == "run"
 }
 
 #[cfg(test)]
@@ -227,6 +273,8 @@ mod tests {
             (2, &[allocation(11, "complete", "run"), allocation(12, "failed", "run")], Some(false)),
         ] {
             assert_eq!(swept(10, nodes, allocations), want, "{nodes} {allocations:?}");
+            let is_live = allocations.iter().any(|each| each.client_status == "running");
+            assert_eq!(runs(10, allocations), is_live && want.is_none(), "{nodes} {allocations:?}");
         }
     }
 }

@@ -22,9 +22,15 @@ async fn is_cleaned_up(id: &str) {
     is_cleaned_up_by(&world().api(), id).await;
 }
 
+/// A node that is busy may take longer than a cleanup waits; the next one then waits for the same sweep.
 async fn is_cleaned_up_by(api: &Api, id: &str) {
-    let (status, body) = clean_up_by(api, id).await;
-    assert_eq!((status, &body["data"]), (200, &json!({"success": true})), "{body}");
+    eventually("a cleanup", async || {
+        let (status, body) = clean_up_by(api, id).await;
+        let is_busy = body["error"]["message"].as_str().is_some_and(|why| why.contains(": its task is "));
+        assert!(status == 200 || is_busy, "{body}");
+        (body["data"] == json!({"success": true})).then_some(())
+    })
+    .await;
 }
 
 /// Waits until the job's own tasks are done: what they would remove, they have removed.
