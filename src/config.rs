@@ -10,7 +10,7 @@ use secrecy::SecretString;
 
 use crate::archive;
 use crate::environment::{BadConfiguration, Reader, Source};
-use crate::job::{JobId, LEAST_MEMORY_MB, Payload, Policy, Resources, Scheme, Spec};
+use crate::job::{Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, Resources, Scheme, Spec};
 use crate::nomad;
 use crate::render::{self, Runner, TEMPLATES};
 use crate::telemetry::{Format, LogFilter, chain};
@@ -125,6 +125,24 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "NOMAD_BUILD_SWEEP",
         "on",
         "what becomes of Variables, containers and images that no job needs: on (removed), dry-run (told) or off",
+    (
+        "NOMAD_BUILD_ALLOW_REGISTRIES",
+        "",
+        "where images may go, as host[:port][/path], separated by commas; without it, anywhere",
+    ),
+    (
+        "NOMAD_BUILD_ALLOW_REPOSITORIES",
+        "",
+        "what may be built, as begins of addresses up to a /, separated by commas; without it, anything",
+    ),
+    (
+        "NOMAD_BUILD_FORBID_NAMES",
+        "",
+        "names that build_args and test_env may not have, a * at the end for all that begin so",
+    ),
+    ("NOMAD_BUILD_BUILD_NETWORK", "true", "false: the steps of a build have no network"),
+    ("NOMAD_BUILD_TEST_NETWORK", "true", "false: tests have no network"),
+    ("NOMAD_BUILD_MAX_PIDS", "4096", "the most processes and threads of a test"),
     ),
     (
         "NOMAD_BUILD_KEEP_CREDENTIALS",
@@ -244,6 +262,23 @@ fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {
     let hours = |hours| Duration::from_hours(hours);
     SweepSettings {
         sweep,
+        allowed: Allowed {
+            registries: reader.list("NOMAD_BUILD_ALLOW_REGISTRIES", "host[:port][/path]").unwrap_or_default(),
+            repositories: reader
+                .list(
+                    "NOMAD_BUILD_ALLOW_REPOSITORIES",
+                    "the begin of an address, for example https://github.com/acme/",
+                )
+                .unwrap_or_default(),
+            forbidden_names: reader
+                .list("NOMAD_BUILD_FORBID_NAMES", "a name, or the begin of one and a *")
+                .unwrap_or_default(),
+        },
+        isolation: Isolation {
+            build_network: reader.parsed("NOMAD_BUILD_BUILD_NETWORK", "true or false").unwrap_or(true),
+            test_network: reader.parsed("NOMAD_BUILD_TEST_NETWORK", "true or false").unwrap_or(true),
+            max_pids: at_least(reader, "NOMAD_BUILD_MAX_PIDS", 1).unwrap_or(default.isolation.max_pids),
+        },
         keep_credentials: seconds(reader, "NOMAD_BUILD_KEEP_CREDENTIALS").unwrap_or(hours(1)),
         keep_images: seconds(reader, "NOMAD_BUILD_KEEP_IMAGES").unwrap_or(hours(1)),
         keep_ledger: seconds(reader, "NOMAD_BUILD_KEEP_LEDGER").unwrap_or(hours(720)),

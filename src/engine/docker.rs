@@ -239,6 +239,7 @@ fn build_options(request: &BuildRequest, dockerfile: &str) -> BuildImageOptions 
         .labels(&labels)
         .target(request.target.as_deref().unwrap_or_default())
         .nocache(request.no_cache)
+        .networkmode(if request.network { "" } else { "none" })
         .pull("true")
         .version(BuilderVersion::BuilderBuildKit)
         .session(&uuid::Uuid::new_v4().simple().to_string())

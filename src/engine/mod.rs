@@ -38,6 +38,8 @@ pub struct BuildRequest {
     pub registry_auth: Vec<RegistryAuth>,
     /// Builds share the contents of cache mounts only within one namespace.
     pub cache_namespace: String,
+    /// Whether its steps have a network.
+    pub network: bool,
 }
 
 /// Credentials for one registry.
@@ -62,6 +64,12 @@ pub struct RunRequest {
     pub labels: BTreeMap<String, String>,
     /// The memory it may use, in bytes.
     pub memory_bytes: i64,
+    /// Its weight where the processors are all busy, as Docker counts it.
+    pub cpu_shares: i64,
+    /// The most processes and threads it may have.
+    pub pids: i64,
+    /// Whether it has a network.
+    pub network: bool,
 }
 
 /// What a container runs.

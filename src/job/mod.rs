@@ -3,6 +3,7 @@
 //! Invariant: pure. No tokio, no network, no clock, no environment; times are passed in.
 //! Invariant: knows nothing of Nomad's HTTP API, of engines or of the service's own API.
 
+mod allowed;
 mod claim;
 mod facts;
 mod fields;
@@ -18,18 +19,19 @@ mod status;
 mod submission;
 mod sweep;
 
+pub use allowed::{Allowed, NameRule, RegistryRule, RepoRule};
 pub use claim::{Claim, Verdict};
 pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
 pub use fields::{FieldError, Invalid};
 pub use id::{IdempotencyKey, InvalidId, InvalidKey, JobId};
 pub use labels::Labels;
 pub use line::{Line, Stream, Tag as LineTag};
-pub(crate) use line::{escape, part_length};
+pub(crate) use line::{PART, escape, part_length};
 pub use names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
 pub use outcome::{Outcome, Progress, Published, State};
 pub use payload::{PAYLOAD_VERSION, Payload, PayloadError};
 pub use record::{Failure, Git, Image, Location, Record, Reference, Timestamps};
-pub use spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
+pub use spec::{Isolation, LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 pub use status::{Phase, Reason, Status, Task};
 pub(crate) use submission::image_labels;
 pub use sweep::SweepReport;

@@ -290,6 +290,9 @@ fn check_repo_url(text: &str) -> Result<(), String> {
     };
     let scheme: Scheme = scheme.parse().map_err(|why| format!("has a scheme that {why}"))?;
     check(!rest.contains(['?', '#']), "has a query or a fragment: name a ref in git_ref instead")?;
+    // Whoever resolves them ends elsewhere than where the address says.
+    let is_step = |part: &str| matches!(part.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..");
+    check(!rest.split('/').any(is_step), "has a part that is . or ..: write the address without it")?;
     if scheme == Scheme::File {
         return check(rest.starts_with('/'), "is not file:// and an absolute path");
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
-use super::{Labels, Phase, Task};
+use super::{Allowed, Labels, Phase, Task};
 
 /// A submission that passed every check.
 ///
@@ -104,6 +104,30 @@ pub struct Policy {
     pub max_resources: Resources,
     /// What a phase reserves that does not say.
     pub default_resources: Limits<Resources>,
+    /// What submissions may name.
+    #[serde(default)]
+    pub allowed: Allowed,
+    /// How user code is kept apart.
+    #[serde(default)]
+    pub isolation: Isolation,
+}
+
+/// How user code is kept apart, beyond what is always so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Isolation {
+    /// Whether the steps of a build have a network.
+    pub build_network: bool,
+    /// Whether tests have one.
+    pub test_network: bool,
+    /// The most processes and threads of a test.
+    pub max_pids: u32,
+}
+
+impl Default for Isolation {
+    fn default() -> Self {
+        Self { build_network: true, test_network: true, max_pids: 4096 }
+    }
 }
 
 impl Default for Policy {
@@ -118,6 +142,8 @@ impl Default for Policy {
                 test: usual,
                 publish: Resources { cpu: 100, memory_mb: 128 },
             },
+            allowed: Allowed::default(),
+            isolation: Isolation::default(),
         }
     }
 }

@@ -55,10 +55,16 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
     let registry_url: Option<RegistryUrl> = fields.required("registry_url");
     let registry_credentials_path = fields.parsed("registry_credentials_path");
     let image_name = image_name(fields, registry_url.as_ref(), repo_url.as_ref());
+    if let (Some(registry), Some(name)) = (&registry_url, &image_name)
+        && let Err(why) = policy.allowed.image(&format!("{}/{name}", registry.host()))
+    {
+        fields.wrong("registry_url", &why);
+    }
     let test_commands = test_commands(fields);
     let test_entry_point = fields.boolean("test_entry_point");
-    let test_env = fields.map("test_env", |name, _| variable_name(name));
-    let build_args = fields.map("build_args", |name, _| build_arg_name(name));
+    let forbidden = |name: &str| policy.allowed.name(name);
+    let test_env = fields.map("test_env", |name, _| variable_name(name).and_then(|()| forbidden(name)));
+    let build_args = fields.map("build_args", |name, _| build_arg_name(name).and_then(|()| forbidden(name)));
     let target = fields.parsed::<Target>("target").map(|target| target.0);
     let labels = fields.map("labels", |name, _| label_name(name));
     fit_in_url(fields, &build_args, &labels);
@@ -100,6 +106,7 @@ fn repo_url(fields: &mut Fields, policy: &Policy) -> Option<RepoUrl> {
         fields.wrong("repo_url", &message);
         return None;
     }
+    policy.allowed.repository(&url).map_err(|why| fields.wrong("repo_url", &why)).ok()?;
     Some(url)
 }
 
@@ -295,6 +302,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::job::Allowed;
 
     fn good() -> Value {
         json!({
@@ -384,6 +392,26 @@ mod tests {
             assert_eq!(Spec::from_json(body, &Policy::default()).unwrap().image(), want);
         }
         assert_eq!(bad_fields(with("image_name", json!("API"))), ["image_name"]);
+    }
+
+    #[test]
+    fn the_operator_says_what_may_be_named() {
+        let allowed = Allowed {
+            registries: vec!["ghcr.io/acme".parse().unwrap()],
+            repositories: vec!["https://example.com/acme".parse().unwrap()],
+            forbidden_names: vec!["HTTP_*".parse().unwrap()],
+        };
+        let policy = Policy { allowed, ..Policy::default() };
+        assert!(Spec::from_json(good(), &policy).is_ok());
+        let mut bad = good();
+        bad["repo_url"] = json!("https://example.com/other/api.git");
+        bad["registry_url"] = json!("ghcr.io");
+        bad["image_name"] = json!("other/api");
+        bad["build_args"] = json!({"HTTP_PROXY": "x", "OK": "x"});
+        bad["test_env"] = json!({"HTTP_X": "x"});
+        let mut fields = bad_fields(Spec::from_json(bad, &policy));
+        fields.sort();
+        assert_eq!(fields, ["build_args.HTTP_PROXY", "registry_url", "repo_url", "test_env.HTTP_X"]);
     }
 
     #[test]

@@ -12,12 +12,11 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
 use super::log::Log;
-use super::surroundings::Surroundings;
+use super::surroundings::{NoCredentials, Surroundings};
 use crate::archive::{self, Archive, Index, LogWriter, Settings};
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::job::{AllocationFacts, Facts, JobFacts, Outcome, Phase, Progress, Record, Task};
 use crate::ledger::LedgerError;
-use crate::nomad;
 use crate::telemetry::chain;
 
 /// How long archiving may take, before what is left in the engine is removed without it.
@@ -39,8 +38,8 @@ const PIECE: usize = 64 * 1024;
 /// Why something is not archived.
 #[derive(Debug, thiserror::Error)]
 enum Unkept {
-    #[error("the task's credentials could not be read")]
-    Credentials(#[from] nomad::Error),
+    #[error(transparent)]
+    Credentials(#[from] NoCredentials),
     #[error(transparent)]
     Archive(#[from] archive::Error),
     #[error("{0} cannot be read")]
@@ -69,7 +68,7 @@ impl Keeper {
 
     /// Archives what there is. What cannot be archived is told in the log: the service tries it again.
     pub(super) async fn keep(self, around: &Surroundings, log: &Log) {
-        let why = match tokio::time::timeout(MOST, self.keep_all(around)).await {
+        let why = match tokio::time::timeout(MOST, self.keep_all(around, log)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => chain(&error),
             Err(_) => format!("the archive did not take it within {} s", MOST.as_secs()),
@@ -77,10 +76,10 @@ impl Keeper {
         log.say(&format!("the job is not archived here, and the service will try: {why}")).await;
     }
 
-    async fn keep_all(self, around: &Surroundings) -> Result<(), Unkept> {
+    async fn keep_all(self, around: &Surroundings, log: &Log) -> Result<(), Unkept> {
         let (job, allocation) = (&around.job, &around.allocation);
         // All that takes the task's identity first: it ends when Nomad's servers forget the allocation.
-        let credentials = around.credentials(Task::Finish).await?;
+        let credentials = around.credentials(Task::Finish, log).await?;
         let known = tokio::try_join!(around.ledger.progress(job), around.ledger.claim(job));
         let archive =
             Archive::open(&self.settings.clone().with_items(credentials.items()), &around.namespace)?;

@@ -28,7 +28,7 @@ impl Runner {
 
     async fn check_out_and_build(&self, mut outcome: Outcome) -> Result<Outcome, Failure> {
         let (around, spec) = (&self.around, &self.payload.spec);
-        let credentials = around.credentials(Task::Phase(Phase::Build)).await;
+        let credentials = around.credentials(Task::Phase(Phase::Build), &self.log).await;
         let credentials = credentials.map_err(|error| Failure::of(Reason::CheckoutFailed, &error))?;
         let checked_out = self.check_out(&credentials).await?;
         outcome.git_ref.clone_from(&checked_out.reference);
@@ -38,7 +38,8 @@ impl Runner {
         let dockerfile = inside(&checkout, spec.dockerfile_path.as_str(), "dockerfile_path").await?;
         let created = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
         let labels = image_labels(spec, &checked_out.commit, &created, around.job.as_str());
-        let request = build_request(spec, around, &credentials, (context, dockerfile), labels);
+        let network = self.payload.policy.isolation.build_network;
+        let request = build_request(spec, around, &credentials, (context, dockerfile), network, labels);
         // The commit is told while it is built, so that it is known of a build that fails or is killed, too.
         let told = around.tell(Phase::Build, &outcome);
         let built = self.log.with_output(|output| self.engine.build(request, output));
@@ -81,6 +82,7 @@ fn build_request(
     around: &Surroundings,
     credentials: &Credentials,
     (context, dockerfile): (PathBuf, PathBuf),
+    network: bool,
     labels: std::collections::BTreeMap<String, String>,
 ) -> BuildRequest {
     let host = spec.registry_url.host().to_owned();
@@ -99,6 +101,7 @@ fn build_request(
             .collect(),
         // Caches are shared by one owner's builds and by nobody else's.
         cache_namespace: format!("nomad-build-{}", spec.owner),
+        network,
     }
 }
 

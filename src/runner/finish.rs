@@ -67,11 +67,11 @@ async fn repair(around: &Surroundings, payload: &Payload, log: &Log) -> Result<E
     }
     let begun = progress.of(Phase::Publish).cloned();
     let begun = begun.unwrap_or_else(|| Outcome::begun(&around.allocation, Utc::now()));
-    let work = match Target::of(around, payload, Task::Finish).await {
+    let work = match Target::of(around, payload, Task::Finish, log).await {
         Ok(target) => target.repair(log, begun, &digest).await,
         Err(failure) => super::Work::FailedAfterClaim(begun, failure),
     };
-    end(Phase::Publish, around, work, None).await
+    end(Phase::Publish, around, work.masked(log), None).await
 }
 
 async fn remove_folder(path: &Path) -> std::io::Result<()> {

@@ -4,19 +4,23 @@
 //! bounded: a slow reader of our output slows the tool, it never grows memory. A line that nobody takes any more is lost and
 //! counted, so that who reads the log is told of it.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write};
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use aho_corasick::BuildError;
 use chrono::Utc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+use super::mask::Masker;
 use crate::engine::{self, Output};
-use crate::job::{Line, LineTag, Stream, escape, part_length};
+use crate::job::{Line, LineTag, PART, Stream, escape, part_length};
 
 /// Bytes of a tool's output, or the end of it.
 enum Message {
@@ -36,6 +40,7 @@ pub(super) struct Log {
     queue: mpsc::Sender<Message>,
     /// Those who pass on what an engine says.
     passing: TaskTracker,
+    masker: Arc<OnceLock<Masker>>,
 }
 
 /// The thread that writes.
@@ -69,13 +74,30 @@ pub(super) fn is_torn(files: &Path, task: &str) -> bool {
 
 fn open_on(out: impl Write + Send + 'static, is_torn: bool) -> std::io::Result<(Log, Writer)> {
     let (queue, messages) = mpsc::channel(256);
-    let thread = std::thread::Builder::new()
-        .name("log".to_owned())
-        .spawn(move || write_all(out, is_torn, messages))?;
-    Ok((Log { queue, passing: TaskTracker::new() }, Writer { thread }))
+    let masker = Arc::<OnceLock<Masker>>::default();
+    let waiting = if is_torn { b"\n".to_vec() } else { Vec::new() };
+    let open = [Vec::new(), Vec::new()];
+    let lines = Lines { out, waiting, is_torn, seq: 0, open, masker: Arc::clone(&masker) };
+    let thread =
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_all(lines, messages))?;
+    Ok((Log { queue, passing: TaskTracker::new(), masker }, Writer { thread }))
 }
 
 impl Log {
+    /// Hides secrets in all that is written from now on. A task is given its secrets once.
+    pub(super) fn hide<'a>(&self, secrets: impl IntoIterator<Item = &'a [u8]>) -> Result<(), BuildError> {
+        let masker = Masker::new(secrets)?;
+        // Those of a task are the same each time that they are read.
+        self.masker.set(masker).ok();
+        Ok(())
+    }
+
+    /// A text without the secrets.
+    pub(super) fn masked(&self, text: &str) -> String {
+        let masked = self.masker.get().map_or(Cow::Borrowed(text.as_bytes()), |m| m.mask(text.as_bytes()));
+        String::from_utf8_lossy(&masked).into_owned()
+    }
+
     /// Takes bytes of a tool's output, waiting for room.
     pub(super) async fn output(&self, stream: Stream, bytes: Vec<u8>) {
         // The writer outlives every log.
@@ -136,9 +158,7 @@ impl Writer {
     }
 }
 
-fn write_all(out: impl Write, is_torn: bool, mut messages: mpsc::Receiver<Message>) {
-    let waiting = if is_torn { b"\n".to_vec() } else { Vec::new() };
-    let mut lines = Lines { out, waiting, is_torn, seq: 0, open: [Vec::new(), Vec::new()] };
+fn write_all(mut lines: Lines<impl Write>, mut messages: mpsc::Receiver<Message>) {
     while let Some(message) = messages.blocking_recv() {
         lines.take(message);
         while let Ok(message) = messages.try_recv() {
@@ -159,6 +179,16 @@ struct Lines<W: Write> {
     seq: u64,
     /// What of each stream has no line end yet.
     open: [Vec<u8>; 2],
+    masker: Arc<OnceLock<Masker>>,
+}
+
+/// How much of a text is behind its last whole part.
+fn last_part(text: &[u8]) -> usize {
+    let mut rest = text;
+    while part_length(rest) < rest.len() {
+        rest = &rest[part_length(rest)..];
+    }
+    rest.len()
 }
 
 fn slot(stream: Stream) -> usize {
@@ -194,23 +224,49 @@ impl<W: Write> Lines<W> {
         }
         let mut open = std::mem::take(&mut self.open[slot(stream)]);
         open.extend_from_slice(rest);
-        // A line without an end is written in parts, so that it never grows memory.
-        while part_length(&open) < open.len() {
-            let tail = open.split_off(part_length(&open));
-            self.write(LineTag { stream, partial: true }, &open);
+        let whole = self.settled(&open);
+        if whole > 0 {
+            let tail = open.split_off(whole);
+            let masked = self.masked(&open);
+            self.parts(stream, &masked, true);
             open = tail;
         }
         self.open[slot(stream)] = open;
     }
 
+    /// How much of a line without an end is written in parts, so that it never grows memory.
+    fn settled(&self, open: &[u8]) -> usize {
+        let hold = self.masker.get().map_or(0, Masker::hold);
+        match self.masker.get().filter(|_| hold > 0) {
+            None => open.len() - last_part(open),
+            // More than is needed at a time, as all of it is looked through.
+            Some(masker) if open.len() > PART + 2 * hold => {
+                let edge = (open.len() - hold - 3..=open.len() - hold).rev();
+                let most = edge.into_iter().find(|&at| open[at] & 0xC0 != 0x80);
+                masker.cut(open, most.unwrap_or(open.len() - hold))
+            }
+            Some(_) => 0,
+        }
+    }
+
+    fn masked<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
+        self.masker.get().map_or(Cow::Borrowed(text), |masker| masker.mask(text))
+    }
+
     fn line(&mut self, stream: Stream, line: &[u8]) {
-        let mut rest = line;
+        let masked = self.masked(line);
+        self.parts(stream, &masked, false);
+    }
+
+    /// Writes a text, in parts where it is long; `goes_on` is whether another one follows the last of them.
+    fn parts(&mut self, stream: Stream, text: &[u8], goes_on: bool) {
+        let mut rest = text;
         while part_length(rest) < rest.len() {
             let (part, tail) = rest.split_at(part_length(rest));
             self.write(LineTag { stream, partial: true }, part);
             rest = tail;
         }
-        self.write(LineTag { stream, partial: false }, rest);
+        self.write(LineTag { stream, partial: goes_on }, rest);
     }
 
     fn write(&mut self, tag: LineTag, text: &[u8]) {
@@ -351,6 +407,31 @@ mod tests {
                 (4, Stream::Stdout, "last")
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_hidden_however_its_bytes_arrive() {
+        let secret = "s3cr3t-of-a-job";
+        let filler = "x".repeat(150_000);
+        let text = format!("one {secret} two\n{filler}{secret}{filler}\n{secret}");
+        for chunk in [1, 2, 7, 16, 1000, 65_530, 65_536, text.len()] {
+            let out = Shared::default();
+            let (log, writer) = open_on(out.clone(), false).unwrap();
+            log.hide([secret.as_bytes()]).unwrap();
+            for bytes in text.as_bytes().chunks(chunk) {
+                log.output(Stream::Stdout, bytes.to_vec()).await;
+            }
+            drop(log);
+            writer.finish().await.unwrap();
+            let written = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+            let mut joined = String::new();
+            for line in written.lines().map(|line| Line::parse(line).unwrap()) {
+                assert!(line.text.len() <= PART);
+                joined += &line.text;
+                joined += if line.tag.partial { "" } else { "\n" };
+            }
+            assert_eq!(joined, format!("one *** two\n{filler}***{filler}\n***\n"), "{chunk}");
+        }
     }
 
     #[tokio::test]

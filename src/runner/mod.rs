@@ -8,6 +8,7 @@ mod build;
 mod finish;
 mod gate;
 mod log;
+mod mask;
 mod publish;
 mod removal;
 mod surroundings;
@@ -116,6 +117,18 @@ enum Work {
     Stopped(Outcome, String),
     /// The job was cleaned up meanwhile: there is nobody to tell.
     Removed,
+}
+
+impl Work {
+    /// What is told of it holds no secret either.
+    fn masked(self, log: &Log) -> Self {
+        let masked = |failure: Failure| Failure { message: log.masked(&failure.message), ..failure };
+        match self {
+            Self::Failed(outcome, failure) => Self::Failed(outcome, masked(failure)),
+            Self::FailedAfterClaim(outcome, failure) => Self::FailedAfterClaim(outcome, masked(failure)),
+            work => work,
+        }
+    }
 }
 
 /// Runs one task.
@@ -345,7 +358,7 @@ impl Runner {
             Work::Removed => "nothing to do: the job was cleaned up".to_owned(),
         };
         self.log.say(&text).await;
-        work
+        work.masked(&self.log)
     }
 }
 

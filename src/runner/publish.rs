@@ -48,10 +48,15 @@ impl From<Served> for Published {
 }
 
 impl Target {
-    pub(super) async fn of(around: &Surroundings, payload: &Payload, task: Task) -> Result<Self, Failure> {
+    pub(super) async fn of(
+        around: &Surroundings,
+        payload: &Payload,
+        task: Task,
+        log: &Log,
+    ) -> Result<Self, Failure> {
         let spec = &payload.spec;
         let internal = |error: &dyn std::error::Error| Failure::of(Reason::Internal, error);
-        let credentials = around.credentials(task).await.map_err(|error| internal(&error))?.registry();
+        let credentials = around.credentials(task, log).await.map_err(|error| internal(&error))?.registry();
         let plain = PlainHttp::hosts(payload.insecure_registries.iter().cloned());
         let endpoint = Endpoint::new(spec.registry_url.host(), &plain).map_err(|error| internal(&error))?;
         let client = Client::new(endpoint, credentials).map_err(|error| internal(&error))?;
@@ -198,7 +203,7 @@ impl Runner {
     }
 
     pub(super) async fn repair(&self, begun: Outcome, digest: &str) -> Work {
-        match Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish)).await {
+        match Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish), &self.log).await {
             Ok(target) => target.repair(&self.log, begun, digest).await,
             Err(failure) => Work::FailedAfterClaim(begun, failure),
         }
@@ -206,7 +211,7 @@ impl Runner {
 
     /// Has the engine push to the registry under no tag, and makes sure that it pushed what was tested.
     async fn push(&self) -> Result<(Target, Manifest), Failure> {
-        let target = Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish)).await?;
+        let target = Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish), &self.log).await?;
         let image = self.tested_image().await?;
         self.log.say(&format!("==> pushing to {}", self.payload.spec.image())).await;
         target.knock(&image).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::log::Log;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
 use crate::job::{Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
@@ -52,6 +53,17 @@ pub(crate) enum Lost {
     /// The connection to Nomad could not be set up.
     #[error("the connection to Nomad's task API could not be set up")]
     Nomad(#[from] nomad::Error),
+}
+
+/// Why a task's credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoCredentials {
+    /// Nomad did not give them.
+    #[error("the task's credentials could not be read")]
+    Nomad(#[from] nomad::Error),
+    /// They would stand in the log.
+    #[error("the task's credentials cannot be hidden in its log")]
+    Unhidden(#[from] aho_corasick::BuildError),
 }
 
 impl Surroundings {
@@ -130,11 +142,13 @@ impl Surroundings {
         format!("nomad-build/{}:work", self.job)
     }
 
-    /// The credentials that were given to one task of the job.
-    pub(super) async fn credentials(&self, task: Task) -> Result<Credentials, nomad::Error> {
+    /// The credentials that were given to one task of the job. From now on its log shows none of them.
+    pub(super) async fn credentials(&self, task: Task, log: &Log) -> Result<Credentials, NoCredentials> {
         let path = task_variable(&self.job, task);
         let variable = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path)).await?;
-        Ok(Credentials(variable.map(|variable| variable.items).unwrap_or_default()))
+        let credentials = Credentials(variable.map(|variable| variable.items).unwrap_or_default());
+        log.hide(credentials.secrets())?;
+        Ok(credentials)
     }
 
     /// Removes the credentials of every task of the job, as many as can be.
@@ -199,6 +213,11 @@ impl Credentials {
     /// As they are.
     pub(super) fn items(&self) -> &BTreeMap<String, String> {
         &self.0
+    }
+
+    /// Those that must not be seen: all but names of users.
+    fn secrets(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().filter(|(name, _)| !name.ends_with("_username")).map(|(_, value)| value.as_bytes())
     }
 
     fn login(&self, of: &str) -> Option<(String, SecretString)> {

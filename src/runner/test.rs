@@ -7,6 +7,9 @@ use super::{Failure, Runner, Work};
 use crate::engine::{Engine as _, Exit, RunCommand, RunRequest};
 use crate::job::{Outcome, Phase, Reason};
 
+/// The kernel takes no fewer.
+const LEAST_SHARES: i64 = 2;
+
 impl Runner {
     pub(super) async fn test(&self, begun: Outcome) -> Work {
         match self.within_limits(Phase::Test, self.run_tests()).await {
@@ -32,13 +35,17 @@ impl Runner {
     }
 
     async fn run_test(&self, what: &str, image: &str, command: RunCommand) -> Result<(), Failure> {
-        let spec = &self.payload.spec;
+        let (spec, isolation) = (&self.payload.spec, &self.payload.policy.isolation);
         let request = RunRequest {
             image: image.to_owned(),
             command,
             env: spec.test_env.clone(),
             labels: self.around.container_labels.clone(),
             memory_bytes: i64::from(spec.resources.test.memory_mb) << 20,
+            // Nomad's docker driver takes MHz for shares, too.
+            cpu_shares: i64::from(spec.resources.test.cpu).max(LEAST_SHARES),
+            pids: i64::from(isolation.max_pids),
+            network: isolation.test_network,
         };
         let began = Instant::now();
         let exit = self.log.with_output(|output| self.engine.run(request, output)).await;

@@ -62,6 +62,7 @@ impl Bench {
             no_cache: false,
             registry_auth: Vec::new(),
             cache_namespace: self.id.clone(),
+            network: true,
         }
     }
 
@@ -78,6 +79,9 @@ impl Bench {
             env: BTreeMap::new(),
             labels: self.labels(),
             memory_bytes: 64 << 20,
+            cpu_shares: 100,
+            pids: 100,
+            network: true,
         }
     }
 

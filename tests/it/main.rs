@@ -21,6 +21,7 @@ mod failures;
 mod follow;
 mod git;
 mod hostile;
+mod isolation;
 mod kill;
 mod leaders;
 mod life;

@@ -47,6 +47,7 @@ async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) 
         no_cache: false,
         registry_auth: Vec::new(),
         cache_namespace: "it".to_owned(),
+        network: true,
     };
     let (output, mut said_by_engine) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move { while said_by_engine.recv().await.is_some() {} });

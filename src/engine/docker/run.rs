@@ -106,6 +106,12 @@ fn body(request: &RunRequest) -> ContainerCreateBody {
             memory: Some(request.memory_bytes),
             // No swap beyond it.
             memory_swap: Some(request.memory_bytes),
+            cpu_shares: Some(request.cpu_shares),
+            pids_limit: Some(request.pids),
+            network_mode: (!request.network).then(|| "none".to_owned()),
+            security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+            // What Nomad's docker driver gives no task either: packets of any shape.
+            cap_drop: Some(vec!["NET_RAW".to_owned()]),
             // What it says is taken while it says it: the engine need not keep it on its disk.
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
             ..HostConfig::default()

@@ -1,0 +1,77 @@
+//! User code runs with few rights, and gets no more.
+
+use serde_json::json;
+
+use crate::support::{Api, Service, world};
+
+/// A job whose build and only test run these lines of a shell.
+async fn run(api: &Api, in_build: &str, in_test: &str) -> (String, serde_json::Value) {
+    let repository = world().repository(&format!("RUN {in_build}"));
+    let mut job = world().job(&repository);
+    job["test_commands"] = json!([in_test]);
+    api.run(&job).await
+}
+
+#[tokio::test]
+async fn user_code_has_no_privileges_and_sees_nothing_of_the_job_s_own() {
+    let api = world().api();
+    // What grep finds fails the job; `docker.sock` may be anywhere.
+    let sees_nothing = "! find / -xdev \\( -name docker.sock -o -name api.sock -o -name nomad_token -o -name payload \\) | grep . \
+                        && ! env | grep -i -e nomad -e token && ! grep -e docker.sock -e /alloc -e /secrets /proc/self/mountinfo";
+    let may_gain_nothing = "grep NoNewPrivs /proc/self/status | grep 1 \
+                            && [ $(( 0x$(grep CapEff /proc/self/status | cut -f2) & 0x2000 )) = 0 ]";
+    let (id, status) = run(&api, sees_nothing, &format!("set -e; {sees_nothing}; {may_gain_nothing}")).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}", api.logs(&id).await);
+}
+
+#[tokio::test]
+async fn a_fork_bomb_in_a_test_ends_with_that_test() {
+    let world = world();
+    let service = Service::start(&world.nomad, &world.registry, &[("NOMAD_BUILD_MAX_PIDS", "50")]);
+    let api = Api::new(&service.url);
+    let bomb = "i=0; while [ $i -lt 200 ]; do sleep 60 & i=$((i+1)); done; echo all of them";
+    let (id, status) = run(&api, "true", bomb).await;
+    assert_eq!(
+        (&status["status"], &status["failure"]["reason"]),
+        (&json!("FAILED"), &json!("test_failed")),
+        "{status:#}"
+    );
+    let log = api.logs(&id).await["test"].as_str().unwrap().to_owned();
+    assert!(log.contains("fork") && !log.contains("\nall of them"), "{log}");
+}
+
+#[tokio::test]
+async fn builds_and_tests_have_a_network_unless_the_operator_takes_it() {
+    let world = world();
+    let off = [("NOMAD_BUILD_BUILD_NETWORK", "false"), ("NOMAD_BUILD_TEST_NETWORK", "false")];
+    let service = Service::start(&world.nomad, &world.registry, &off);
+    // The name of a service makes its steps its own: none comes from another build's cache.
+    for (api, look) in [
+        (world.api(), "ls /sys/class/net | grep -v lo && echo with"),
+        (Api::new(&service.url), "! ls /sys/class/net | grep -v lo && echo without"),
+    ] {
+        let (id, status) = run(&api, look, look).await;
+        assert_eq!(status["status"], "SUCCEEDED", "{look}: {status:#}\n{:#}", api.logs(&id).await);
+    }
+}
+
+#[tokio::test]
+async fn what_the_operator_forbids_is_refused_by_name() {
+    let world = world();
+    let allowed = format!("{}/it", world.registry);
+    let rules = [
+        ("NOMAD_BUILD_ALLOW_REGISTRIES", allowed.as_str()),
+        ("NOMAD_BUILD_ALLOW_REPOSITORIES", "https://git.example.com/acme/"),
+        ("NOMAD_BUILD_FORBID_NAMES", "LD_*"),
+    ];
+    let service = Service::start(&world.nomad, &world.registry, &rules);
+    let mut job = world.job(&world.repository(""));
+    job["image_name"] = json!("other/api");
+    job["build_args"]["LD_PRELOAD"] = json!("x");
+    let (status, body) = Api::new(&service.url).call(reqwest::Method::POST, "/jobs", Some(&job)).await;
+    assert_eq!(status, 400, "{body}");
+    let mut fields: Vec<_> =
+        body["error"]["details"].as_array().unwrap().iter().map(|detail| &detail["field"]).collect();
+    fields.sort_by_key(ToString::to_string);
+    assert_eq!(fields, ["build_args.LD_PRELOAD", "registry_url", "repo_url"]);
+}
