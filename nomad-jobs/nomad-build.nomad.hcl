@@ -65,6 +65,12 @@ variable "archive_credentials" {
   description = "a Nomad Variable with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and their like; empty for a role of the node"
 }
 
+variable "open" {
+  type        = bool
+  default     = false
+  description = "whether anybody who reaches the service is served where Nomad has no ACLs"
+}
+
 variable "log_level" {
   type        = string
   default     = "info"
@@ -144,6 +150,7 @@ job "nomad-build" {
       env {
         NOMAD_ADDR                      = var.nomad_address == "" ? "http://$${attr.unique.network.ip-address}:4646" : var.nomad_address
         NOMAD_BUILD_LISTEN              = "$${NOMAD_ADDR_http}"
+        NOMAD_BUILD_OPEN                = var.open ? "true" : "false"
         NOMAD_BUILD_NAMESPACE           = var.builds_namespace
         NOMAD_BUILD_TEMPLATE            = var.template
         NOMAD_BUILD_RUNNER              = var.template == "docker" ? var.image : var.runner

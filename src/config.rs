@@ -19,6 +19,8 @@ use crate::telemetry::{Format, LogFilter, chain};
 pub struct Config {
     /// Where the API listens.
     pub listen: SocketAddr,
+    /// Whether callers from anywhere are served though Nomad has no ACLs.
+    pub open: bool,
     /// Where metrics are served beside the API, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Nomad.
@@ -87,6 +89,11 @@ pub struct SweepSettings {
 /// The variables of `serve`, their defaults and what they are for: the text of its help.
 pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("NOMAD_BUILD_LISTEN", "127.0.0.1:8080", "address of the API"),
+    (
+        "NOMAD_BUILD_OPEN",
+        "false",
+        "true: callers from other machines are served though Nomad has no ACLs, so that anybody may do anything",
+    ),
     ("NOMAD_BUILD_METRICS_LISTEN", "", "an address of its own for /metrics"),
     ("NOMAD_ADDR", "http://127.0.0.1:4646", "Nomad"),
     (
@@ -118,13 +125,6 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "",
         "registries reached by plain HTTP, as host:port, separated by commas",
     ),
-    ("NOMAD_BUILD_MAX_TIMEOUT", "PT4H", "the longest timeout a phase may ask for"),
-    ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
-    ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),
-    (
-        "NOMAD_BUILD_SWEEP",
-        "on",
-        "what becomes of Variables, containers and images that no job needs: on (removed), dry-run (told) or off",
     (
         "NOMAD_BUILD_ALLOW_REGISTRIES",
         "",
@@ -143,6 +143,13 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("NOMAD_BUILD_BUILD_NETWORK", "true", "false: the steps of a build have no network"),
     ("NOMAD_BUILD_TEST_NETWORK", "true", "false: tests have no network"),
     ("NOMAD_BUILD_MAX_PIDS", "4096", "the most processes and threads of a test"),
+    ("NOMAD_BUILD_MAX_TIMEOUT", "PT4H", "the longest timeout a phase may ask for"),
+    ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
+    ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),
+    (
+        "NOMAD_BUILD_SWEEP",
+        "on",
+        "what becomes of Variables, containers and images that no job needs: on (removed), dry-run (told) or off",
     ),
     (
         "NOMAD_BUILD_KEEP_CREDENTIALS",
@@ -181,6 +188,7 @@ impl Config {
             listen: reader
                 .parsed("NOMAD_BUILD_LISTEN", address)
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            open: reader.parsed("NOMAD_BUILD_OPEN", "true or false").unwrap_or_default(),
             metrics_listen: reader.parsed("NOMAD_BUILD_METRICS_LISTEN", address),
             nomad: nomad_settings(&mut reader),
             policy: policy(&mut reader),
@@ -254,14 +262,6 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
                 .unwrap_or(default.max_resources.memory_mb),
         },
         default_resources: default.default_resources,
-    }
-}
-
-fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {
-    let sweep = reader.parsed("NOMAD_BUILD_SWEEP", "on, dry-run or off").unwrap_or(Sweep::On);
-    let hours = |hours| Duration::from_hours(hours);
-    SweepSettings {
-        sweep,
         allowed: Allowed {
             registries: reader.list("NOMAD_BUILD_ALLOW_REGISTRIES", "host[:port][/path]").unwrap_or_default(),
             repositories: reader
@@ -279,6 +279,14 @@ fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {
             test_network: reader.parsed("NOMAD_BUILD_TEST_NETWORK", "true or false").unwrap_or(true),
             max_pids: at_least(reader, "NOMAD_BUILD_MAX_PIDS", 1).unwrap_or(default.isolation.max_pids),
         },
+    }
+}
+
+fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {
+    let sweep = reader.parsed("NOMAD_BUILD_SWEEP", "on, dry-run or off").unwrap_or(Sweep::On);
+    let hours = |hours| Duration::from_hours(hours);
+    SweepSettings {
+        sweep,
         keep_credentials: seconds(reader, "NOMAD_BUILD_KEEP_CREDENTIALS").unwrap_or(hours(1)),
         keep_images: seconds(reader, "NOMAD_BUILD_KEEP_IMAGES").unwrap_or(hours(1)),
         keep_ledger: seconds(reader, "NOMAD_BUILD_KEEP_LEDGER").unwrap_or(hours(720)),

@@ -2,14 +2,15 @@
 
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
-use axum::http::StatusCode;
+use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::job::{FieldError, Invalid, JobId};
 use crate::nomad;
-use crate::service::{CleanupError, FindError, KeyError, KillError, SubmitError, logs};
+use crate::service::{CleanupError, Denied, FindError, KeyError, KillError, SubmitError, logs};
 use crate::telemetry::chain;
 
 #[derive(Serialize)]
@@ -54,6 +55,10 @@ pub enum Code {
     UnsupportedMediaType,
     /// The body is too large.
     BodyTooLarge,
+    /// A token is needed.
+    Unauthorized,
+    /// The token may not do it.
+    Forbidden,
     /// No such route.
     RouteNotFound,
     /// The route has other methods.
@@ -84,6 +89,8 @@ impl Code {
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, "route_not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::JobNotFound => (StatusCode::NOT_FOUND, "job_not_found"),
@@ -163,7 +170,11 @@ impl IntoResponse for Problem {
         let (status, code) = self.code.parts();
         let error = ErrorBody { code, message: self.message, details: self.details };
         let envelope = Envelope::<()> { data: None, error: Some(error), timestamp: Utc::now() };
-        (status, Json(envelope)).into_response()
+        let mut answer = (status, Json(envelope)).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        answer
     }
 }
 
@@ -172,6 +183,18 @@ impl From<Invalid> for Problem {
         let message =
             format!("the submission has {} invalid field(s); nothing was registered", details.len());
         Self { code: Code::InvalidSubmission, message, details }
+    }
+}
+
+impl From<Denied> for Problem {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Anonymous => Self::new(Code::Unauthorized, &denied.to_string()),
+            Denied::Forbidden(..) | Denied::Closed => Self::new(Code::Forbidden, &denied.to_string()),
+            Denied::Unknown(ref cause) => {
+                Self::caused(Code::NomadUnavailable, format!("{denied}: {cause}"), &denied)
+            }
+        }
     }
 }
 

@@ -10,15 +10,16 @@ use axum::http::header::AGE;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use chrono::{DateTime, SecondsFormat, Utc};
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::App;
 use super::answer::{Code, Data, Problem, rfc3339};
+use super::caller::Caller;
 use crate::job::{
     Failure, Git, IdempotencyKey, Image, InvalidKey, JobId, Location, Phase, Record, Status, Timestamps,
 };
+use crate::nomad::Capability;
 use crate::service::Killed;
 
 /// A job ID from a path. What is none cannot be the ID of a job: 404, not 400.
@@ -35,14 +36,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
             .map(Self)
             .ok_or_else(|| Problem::new(Code::JobNotFound, unknown))
     }
-}
-
-/// The caller's Nomad token, for what is done in the caller's name.
-fn caller_token(headers: &HeaderMap) -> Option<SecretString> {
-    let text =
-        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
-    let bearer = || text("authorization").and_then(|value| value.strip_prefix("Bearer "));
-    text("x-nomad-token").or_else(bearer).map(SecretString::from)
 }
 
 /// The key that makes sending a submission again harmless.
@@ -81,17 +74,19 @@ pub(super) struct Submitted {
 /// `POST /jobs`
 pub(super) async fn submit(
     State(app): State<App>,
+    caller: Caller,
     query: Result<Query<SubmitQuery>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Json<Value>, JsonRejection>,
 ) -> Result<Data<Submitted>, Problem> {
+    app.allow(&caller, Capability::DispatchJob).await?;
     let (Query(query), Json(body)) = (query?, body?);
     if query.dry_run {
         app.service.validate(body)?;
         return Ok(Data(Submitted { job_id: None, valid: Some(true) }));
     }
-    let (key, caller) = (idempotency_key(&headers)?, caller_token(&headers));
-    let submitted = async move { app.service.submit(body, key.as_ref(), caller).await };
+    let key = idempotency_key(&headers)?;
+    let submitted = async move { app.service.submit(body, key.as_ref(), caller.0).await };
     let job_id = to_its_end(submitted).await??;
     Ok(Data(Submitted { job_id: Some(job_id), valid: None }))
 }
@@ -174,7 +169,12 @@ impl StatusBody {
 }
 
 /// `GET /jobs/{id}/status`
-pub(super) async fn status(State(app): State<App>, Id(id): Id) -> Result<impl IntoResponse, Problem> {
+pub(super) async fn status(
+    State(app): State<App>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<impl IntoResponse, Problem> {
+    app.allow_on(&caller, &id, Capability::ReadJob).await?;
     // Before the record is read, which may be newer than this says, and never older.
     let as_of = app.service.as_of();
     let record = app.service.record(&id).await?;
@@ -190,7 +190,8 @@ pub(super) struct Done {
 }
 
 /// `POST /jobs/{id}/kill`
-pub(super) async fn kill(State(app): State<App>, Id(id): Id) -> Result<Data<Done>, Problem> {
+pub(super) async fn kill(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Data<Done>, Problem> {
+    app.allow_on(&caller, &id, Capability::DispatchJob).await?;
     let service = Arc::clone(&app.service);
     Ok(Data(match to_its_end(async move { service.kill(&id).await }).await?? {
         Killed::Yes => Done { success: true, reason: None },
@@ -199,7 +200,12 @@ pub(super) async fn kill(State(app): State<App>, Id(id): Id) -> Result<Data<Done
 }
 
 /// `POST /jobs/{id}/cleanup`
-pub(super) async fn clean_up(State(app): State<App>, Id(id): Id) -> Result<Data<Done>, Problem> {
+pub(super) async fn clean_up(
+    State(app): State<App>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<Data<Done>, Problem> {
+    app.allow_on(&caller, &id, Capability::DispatchJob).await?;
     to_its_end(async move { app.service.clean_up(&id).await }).await??;
     Ok(Data(Done { success: true, reason: None }))
 }

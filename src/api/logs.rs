@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::answer::{Code, Data, Problem, Unread};
+use super::caller::Caller;
 use super::jobs::Id;
 use crate::job::Phase;
+use crate::nomad::Capability;
 use crate::service::logs::{Cursor, InvalidCursor, Message, Request};
 
 /// A connection is never silent for longer.
@@ -61,9 +63,11 @@ impl LogQuery {
 /// `GET /jobs/{id}/logs`
 pub(super) async fn whole(
     State(app): State<App>,
+    caller: Caller,
     Id(id): Id,
     query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
+    app.allow_on(&caller, &id, Capability::ReadLogs).await?;
     let Query(query) = query?;
     let (phases, tail) = (query.phases()?, query.tail()?.and_then(|tail| usize::try_from(tail).ok()));
     if query.cursor.is_some() {
@@ -98,11 +102,13 @@ fn cut(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
 /// `GET /jobs/{id}/logs/stream`
 pub(super) async fn stream(
     State(app): State<App>,
+    caller: Caller,
     Id(id): Id,
     query: Result<Query<LogQuery>, QueryRejection>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
+    app.allow_on(&caller, &id, Capability::ReadLogs).await?;
     let Query(query) = query?;
     let mut request = Request { phases: query.phases()?, tail: query.tail()?, cursor: query.cursor()? };
     // A browser's event source resumes by this header.
@@ -115,6 +121,7 @@ pub(super) async fn stream(
         messages = app.service.hub().read(app.service.follow_anew(&id).await?, request);
     }
     let messages = messages.map_err(|error| Problem::parameter("cursor", &error.to_string()))?;
+    let messages = app.while_allowed(messages, caller);
     match upgrade {
         Ok(upgrade) => Ok(upgrade.on_upgrade(move |socket| by_websocket(socket, messages, app.stopping))),
         Err(_) if wants_events(&headers) => Ok(by_events(messages, app.stopping)),

@@ -3,6 +3,7 @@
 //! Invariant: handlers convert, call the service once, and convert back.
 
 mod answer;
+mod caller;
 mod jobs;
 mod logs;
 

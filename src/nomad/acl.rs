@@ -1,9 +1,56 @@
-//! Who a token belongs to.
+//! Whose a token is, and what it may do.
 
+use std::fmt;
+
+use reqwest::Method;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::client::{Client, Request};
-use super::error::Error;
+use super::error::{Error, Kind};
+use super::types::Allocation;
+
+/// What Nomad 1.11 says whose every token is where it has no ACLs.
+const NO_ACLS: &str = "acls-disabled";
+
+/// The name of a job and of a task that are not there: Nomad looks at a token before it looks for them.
+const NOBODY: &str = "nomad-build-nobody";
+
+/// What Nomad says, with no status of its own, of a token that it does not have, or not any more, or that is none.
+const NO_TOKEN: [&str; 2] = ["ACL token", "failed to parse signed token"];
+
+/// How many allocations a token is tried on: Nomad's servers may know of one that its node has forgotten.
+const TRIED: u32 = 5;
+
+/// What a token may do in a namespace, by Nomad's names for it.
+///
+/// Source: Nomad 1.11, `acl/policy.go` and its documentation of ACL policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// See jobs.
+    ReadJob,
+    /// Read the logs of tasks.
+    ReadLogs,
+    /// Start what somebody else has registered.
+    DispatchJob,
+}
+
+impl Capability {
+    /// The name that stands in policies.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadJob => "read-job",
+            Self::ReadLogs => "read-logs",
+            Self::DispatchJob => "dispatch-job",
+        }
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -12,11 +59,144 @@ struct Token {
     accessor: String,
 }
 
+fn whose() -> Request {
+    Request::get(&["acl", "token", "self"], "asking Nomad whose token this is".to_owned())
+}
+
+fn read_job(namespace: &str) -> Request {
+    Request::get(&["job", NOBODY], trying(namespace, Capability::ReadJob))
+        .query("namespace", namespace)
+        // A server that has lost its leader knows policies as well.
+        .query("stale", true)
+}
+
+fn dispatch_job(namespace: &str) -> Result<Request, Error> {
+    Request::new(Method::POST, &["job", NOBODY, "dispatch"], trying(namespace, Capability::DispatchJob))
+        .query("namespace", namespace)
+        .json(&json!({}))
+}
+
+fn read_logs(namespace: &str, allocation: &str) -> Request {
+    Request::get(&["client", "fs", "logs", allocation], trying(namespace, Capability::ReadLogs))
+        .query("task", NOBODY)
+        .query("type", "stdout")
+}
+
+fn trying(namespace: &str, capability: Capability) -> String {
+    format!("trying whether a token has {capability} in namespace {namespace:?}")
+}
+
+/// What an answer to a question after nothing says of the token; none where it says nothing.
+fn verdict(capability: Capability, answer: &Result<(), Error>) -> Option<bool> {
+    let Err(error) = answer else { return Some(true) };
+    match (capability, &error.kind) {
+        (_, Kind::Forbidden) => Some(false),
+        (_, Kind::Refused { status: 500, message }) if NO_TOKEN.iter().any(|said| message.contains(said)) => {
+            Some(false)
+        }
+        (Capability::ReadJob | Capability::DispatchJob, Kind::NotFound) => Some(true),
+        (Capability::DispatchJob, Kind::Refused { message, .. }) => {
+            message.contains("job not found").then_some(true)
+        }
+        // The node was asked, which comes after the token.
+        (Capability::ReadLogs, Kind::Refused { message, .. }) => {
+            ["unknown task name", "No path to node"].iter().any(|said| message.contains(said)).then_some(true)
+        }
+        _ => None,
+    }
+}
+
 impl Client {
     /// The accessor of this client's token, which names it and is no secret. Without ACLs, and without a token, it is the
     /// same for everybody. [`super::Kind::Forbidden`] where Nomad does not know the token.
     pub async fn accessor(&self) -> Result<String, Error> {
-        let request = Request::get(&["acl", "token", "self"], "asking Nomad whose token this is".to_owned());
-        Ok(self.call::<Token>(request).await?.value.accessor)
+        Ok(self.call::<Token>(whose()).await?.value.accessor)
+    }
+
+    /// Whether Nomad looks at tokens at all.
+    pub async fn has_acls(&self) -> Result<bool, Error> {
+        match self.with_token(None).call::<Token>(whose().query("stale", true)).await {
+            Ok(token) => Ok(token.value.accessor != NO_ACLS),
+            // Who has no token is nobody, in some versions.
+            Err(Error { kind: Kind::Forbidden, .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether this client's token has a capability in a namespace: it is used to ask after something that is not there.
+    pub async fn may(&self, namespace: &str, capability: Capability) -> Result<bool, Error> {
+        let answer = match capability {
+            Capability::ReadJob => self.call::<Value>(read_job(namespace)).await.map(drop),
+            Capability::DispatchJob => self.call::<Value>(dispatch_job(namespace)?).await.map(drop),
+            Capability::ReadLogs => return self.may_read_logs(namespace).await,
+        };
+        match (verdict(capability, &answer), answer) {
+            (Some(may), _) => Ok(may),
+            (None, Err(error)) => Err(error),
+            // Never: what was answered well says yes.
+            (None, Ok(())) => Ok(false),
+        }
+    }
+
+    /// Logs belong to allocations, so one has to be there: which, this client asks for by itself, and not by that token.
+    async fn may_read_logs(&self, namespace: &str) -> Result<bool, Error> {
+        let capability = Capability::ReadLogs;
+        // A node that was asked once lets a token in long after its end (Nomad 1.11: over a minute after).
+        if self.has_secret_id()
+            && matches!(self.call::<Token>(whose().query("stale", true)).await, Err(e) if e.kind == Kind::Forbidden)
+        {
+            return Ok(false);
+        }
+        for Allocation { id, .. } in self.as_ourselves().latest_allocations(namespace, TRIED).await? {
+            let answer = self.order(read_logs(namespace, &id)).await;
+            match (verdict(capability, &answer), answer) {
+                (Some(may), _) => return Ok(may),
+                (None, Err(error)) if error.is_passing() => return Err(error),
+                (None, _) => {}
+            }
+        }
+        let why = "it has no allocation there to try the token on: there is one once a build has run";
+        Err(Error::undecided(&trying(namespace, capability), why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nomad_says_of_nothing_tells_what_a_token_may_do() {
+        use Capability::{DispatchJob, ReadJob, ReadLogs};
+        for (capability, status, body, want) in [
+            (ReadJob, 403, "Permission denied", Some(false)),
+            (ReadJob, 404, "job not found", Some(true)),
+            (ReadJob, 500, "No cluster leader", None),
+            (DispatchJob, 403, "Permission denied", Some(false)),
+            (DispatchJob, 500, "parameterized job not found", Some(true)),
+            (DispatchJob, 500, "No cluster leader", None),
+            (DispatchJob, 429, "", None),
+            (ReadLogs, 403, "Permission denied", Some(false)),
+            (ReadLogs, 400, "unknown task name \"nomad-build-nobody\"", Some(true)),
+            (ReadLogs, 404, "No path to node", Some(true)),
+            (ReadLogs, 500, "ACL token not found", Some(false)),
+            (ReadLogs, 500, "ACL token expired", Some(false)),
+            (ReadLogs, 500, "rpc error: Permission denied", Some(false)),
+            (ReadLogs, 500, "rpc error: failed to parse signed token: invalid", Some(false)),
+            // Its servers, before they look at the token, and its node say this alike.
+            (ReadLogs, 404, "Unknown allocation \"x\"", None),
+            (ReadLogs, 400, "must provide a valid alloc id", None),
+        ] {
+            let answer = Err(Error::answered("trying", status, body));
+            assert_eq!(verdict(capability, &answer), want, "{capability} {status} {body}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_there_is_asked_after() {
+        for request in [read_job("ci"), dispatch_job("ci").unwrap()] {
+            assert_eq!(request.path[1], NOBODY);
+            assert!(request.query.contains(&("namespace", "ci".to_owned())));
+        }
+        assert!(read_logs("ci", "a").query.contains(&("task", NOBODY.to_owned())));
     }
 }

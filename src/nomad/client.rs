@@ -115,6 +115,20 @@ impl Client {
         Self { asker: Asker::Caller(token), ..self.clone() }
     }
 
+    /// The same Nomad, asked with our own token.
+    pub(super) fn as_ourselves(&self) -> Self {
+        Self { asker: Asker::Ourselves, ..self.clone() }
+    }
+
+    /// Whether it asks with the secret of an ACL token, and not with nothing or with a workload's identity.
+    pub(super) fn has_secret_id(&self) -> bool {
+        let is_secret = |token: &SecretString| uuid::Uuid::try_parse(token.expose_secret()).is_ok();
+        match &self.asker {
+            Asker::Ourselves => self.transport.token().is_some_and(|token| is_secret(&token)),
+            Asker::Caller(token) => token.as_ref().is_some_and(is_secret),
+        }
+    }
+
     pub(super) async fn send(&self, request: Request, timeout: Option<Duration>) -> Result<Response, Error> {
         let Request { method, path, query, body, doing } = request;
         let mut url = self.base.clone();

@@ -35,6 +35,9 @@ pub enum Kind {
         /// Nomad's text.
         message: String,
     },
+    /// Nothing that Nomad answers would say.
+    #[error("Nomad could not tell: {0}")]
+    Undecided(&'static str),
     /// An older state than before: of a server that is cut off, or of a restored snapshot.
     #[error("Nomad showed an older state than before")]
     Older,
@@ -63,12 +66,18 @@ impl Error {
             404 if body.contains("No path to node") => Kind::Refused { status, message: body.to_owned() },
             404 => Kind::NotFound,
             403 => Kind::Forbidden,
+            // What a node's agent makes of a server's refusal.
+            500 if body.contains("rpc error: Permission denied") => Kind::Forbidden,
             409 => Kind::Conflict,
             // Nomad has no status of its own for a create-only registration that comes second.
             500 if body.contains("Enforcing job modify index") => Kind::Conflict,
             _ => Kind::Refused { status, message: body.chars().take(500).collect() },
         };
         Self { doing: doing.to_owned(), kind, source: None }
+    }
+
+    pub(super) fn undecided(doing: &str, why: &'static str) -> Self {
+        Self { doing: doing.to_owned(), kind: Kind::Undecided(why), source: None }
     }
 
     /// An answer that shows an older state than an earlier one did.
@@ -82,7 +91,7 @@ impl Error {
         match &self.kind {
             Kind::NotFound | Kind::Forbidden | Kind::Conflict => true,
             Kind::Refused { status, .. } => (400..500).contains(status) && !self.is_passing(),
-            Kind::Unreachable | Kind::Malformed | Kind::Older => false,
+            Kind::Unreachable | Kind::Malformed | Kind::Older | Kind::Undecided(_) => false,
         }
     }
 
@@ -152,6 +161,7 @@ mod tests {
             (404, "No path to node", true, false),
             (404, "job not found", false, true),
             (403, "Permission denied", false, true),
+            (500, "rpc error: Permission denied", false, true),
             (400, "bad request", false, true),
             // Nobody says whether anything was written.
             (500, "rpc error: lead thread didn't get connection", true, false),

@@ -77,6 +77,22 @@ impl Client {
         .await
     }
 
+    /// The newest allocations of a namespace, without their tasks.
+    pub(super) async fn latest_allocations(
+        &self,
+        namespace: &str,
+        most: u32,
+    ) -> Result<Vec<Allocation>, Error> {
+        let doing = format!("listing the newest allocations of namespace {namespace:?}");
+        let request = Request::get(&["allocations"], doing)
+            .query("namespace", namespace)
+            .query("task_states", false)
+            .query("reverse", true)
+            .query("stale", true)
+            .query("per_page", most);
+        Ok(self.call(request).await?.value)
+    }
+
     /// The allocations of one job, with their tasks.
     pub async fn job_allocations(&self, namespace: &str, id: &str) -> Result<Vec<Allocation>, Error> {
         Ok(self.call(job_allocations(namespace, id)).await?.value)

@@ -13,6 +13,7 @@ mod transport;
 mod types;
 mod variables;
 
+pub use acl::Capability;
 pub use client::{Client, Settings};
 pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};

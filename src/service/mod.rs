@@ -1,6 +1,7 @@
 //! Where jobs meet Nomad: submit, kill, clean up, the store of records and what keeps it true, and what sweeps up.
 
 mod archivist;
+mod authority;
 mod cleanup;
 mod credentials;
 mod duty;
@@ -32,12 +33,14 @@ use crate::ledger::{Ledger, LedgerError, Page};
 use crate::nomad::{self, Client, Kind};
 use crate::telemetry::Telemetry;
 
+pub use authority::Denied;
 pub use cleanup::CleanupError;
 pub use keys::KeyError;
 pub use kill::{KillError, Killed};
 pub use submit::SubmitError;
 
 use archivist::Archivist;
+use authority::{Authority, Open};
 use duty::Duty;
 use freshness::Freshness;
 use keys::Keys;
@@ -58,6 +61,7 @@ pub struct Service {
     nomad: Client,
     ledger: Ledger,
     keys: Keys,
+    authority: Authority,
     store: Arc<Store>,
     freshness: Arc<Freshness>,
     hub: logs::Hub,
@@ -103,12 +107,30 @@ impl Service {
         let archive = archive.map(|settings| Archive::open(settings, &config.namespace)).transpose()?;
         let ledger = Ledger::new(nomad.clone(), &config.namespace, PATIENCE);
         let keys = Keys { nomad: nomad.clone(), namespace: config.namespace.clone() };
+        let open = match (config.open, config.listen.ip().is_loopback()) {
+            (true, _) => Open::Everybody,
+            (false, true) => Open::ThisMachine,
+            (false, false) => Open::Nobody,
+        };
+        let authority = Authority::new(nomad.clone(), &config.namespace, open);
         let freshness = Arc::<Freshness>::default();
         let store = Arc::new(Store::new(Arc::clone(&freshness), Arc::clone(&telemetry)));
         let settings = logs::Settings { archive: archive.clone(), ..logs::Settings::default() };
         let hub = logs::Hub::new(nomad.clone(), settings);
         let cleanups = Semaphore::new(cleanup::AT_ONCE);
-        Ok(Self { config, nomad, ledger, keys, store, freshness, hub, archive, cleanups, telemetry })
+        Ok(Self {
+            config,
+            nomad,
+            ledger,
+            keys,
+            authority,
+            store,
+            freshness,
+            hub,
+            archive,
+            cleanups,
+            telemetry,
+        })
     }
 
     /// Keeps the store true, and ends what nobody else ends, until this replica retires: then it gives back what it holds.
@@ -142,6 +164,11 @@ impl Service {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What callers may do.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// Logs, for many readers.

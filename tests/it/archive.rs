@@ -180,7 +180,8 @@ async fn what_nomad_has_forgotten_is_told_as_it_was() {
 async fn what_is_archived_is_told_while_nomad_is_away() {
     let archive = tempfile::tempdir().unwrap();
     let url = format!("file://{}", archive.path().display());
-    let variables = [("NOMAD_BUILD_ARCHIVE", url.as_str())];
+    // Who may read it, a Nomad that is away does not say.
+    let variables = [("NOMAD_BUILD_ARCHIVE", url.as_str()), ("NOMAD_BUILD_OPEN", "true")];
     let service = Service::start(&world().nomad, &world().registry, &variables);
     let repository = world().repository("");
     let (id, status) = Api::new(&service.url).run(&world().job(&repository)).await;

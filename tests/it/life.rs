@@ -45,7 +45,8 @@ async fn a_token_that_is_replaced_is_taken_and_one_that_is_revoked_is_told() {
     let [one, two, three] = [nomad.token().await, nomad.token().await, nomad.token().await];
     give(&one.secret);
     let service = service(&nomad, &file);
-    let api = Api::new(&service.url);
+    let caller = nomad.builder().await;
+    let api = Api::with_token(&service.url, &caller.secret);
     let is_ready = async |what: &str| eventually(what, async || ready(&api).await.ok()).await;
     is_ready("ready with the first token").await;
     let id = api.submit(&waiting()).await;
@@ -85,7 +86,8 @@ async fn the_policies_of_the_readme_are_all_that_service_and_runner_need() {
     let file = folder.path().join("token");
     std::fs::write(&file, nomad.token().await.secret).unwrap();
     let service = service(&nomad, &file);
-    let api = Api::new(&service.url);
+    let caller = nomad.builder().await;
+    let api = Api::with_token(&service.url, &caller.secret);
     eventually("ready", async || ready(&api).await.ok()).await;
     let repository = world().repository("RUN echo built");
     let mut job = world().job(&repository);
@@ -96,7 +98,8 @@ async fn the_policies_of_the_readme_are_all_that_service_and_runner_need() {
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
     let logs = api.logs(&id).await;
     assert!(logs["test"].as_str().unwrap().contains("\ntested\n"), "{logs:#}");
-    assert!(!read_all(&service.url, &id, "?tail=1").await.is_empty());
+    let stream = api.stream(&id, "?tail=1").await.text().await.unwrap();
+    assert!(stream.contains("event: end"), "{stream}");
     let sleeper = Sleeper::in_phase("test");
     let killed = api.submit(&sleeper.job).await;
     nomad.owns(&killed);

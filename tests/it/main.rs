@@ -10,6 +10,7 @@
 
 mod api;
 mod archive;
+mod authority;
 mod chaos;
 mod cleanup;
 mod cli;

@@ -17,6 +17,22 @@ impl Api {
         Self { url: url.to_owned(), http: reqwest::Client::builder().tls_certs_only([]).build().unwrap() }
     }
 
+    /// The client of a caller who has a Nomad token.
+    pub(crate) fn with_token(url: &str, token: &str) -> Self {
+        let mut token = reqwest::header::HeaderValue::from_str(token).unwrap();
+        token.set_sensitive(true);
+        let headers = [(reqwest::header::HeaderName::from_static("x-nomad-token"), token)];
+        let http =
+            reqwest::Client::builder().tls_certs_only([]).default_headers(headers.into_iter().collect());
+        Self { url: url.to_owned(), http: http.build().unwrap() }
+    }
+
+    /// Opens a job's log as server-sent events.
+    pub(crate) async fn stream(&self, id: &str, query: &str) -> reqwest::Response {
+        let request = self.http.get(format!("{}/jobs/{id}/logs/stream{query}", self.url));
+        request.header("Accept", "text/event-stream").send().await.unwrap()
+    }
+
     /// Sends a request and reads its answer, whatever it is.
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
         let mut request = self.http.request(method, format!("{}{path}", self.url));

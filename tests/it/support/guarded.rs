@@ -17,8 +17,8 @@ pub(crate) struct Guarded {
     http: reqwest::Client,
 }
 
-/// A token of a service: its secret and its accessor.
-pub(crate) struct ServiceToken {
+/// A token: its secret and its accessor.
+pub(crate) struct Token {
     pub(crate) secret: String,
     accessor: String,
 }
@@ -39,7 +39,7 @@ impl Guarded {
         agent.namespace = NAMESPACE;
         let guarded = Self { agent, url, management, http };
         guarded.call(Method::PUT, "namespace/builds", &json!({"Name": NAMESPACE})).await;
-        let [service, runner] = readme_policies();
+        let [_, service, runner] = readme_policies();
         let policy = json!({"Name": "nomad-build", "Rules": service});
         guarded.call(Method::PUT, "acl/policy/nomad-build", &policy).await;
         let policy =
@@ -63,14 +63,37 @@ impl Guarded {
     }
 
     /// A new token with the service's policy.
-    pub(crate) async fn token(&self) -> ServiceToken {
-        let body = json!({"Name": "nomad-build", "Type": "client", "Policies": ["nomad-build"]});
-        let made = self.call(Method::PUT, "acl/token", &body).await;
-        let text = |name: &str| made[name].as_str().unwrap().to_owned();
-        ServiceToken { secret: text("SecretID"), accessor: text("AccessorID") }
+    pub(crate) async fn token(&self) -> Token {
+        self.token_of("nomad-build").await
     }
 
-    pub(crate) async fn revoke(&self, token: &ServiceToken) {
+    /// A new token of somebody who has some rights in a namespace, as a policy's rules have them.
+    pub(crate) async fn caller(&self, rules: &str) -> Token {
+        let policy = format!("caller-{}", uuid::Uuid::new_v4().simple());
+        let body = json!({"Name": policy, "Rules": rules});
+        self.call(Method::PUT, &format!("acl/policy/{policy}"), &body).await;
+        self.token_of(&policy).await
+    }
+
+    /// A new token of one of those who submit, as the README has it.
+    pub(crate) async fn builder(&self) -> Token {
+        let [callers, ..] = readme_policies();
+        self.caller(&callers).await
+    }
+
+    /// The token that may do everything.
+    pub(crate) fn management(&self) -> &str {
+        &self.management
+    }
+
+    async fn token_of(&self, policy: &str) -> Token {
+        let body = json!({"Name": policy, "Type": "client", "Policies": [policy]});
+        let made = self.call(Method::PUT, "acl/token", &body).await;
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        Token { secret: text("SecretID"), accessor: text("AccessorID") }
+    }
+
+    pub(crate) async fn revoke(&self, token: &Token) {
         self.call(Method::DELETE, &format!("acl/token/{}", token.accessor), &Value::Null).await;
     }
 
@@ -80,11 +103,11 @@ impl Guarded {
     }
 }
 
-/// The policies as they stand there: the service's, and the runner's.
-fn readme_policies() -> [String; 2] {
+/// The policies as they stand there: the callers', the service's, and the runner's.
+fn readme_policies() -> [String; 3] {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let section = readme.split("### ACLs").nth(1).unwrap();
     let mut blocks =
         section.split("```hcl\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
-    [blocks.next().unwrap(), blocks.next().unwrap()]
+    [(); 3].map(|()| blocks.next().unwrap())
 }

@@ -1,0 +1,209 @@
+//! What a caller may do: what the caller's own Nomad token could.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{Api, Guarded, NAMESPACE, Service, eventually, numbered, world};
+
+/// A service of a Nomad that has ACLs, and the file of its token. It sweeps no node, which would make allocations.
+async fn guarded() -> (Guarded, Service, tempfile::NamedTempFile) {
+    let nomad = Guarded::start().await;
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), nomad.token().await.secret).unwrap();
+    let file = token.path().to_str().unwrap();
+    let variables =
+        [("NOMAD_BUILD_NAMESPACE", NAMESPACE), ("NOMAD_TOKEN_FILE", file), ("NOMAD_BUILD_SWEEP", "off")];
+    let service = Service::start(&nomad.url, &world().registry, &variables);
+    (nomad, service, token)
+}
+
+/// A job that no node can take.
+fn waiting() -> Value {
+    let mut job = numbered("authority", 1);
+    job["resources"] = json!({"build": {"cpu": 60_000}});
+    job
+}
+
+/// Something to try a token's `read-logs` on.
+async fn run_something(nomad: &Guarded) {
+    let job = json!({"Job": {
+        "ID": "something", "Name": "something", "Type": "batch", "Datacenters": ["*"], "Namespace": NAMESPACE,
+        "TaskGroups": [{"Name": "one", "Tasks": [
+            {"Name": "one", "Driver": "raw_exec", "Config": {"command": "/bin/true"}, "Resources": {"CPU": 20, "MemoryMB": 16}},
+        ]}],
+    }});
+    nomad.call(Method::POST, "jobs?namespace=builds", &job).await;
+    nomad.owns("something");
+    eventually("an allocation", async || {
+        let found = nomad.call(Method::GET, "job/something/allocations?namespace=builds", &Value::Null).await;
+        (found[0]["ClientStatus"] == "complete").then_some(())
+    })
+    .await;
+}
+
+/// The capabilities that routes need; none is that of who may do everything.
+const CAPABILITIES: [&str; 3] = ["read-job", "read-logs", "dispatch-job"];
+
+/// Who may ask: some of the capabilities, in the builds' namespace or in another one.
+struct Role {
+    name: String,
+    api: Api,
+    has: Vec<&'static str>,
+    is_anonymous: bool,
+}
+
+impl Role {
+    fn may(&self, capability: &str) -> bool {
+        self.has.contains(&capability)
+    }
+
+    /// What a route answers that needs a capability; `job` says whether it is about one, and whether that is there.
+    fn wanted(&self, capability: &str, job: Option<bool>) -> StatusCode {
+        match (self.may(capability), job) {
+            (true, None | Some(true)) => StatusCode::OK,
+            (true, Some(false)) => StatusCode::NOT_FOUND,
+            (false, _) if self.is_anonymous => StatusCode::UNAUTHORIZED,
+            (false, Some(_)) if !self.may("read-job") => StatusCode::NOT_FOUND,
+            (false, _) => StatusCode::FORBIDDEN,
+        }
+    }
+}
+
+async fn roles(nomad: &Guarded, url: &str) -> Vec<Role> {
+    let mut roles = Vec::new();
+    for set in 0..8_usize {
+        let has: Vec<_> = (0..3).filter(|bit| set & (1 << bit) != 0).map(|bit| CAPABILITIES[bit]).collect();
+        let policy = format!(
+            "namespace \"builds\" {{ capabilities = {has:?} }}\nnamespace \"default\" {{ policy = \"write\" }}"
+        );
+        let token = nomad.caller(&policy).await;
+        let api = Api::with_token(url, &token.secret);
+        roles.push(Role { name: format!("{has:?}"), api, has, is_anonymous: false });
+    }
+    let with = |name: &str, api: Api, has: &[&'static str], is_anonymous| Role {
+        name: name.to_owned(),
+        api,
+        has: has.to_vec(),
+        is_anonymous,
+    };
+    roles.push(with("nobody", Api::new(url), &[], true));
+    roles.push(with("made up", Api::with_token(url, &Uuid::new_v4().to_string()), &[], false));
+    roles.push(with("no token at all", Api::with_token(url, "ab.cd.ef"), &[], false));
+    roles.push(with("management", Api::with_token(url, nomad.management()), &CAPABILITIES, false));
+    roles
+}
+
+/// The routes about one job, each with the capability that it needs.
+const READS: [(&str, &str); 3] =
+    [("status", "read-job"), ("logs", "read-logs"), ("logs/stream", "read-logs")];
+
+#[tokio::test]
+async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_is_there() {
+    let (nomad, service, _token) = guarded().await;
+    run_something(&nomad).await;
+    let all = Api::with_token(&service.url, nomad.management());
+    let unknown = format!("nb-{}", Uuid::new_v4());
+    for role in roles(&nomad, &service.url).await {
+        let id = all.submit(&waiting()).await;
+        nomad.owns(&id);
+        let mut got = Vec::new();
+        let mut wanted = Vec::new();
+        for (path, is_there) in [(&id, true), (&unknown, false)] {
+            for (route, capability) in READS {
+                let answer = if route == "logs/stream" {
+                    role.api.stream(path, "").await.status()
+                } else {
+                    role.api.call(Method::GET, &format!("/jobs/{path}/{route}"), None).await.0
+                };
+                got.push((route, is_there, answer));
+                wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
+            }
+            // A cleanup needs a job that has ended.
+            for route in ["kill", "cleanup"] {
+                let answer = role.api.call(Method::POST, &format!("/jobs/{path}/{route}"), None).await.0;
+                got.push((route, is_there, answer));
+                wanted.push((route, is_there, role.wanted("dispatch-job", Some(is_there))));
+            }
+        }
+        for route in ["/jobs?dry_run=true", "/jobs"] {
+            let (status, body) = role.api.call(Method::POST, route, Some(&waiting())).await;
+            if let Some(id) = body["data"]["job_id"].as_str() {
+                nomad.owns(id);
+            }
+            got.push((route, true, status));
+            wanted.push((route, true, role.wanted("dispatch-job", None)));
+        }
+        for route in ["/health", "/ready", "/metrics"] {
+            got.push((route, true, role.api.call(Method::GET, route, None).await.0));
+            wanted.push((route, true, StatusCode::OK));
+        }
+        assert_eq!(got, wanted, "{}", role.name);
+        // What is hidden looks like what is not there.
+        let hidden = role.api.call(Method::GET, &format!("/jobs/{id}/status"), None).await.1;
+        let absent = role.api.call(Method::GET, &format!("/jobs/{unknown}/status"), None).await.1;
+        if !role.may("read-job") {
+            let text = |body: &Value| body["error"].to_string();
+            assert_eq!(text(&hidden), text(&absent).replace(&unknown, &id), "{}", role.name);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_no_token_can_be_tried_on_is_read_by_nobody_and_that_is_said() {
+    let (nomad, service, _token) = guarded().await;
+    let api = Api::with_token(&service.url, nomad.management());
+    let id = api.submit(&waiting()).await;
+    nomad.owns(&id);
+    let (status, body) = api.call(Method::GET, &format!("/jobs/{id}/logs"), None).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("no allocation there to try the token on"), "{message}");
+    run_something(&nomad).await;
+    api.logs(&id).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_is_shut_out_within_seconds_of_what_it_reads_too() {
+    let (nomad, service, _token) = guarded().await;
+    run_something(&nomad).await;
+    let caller = nomad.builder().await;
+    let api = Api::with_token(&service.url, &caller.secret);
+    let id = api.submit(&waiting()).await;
+    nomad.owns(&id);
+    let stream = api.stream(&id, "").await;
+    assert_eq!(stream.status(), StatusCode::OK);
+    assert_eq!(api.status(&id).await["status"], "PENDING");
+    nomad.revoke(&caller).await;
+    eventually("a status that is not there any more", async || {
+        let (status, _) = api.call(Method::GET, &format!("/jobs/{id}/status"), None).await;
+        (status == StatusCode::NOT_FOUND).then_some(())
+    })
+    .await;
+    // The job waits on, so nothing else would end it.
+    let read = tokio::time::timeout(Duration::from_secs(30), stream.text()).await;
+    let read = read.expect("the stream ends").unwrap();
+    assert!(!read.contains("event: end"), "{read}");
+}
+
+#[tokio::test]
+async fn without_acls_only_this_machine_is_served_unless_the_operator_says_so() {
+    let world = world();
+    for (variables, wanted) in [
+        (&[("NOMAD_BUILD_LISTEN", "0.0.0.0:0")][..], StatusCode::FORBIDDEN),
+        (&[("NOMAD_BUILD_LISTEN", "0.0.0.0:0"), ("NOMAD_BUILD_OPEN", "true")], StatusCode::OK),
+        (&[], StatusCode::OK),
+    ] {
+        let service = Service::start(&world.nomad, &world.registry, variables);
+        let api = Api::new(&service.url);
+        let (status, body) = api.call(Method::POST, "/jobs?dry_run=true", Some(&waiting())).await;
+        assert_eq!(status, wanted, "{variables:?} {body}");
+        if status == StatusCode::FORBIDDEN {
+            assert_eq!(body["error"]["code"], "forbidden");
+            let message = body["error"]["message"].as_str().unwrap();
+            assert!(message.contains("NOMAD_BUILD_OPEN=true"), "{message}");
+        }
+    }
+}
