@@ -188,6 +188,33 @@ async fn a_cleanup_that_the_node_does_not_answer_takes_the_credentials_and_leave
     assert_eq!((containers_of(&id).len(), images_of(&id).len()), (0, 0));
 }
 
+#[tokio::test]
+async fn a_cleanup_waits_for_a_sweep_that_still_runs_and_does_not_begin_it_anew() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("RUN exit 1");
+    let (id, _) = api.run(&world.job(&repository)).await;
+    finish_has_ended(&id).await;
+    leave_behind(&id);
+    // A runner that a busy node starts late.
+    let folder = tempfile::tempdir().unwrap();
+    let (runner, start) = (folder.path().join("runner"), folder.path().join("start"));
+    let program = env!("CARGO_BIN_EXE_nomad-build");
+    let script =
+        format!("#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.1; done\nexec {program} \"$@\"\n", start.display());
+    std::fs::write(&runner, script).unwrap();
+    std::fs::set_permissions(&runner, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let slow = service(&[("NOMAD_BUILD_RUNNER", runner.to_str().unwrap())]);
+    let (status, body) = clean_up_by(&Api::new(&slow.url), &id).await;
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("nomad_unavailable")), "{body}");
+    assert!(body["error"]["message"].as_str().unwrap().contains(": its task is running"), "{body}");
+    std::fs::write(&start, "").unwrap();
+    is_cleaned_up(&id).await;
+    assert_eq!((containers_of(&id).len(), images_of(&id).len()), (0, 0));
+    let sweeps = format!("/v1/job/nomad-build-sweep-{id}/allocations?all=true");
+    let sweeps = world.nomad(&sweeps).await.unwrap();
+    assert_eq!(sweeps.as_array().unwrap().len(), 1, "{sweeps:#}");
+}
+
 /// A template whose finish task waits for a file; the file comes once it is let go.
 async fn template_whose_finish_waits() -> (tempfile::NamedTempFile, watch::Sender<bool>) {
     let (open, opened) = watch::channel(false);

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Api, At, Cluster, Front, Lent, Nomad, Repository, Service, Sleeper, containers_of, docker,
+    Api, At, Cluster, Front, Lent, Nomad, Repository, Service, Sleeper, containers_of, end_container,
     engine_is_rid_of, eventually, image_of, world,
 };
 
@@ -248,7 +248,7 @@ async fn a_job_whose_node_is_rebooted_ends_and_publishes_nothing_but_what_it_cla
         }
         cluster.reboot_client().await;
         for container in containers_of(&id) {
-            docker(&["kill", &container]);
+            end_container(&container);
         }
         front.let_go();
         let status = api.wait_for_end(&id).await;

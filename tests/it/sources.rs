@@ -2,12 +2,16 @@
 
 pub(crate) mod http;
 
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::response::IntoResponse as _;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Repository, World, eventually, tags_of, world};
+use crate::support::{Repository, World, eventually, serve, tags_of, world};
 
 /// Strange enough to be found wherever it shows up.
 const PASSWORD: &str = "pa$$:w0rd/%40-7f3a9c";
@@ -154,6 +158,38 @@ async fn without_the_right_credentials_a_private_repository_is_unauthorized() {
         assert_eq!(status["status"], "FAILED", "{status:#}");
         assert_eq!(status["failure"]["phase"], "build", "{status:#}");
         assert_eq!(status["failure"]["reason"], "unauthorized", "{status:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_a_git_server_tells_its_client_is_hidden_in_log_and_status() {
+    let world = world();
+    let password = "p4ss/w\u{f6}rd \"of\" a+job%";
+    let login = BASE64_STANDARD.encode(format!("me:{password}"));
+    let said = format!(
+        "{password} is known\n{} too\nlogin {login}\nurl {}\n",
+        json!(password),
+        password.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>()
+    );
+    let (asks, tells) = ([(WWW_AUTHENTICATE, "Basic realm=\"git\"")], said.clone());
+    let router = Router::new().fallback(async move |headers: HeaderMap| match headers.get(AUTHORIZATION) {
+        None => (StatusCode::UNAUTHORIZED, asks).into_response(),
+        Some(_) => (StatusCode::FORBIDDEN, tells).into_response(),
+    });
+    let url = format!("http://{}/repository.git", serve(router).await);
+    let path = world.nomad_api().credentials(&json!({ "username": "me", "password": password })).await;
+    let mut job = world.job(&versions(world));
+    job["repo_url"] = json!(url);
+    job["git_credentials_path"] = json!(path);
+    let (id, status) = world.api().run(&job).await;
+    assert_eq!(status["status"], "FAILED", "{status:#}");
+    let log = world.api().logs(&id).await["build"].as_str().unwrap().to_owned();
+    assert!(log.contains("remote: *** is known\n") && log.contains("remote: url ***\n"), "{log}");
+    assert!(log.contains("remote: \"***\" too\n"), "{log}");
+    // What of the login is not the password stays: the name of the user.
+    let hidden = &login[4..login.len() - 4];
+    for text in [log, status.to_string()] {
+        assert!(!text.contains("p4ss") && !text.contains("%70") && !text.contains(hidden), "{text}");
     }
 }
 

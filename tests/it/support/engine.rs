@@ -20,6 +20,14 @@ pub(crate) fn containers_of(id: &str) -> Vec<String> {
     listed.lines().map(str::to_owned).collect()
 }
 
+/// Ends a container, unless it has ended by itself or is gone.
+pub(crate) fn end_container(id: &str) {
+    let output = Command::new("docker").args(["kill", id]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let has_ended = ["is not running", "No such container"].iter().any(|why| said.contains(why));
+    assert!(output.status.success() || has_ended, "{said}");
+}
+
 /// The images of a job, under whatever name.
 pub(crate) fn images_of(id: &str) -> Vec<String> {
     let listed =

@@ -33,8 +33,8 @@ pub(crate) use api::Api;
 pub(crate) use bucket::Bucket;
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
-    containers_of, crash, crash_log, docker, engine_is_rid_of, images_of, leave_behind, processes_with,
-    runner_of, unique_seconds,
+    containers_of, crash, crash_log, docker, end_container, engine_is_rid_of, images_of, leave_behind,
+    processes_with, runner_of, unique_seconds,
 };
 pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
