@@ -59,6 +59,9 @@ pub(super) struct Submission {
     /// A build argument; may be given again
     #[arg(long = "build-arg", value_parser = pair, value_name = "KEY=VALUE")]
     build_args: Vec<(String, String)>,
+    /// A secret of the build's steps, an item of a Nomad Variable; may be given again
+    #[arg(long = "build-secret", value_parser = pair, value_name = "ID=PATH#ITEM")]
+    build_secrets: Vec<(String, String)>,
     /// The stage of the Dockerfile to build
     #[arg(long)]
     target: Option<String>,
@@ -121,6 +124,7 @@ impl Submission {
         let mappings = [
             ("test_env", &self.test_env),
             ("build_args", &self.build_args),
+            ("build_secrets", &self.build_secrets),
             ("labels", &self.labels),
             ("timeouts", &self.timeouts),
         ];
@@ -237,6 +241,7 @@ mod tests {
             "--test-entry-point",
             "--test-env=A=b=c",
             "--build-arg=V=$(id)",
+            "--build-secret=npmrc=creds/npm#token",
             "--target=t",
             "--label=l=",
             "--timeout=build=PT1M",
@@ -250,6 +255,7 @@ mod tests {
             "dockerfile_path": "D", "context_path": "sub", "image_tags": ["1", "2"], "registry_url": "h:5000",
             "registry_credentials_path": "b", "image_name": "n", "test_commands": ["--version"],
             "test_entry_point": true, "test_env": {"A": "b=c"}, "build_args": {"V": "$(id)"}, "target": "t",
+            "build_secrets": {"npmrc": "creds/npm#token"},
             "labels": {"l": ""}, "timeouts": {"build": "PT1M"}, "resources": {"test": {"cpu": 500, "memory_mb": 64}},
             "no_cache": false, "priority": 70,
         });

@@ -3,7 +3,9 @@
 //! Invariant: a container that was asked for is known: its creation goes on when its run is dropped, and removal waits
 //! for it.
 
+mod build;
 mod run;
+mod session;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,24 +13,19 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as DockerError;
-use bollard::models::{BuildInfo, BuildInfoAux, ContainerSummary, ImageSummary};
+use bollard::models::{ContainerSummary, ImageSummary};
 use bollard::query_parameters::{
-    BuildImageOptions, BuildImageOptionsBuilder, BuilderVersion, ListContainersOptionsBuilder,
-    ListImagesOptionsBuilder, PushImageOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+    ListContainersOptionsBuilder, ListImagesOptionsBuilder, PushImageOptionsBuilder,
+    RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
 use futures_util::StreamExt as _;
-use secrecy::ExposeSecret as _;
 use tokio::sync::mpsc::Sender;
 use tokio_util::task::TaskTracker;
 
-use super::progress::{Progress, exit_code};
-use super::{BuildRequest, Engine, EngineError, Exit, Output, RunRequest, Stream, context};
+use super::{BuildRequest, Engine, EngineError, Exit, Output, RunRequest, Stream};
 
 /// The longest silence before an answer begins, in seconds. What is asked has bounds of its own.
 const ANSWER: u64 = 6 * 3600;
-
-/// How long a build may pause before what it said last is shown though its line has no end.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a removal waits for containers that are still being created.
 const CREATION: Duration = Duration::from_mins(1);
@@ -119,58 +116,6 @@ impl DockerEngine {
         }
     }
 
-    /// Passes on what a build says; returns its image's ID.
-    async fn follow_build(
-        &self,
-        messages: impl futures_util::Stream<Item = Result<BuildInfo, DockerError>>,
-        output: &Sender<Output>,
-    ) -> Result<String, EngineError> {
-        let mut messages = std::pin::pin!(messages);
-        let (mut progress, mut image, mut torn) = (Progress::default(), None, None);
-        loop {
-            let next = match tokio::time::timeout(PAUSE, messages.next()).await {
-                Ok(Some(message)) if says_more(&message) => Some(message),
-                Ok(next) => {
-                    pass_on(progress.take_open(), output).await;
-                    next
-                }
-                Err(_) => {
-                    pass_on(progress.take_open(), output).await;
-                    continue;
-                }
-            };
-            let Some(message) = next else { break };
-            if let Err(error) = &message
-                && is_torn_end(error)
-            {
-                torn = message.err();
-                break;
-            }
-            let info = message.map_err(|error| match self.failed("building", error) {
-                EngineError::Refused { message, .. } => build_failed(&progress, message),
-                other => other,
-            })?;
-            if let Some(message) = info.error_detail.and_then(|detail| detail.message) {
-                return Err(build_failed(&progress, message));
-            }
-            match info.aux {
-                Some(BuildInfoAux::BuildKit(status)) => {
-                    pass_on(progress.take(&status), output).await;
-                }
-                Some(BuildInfoAux::Default(id)) => image = id.id.or(image),
-                None => {}
-            }
-        }
-        let without_image = || match torn {
-            Some(error) => self.unreachable(error),
-            None => EngineError::Refused {
-                doing: "building".to_owned(),
-                message: "no image: is BuildKit switched off in the engine?".to_owned(),
-            },
-        };
-        image.ok_or_else(without_image)
-    }
-
     async fn push_tagged(&self, reference: &str, output: &Sender<Output>) -> Result<(), EngineError> {
         const DOING: &str = "pushing the image";
         let (repository, tag) = split(reference);
@@ -200,18 +145,6 @@ impl DockerEngine {
     }
 }
 
-async fn pass_on(said: Vec<Output>, output: &Sender<Output>) {
-    for said in said {
-        // Who listened has given up, and so will this.
-        output.send(said).await.ok();
-    }
-}
-
-/// Whether a build goes on behind a message.
-fn says_more(message: &Result<BuildInfo, DockerError>) -> bool {
-    message.as_ref().is_ok_and(|info| info.error_detail.is_none())
-}
-
 /// Whether an answer ended with the carriage return of its last line, which the client takes for half a message where it
 /// arrives behind the message (bollard 0.21, its pull request 733). An answer that is cut looks the same, so what it should
 /// have said has to be there.
@@ -226,59 +159,9 @@ fn split(reference: &str) -> (&str, &str) {
     }
 }
 
-fn build_options(request: &BuildRequest, dockerfile: &str) -> BuildImageOptions {
-    // BuildKit joins it with a mount's ID by a slash: with one of its own, a namespace could reach into another.
-    let namespace = request.cache_namespace.replace('%', "%25").replace('/', "%2F");
-    let own = ("BUILDKIT_CACHE_MOUNT_NS".to_owned(), namespace);
-    let build_args: HashMap<_, _> = request.build_args.clone().into_iter().chain([own]).collect();
-    let labels: HashMap<_, _> = request.labels.clone().into_iter().collect();
-    BuildImageOptionsBuilder::new()
-        .t(&request.tag)
-        .dockerfile(dockerfile)
-        .buildargs(&build_args)
-        .labels(&labels)
-        .target(request.target.as_deref().unwrap_or_default())
-        .nocache(request.no_cache)
-        .networkmode(if request.network { "" } else { "none" })
-        .pull("true")
-        .version(BuilderVersion::BuilderBuildKit)
-        .session(&uuid::Uuid::new_v4().simple().to_string())
-        .build()
-}
-
-fn credentials(request: &BuildRequest) -> HashMap<String, DockerCredentials> {
-    let entries = request.registry_auth.iter().map(|auth| {
-        let host = hub_or(&auth.host);
-        let credentials = DockerCredentials {
-            username: Some(auth.username.clone()),
-            password: Some(auth.password.expose_secret().to_owned()),
-            serveraddress: Some(host.to_owned()),
-            ..DockerCredentials::default()
-        };
-        (host.to_owned(), credentials)
-    });
-    entries.collect()
-}
-
-/// The name under which BuildKit's client keeps a registry's credentials: for Docker Hub, that of its API's host.
-fn hub_or(host: &str) -> &str {
-    match host {
-        "docker.io" | "index.docker.io" | "registry-1.docker.io" => "registry-1.docker.io",
-        host => host,
-    }
-}
-
 impl Engine for DockerEngine {
     async fn build(&self, request: BuildRequest, output: Sender<Output>) -> Result<String, EngineError> {
-        let context = context::open(request.context.clone(), request.dockerfile.clone())?;
-        let options = build_options(&request, &context.dockerfile);
-        let body = bollard::body_try_stream(context.body);
-        let docker = self.docker()?;
-        let messages = docker.build_image(options, Some(credentials(&request)), Some(body));
-        let mut failure = context.failure;
-        // The engine can only tell that the context broke off.
-        let built = self.follow_build(messages, &output).await;
-        built.map_err(|error| failure.try_recv().map_or(error, EngineError::Context))
+        self.build_image(&request, &output).await
     }
 
     async fn run(&self, request: RunRequest, output: Sender<Output>) -> Result<Exit, EngineError> {
@@ -334,68 +217,13 @@ impl Engine for DockerEngine {
     }
 }
 
-/// What the failed step said of itself tells more than what the engine says of it.
-fn build_failed(progress: &Progress, message: String) -> EngineError {
-    if is_unauthorized(&message) {
-        return EngineError::Unauthorized { message };
-    }
-    let exit_code = exit_code(&message).or_else(|| progress.error().and_then(exit_code));
-    EngineError::BuildFailed { exit_code, message }
-}
-
-/// Whether a registry wanted other credentials for a base image; the engine tells it in words only.
-///
-/// What a step printed is not in the message, so a step cannot pass for a registry.
-fn is_unauthorized(message: &str) -> bool {
-    // BuildKit's own words, and those of containerd's resolver and token client.
-    ["401 Unauthorized", "403 Forbidden", "insufficient_scope", "authorization failed", "unauthorized:"]
-        .iter()
-        .any(|words| message.contains(words))
-        && !message.contains("executor failed running")
-        && !message.contains("did not complete successfully")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_base_image_is_told_from_a_failed_step() {
-        for (message, want) in [
-            (
-                "failed to solve: pulling from host 127.0.0.1:5000 failed with status code [manifests latest]: 401 Unauthorized",
-                true,
-            ),
-            (
-                "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
-                true,
-            ),
-            ("executor failed running [/bin/sh -c echo 401 Unauthorized; false]: exit code: 1", false),
-            (
-                "process \"/bin/sh -c echo 401 Unauthorized\" did not complete successfully: exit code: 1",
-                false,
-            ),
-            ("failed to solve: base/none:latest: not found", false),
-        ] {
-            assert_eq!(is_unauthorized(message), want, "{message}");
-        }
-    }
-
-    #[test]
     fn a_reference_is_split_at_its_tag_and_not_at_its_port() {
         assert_eq!(split("127.0.0.1:5000/a/b:push"), ("127.0.0.1:5000/a/b", "push"));
         assert_eq!(split("127.0.0.1:5000/a/b"), ("127.0.0.1:5000/a/b", "latest"));
-    }
-
-    #[test]
-    fn docker_hub_is_known_by_the_host_of_its_api() {
-        for (host, expected) in [
-            ("docker.io", "registry-1.docker.io"),
-            ("index.docker.io", "registry-1.docker.io"),
-            ("ghcr.io", "ghcr.io"),
-            ("localhost:5000", "localhost:5000"),
-        ] {
-            assert_eq!(hub_or(host), expected);
-        }
     }
 }

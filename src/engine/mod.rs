@@ -36,6 +36,8 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// Credentials for base images.
     pub registry_auth: Vec<RegistryAuth>,
+    /// What steps may mount by `RUN --mount=type=secret,id=…`.
+    pub secrets: BTreeMap<String, SecretString>,
     /// Builds share the contents of cache mounts only within one namespace.
     pub cache_namespace: String,
     /// Whether its steps have a network.

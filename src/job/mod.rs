@@ -14,6 +14,7 @@ mod names;
 mod outcome;
 mod payload;
 mod record;
+mod secrets;
 mod spec;
 mod status;
 mod submission;
@@ -31,6 +32,7 @@ pub use names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Sch
 pub use outcome::{Outcome, Progress, Published, State};
 pub use payload::{PAYLOAD_VERSION, Payload, PayloadError};
 pub use record::{Failure, Git, Image, Location, Record, Reference, Timestamps};
+pub use secrets::{BUILD_SECRET, SecretItem};
 pub use spec::{Isolation, LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 pub use status::{Phase, Reason, Status, Task};
 pub(crate) use submission::image_labels;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
-use super::{Allowed, Labels, Phase, Task};
+use super::{Allowed, Labels, Phase, SecretItem, Task};
 
 /// A submission that passed every check.
 ///
@@ -43,6 +43,8 @@ pub struct Spec {
     pub test_env: BTreeMap<String, String>,
     /// Build arguments.
     pub build_args: BTreeMap<String, String>,
+    /// Secrets of the build's steps, by ID.
+    pub build_secrets: BTreeMap<String, SecretItem>,
     /// The stage to build; none is the last.
     pub target: Option<String>,
     /// Labels of the image.
@@ -196,6 +198,7 @@ impl Spec {
             "test_entry_point": self.test_entry_point,
             "test_env": self.test_env,
             "build_args": self.build_args,
+            "build_secrets": self.build_secrets.iter().map(|(id, item)| (id, item.to_string())).collect::<BTreeMap<_, _>>(),
             "target": self.target,
             "labels": self.labels,
             "timeouts": {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, Invalid};
 use super::names::{ImageName, RegistryUrl, RepoUrl, Tag};
+use super::secrets::{self, SecretItem};
 use super::spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 
 /// The labels that the service sets itself.
@@ -65,6 +66,7 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
     let forbidden = |name: &str| policy.allowed.name(name);
     let test_env = fields.map("test_env", |name, _| variable_name(name).and_then(|()| forbidden(name)));
     let build_args = fields.map("build_args", |name, _| build_arg_name(name).and_then(|()| forbidden(name)));
+    let build_secrets = build_secrets(fields);
     let target = fields.parsed::<Target>("target").map(|target| target.0);
     let labels = fields.map("labels", |name, _| label_name(name));
     fit_in_url(fields, &build_args, &labels);
@@ -88,6 +90,7 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
         test_entry_point,
         test_env,
         build_args,
+        build_secrets,
         target,
         labels,
         timeouts,
@@ -172,6 +175,16 @@ fn test_commands(fields: &mut Fields) -> Vec<String> {
         fields.wrong("test_commands", "must have at most 100 commands: put them into a script");
     }
     commands.into_iter().map(|command| command.0).collect()
+}
+
+fn build_secrets(fields: &mut Fields) -> BTreeMap<String, SecretItem> {
+    let check =
+        |id: &str, item: &str| secrets::check_id(id).and_then(|()| item.parse::<SecretItem>().map(drop));
+    let given = fields.map("build_secrets", check);
+    if given.len() > secrets::MOST {
+        fields.wrong("build_secrets", &format!("must have at most {} secrets", secrets::MOST));
+    }
+    given.into_iter().filter_map(|(id, item)| Some((id, item.parse().ok()?))).collect()
 }
 
 struct Target(String);
@@ -341,6 +354,7 @@ mod tests {
             "image_tags": ["ok", "no good", 7], "registry_url": "https://ghcr.io", "test_commands": [""],
             "test_entry_point": "yes", "build_args": {"A B": "x", "OK": 1, "BUILDKIT_SYNTAX": "x"},
             "labels": {"nomad-build.job": "x"}, "timeouts": {"build": "soon", "tset": "PT1M"},
+            "build_secrets": {"a b": "x#y", "ok": "x#y", "bad": "x"},
             "resources": {"build": {"cpu": 0}}, "priority": 101, "image_tag": "x", "git_credentials_path": "a b",
         });
         let mut fields = bad_fields(Spec::from_json(body, &Policy::default()));
@@ -351,6 +365,8 @@ mod tests {
                 "build_args.A B",
                 "build_args.BUILDKIT_SYNTAX",
                 "build_args.OK",
+                "build_secrets.a b",
+                "build_secrets.bad",
                 "dockerfile_path",
                 "git_credentials_path",
                 "git_ref",

@@ -99,6 +99,7 @@ fn build_request(
             .map(|(username, password)| RegistryAuth { host, username, password })
             .into_iter()
             .collect(),
+        secrets: credentials.build_secrets(),
         // Caches are shared by one owner's builds and by nobody else's.
         cache_namespace: format!("nomad-build-{}", spec.owner),
         network,

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use super::log::Log;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
-use crate::job::{Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
+use crate::job::{BUILD_SECRET, Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
 use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
 use crate::registry;
@@ -217,7 +217,16 @@ impl Credentials {
 
     /// Those that must not be seen: all but names of users.
     fn secrets(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.iter().filter(|(name, _)| !name.ends_with("_username")).map(|(_, value)| value.as_bytes())
+        let is_user = |name: &str| matches!(name, "git_username" | "registry_username");
+        self.0.iter().filter(move |(name, _)| !is_user(name)).map(|(_, value)| value.as_bytes())
+    }
+
+    /// For the steps of a build, by ID.
+    pub(super) fn build_secrets(&self) -> BTreeMap<String, SecretString> {
+        let secret = |(name, value): (&String, &String)| {
+            Some((name.strip_prefix(BUILD_SECRET)?.to_owned(), SecretString::from(value.as_str())))
+        };
+        self.0.iter().filter_map(secret).collect()
     }
 
     fn login(&self, of: &str) -> Option<(String, SecretString)> {

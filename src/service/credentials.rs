@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use super::submit::Doubt;
 use super::{FOR_EVER, PATIENCE, Service};
 use crate::archive::Settings;
-use crate::job::{FieldError, JobId, Phase, Spec, Task, VariablePath};
+use crate::job::{BUILD_SECRET, FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
@@ -25,6 +25,12 @@ pub(super) enum Unreadable {
     /// Nomad could not be asked.
     Nomad(Error),
 }
+
+/// One text for both, so that nobody learns which Variables exist.
+const UNREADABLE: &str = "names a Variable that does not exist or that your Nomad token may not read";
+
+/// What Nomad takes in one Variable is 64 KiB, with its path and its own.
+const MOST_IN_VARIABLE: usize = 60 * 1024;
 
 const BUILD: Task = Task::Phase(Phase::Build);
 
@@ -66,7 +72,60 @@ impl Service {
                 }
             }
         }
+        let build = copies.entry(task_variable(job, BUILD)).or_default();
+        self.read_secrets(&nomad, spec, build, &mut errors).await.map_err(Unreadable::Nomad)?;
+        copies.retain(|_, items| !items.is_empty());
         if errors.is_empty() { Ok(copies.into_iter().collect()) } else { Err(Unreadable::Fields(errors)) }
+    }
+
+    /// Reads the secrets of a build into the copy for its task.
+    async fn read_secrets(
+        &self,
+        nomad: &Client,
+        spec: &Spec,
+        build: &mut BTreeMap<String, String>,
+        errors: &mut Vec<FieldError>,
+    ) -> Result<(), Error> {
+        let mut read = BTreeMap::new();
+        for (id, secret) in &spec.build_secrets {
+            let path = secret.path().as_str();
+            if !read.contains_key(path) {
+                read.insert(path, self.variable(nomad, secret.path()).await?);
+            }
+            let item = match read.get(path) {
+                Some(Some(items)) => {
+                    items.get(secret.item()).ok_or("names an item that the Variable does not have")
+                }
+                _ => Err(UNREADABLE),
+            };
+            match item {
+                Ok(value) => drop(build.insert(format!("{BUILD_SECRET}{id}"), value.clone())),
+                Err(why) => {
+                    errors.push(FieldError { field: format!("build_secrets.{id}"), message: why.to_owned() });
+                }
+            }
+        }
+        let bytes: usize = build.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > MOST_IN_VARIABLE {
+            let message = format!(
+                "have {bytes} bytes together with the build's other credentials: at most {MOST_IN_VARIABLE} are allowed"
+            );
+            errors.push(FieldError { field: "build_secrets".to_owned(), message });
+        }
+        Ok(())
+    }
+
+    /// A Variable's items; none where it is not there, or not for this caller.
+    async fn variable(
+        &self,
+        nomad: &Client,
+        path: &VariablePath,
+    ) -> Result<Option<BTreeMap<String, String>>, Error> {
+        match nomad.variable(&self.config.namespace, path.as_str()).await {
+            Ok(found) => Ok(found.map(|variable| variable.items)),
+            Err(Error { kind: Kind::Forbidden, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn read_one(
@@ -74,14 +133,10 @@ impl Service {
         nomad: &Client,
         path: &VariablePath,
     ) -> Result<Result<BTreeMap<String, String>, String>, Error> {
-        // One text for both, so that nobody learns which Variables exist.
-        let unreadable =
-            || "names a Variable that does not exist or that your Nomad token may not read".to_owned();
-        match nomad.variable(&self.config.namespace, path.as_str()).await {
-            Ok(Some(variable)) => Ok(usable(&variable.items).map(|()| variable.items)),
-            Ok(None) | Err(Error { kind: Kind::Forbidden, .. }) => Ok(Err(unreadable())),
-            Err(error) => Err(error),
-        }
+        Ok(match self.variable(nomad, path).await? {
+            Some(items) => usable(&items).map(|()| items),
+            None => Err(UNREADABLE.to_owned()),
+        })
     }
 
     /// Writes the copies, in place of those of an earlier attempt. On failure, what was written is removed again, unless

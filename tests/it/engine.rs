@@ -61,6 +61,7 @@ impl Bench {
             labels: self.labels(),
             no_cache: false,
             registry_auth: Vec::new(),
+            secrets: BTreeMap::new(),
             cache_namespace: self.id.clone(),
             network: true,
         }

@@ -34,6 +34,7 @@ mod publishing;
 mod registry;
 mod replicas;
 mod runner;
+mod secrets;
 mod sources;
 mod stack;
 mod submit;

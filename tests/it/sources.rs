@@ -134,7 +134,7 @@ async fn a_private_repository_is_built_with_the_credentials_of_a_variable_that_s
 }
 
 /// What the templates of a Nomad job's tasks hold, decoded.
-fn payloads(nomad_job: &Value) -> String {
+pub(crate) fn payloads(nomad_job: &Value) -> String {
     let tasks = nomad_job["TaskGroups"][0]["Tasks"].as_array().unwrap();
     let templates = tasks.iter().filter_map(|task| task["Templates"].as_array()).flatten();
     let decode = |template: &Value| {

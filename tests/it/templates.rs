@@ -46,6 +46,7 @@ async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) 
         labels: BTreeMap::new(),
         no_cache: false,
         registry_auth: Vec::new(),
+        secrets: BTreeMap::new(),
         cache_namespace: "it".to_owned(),
         network: true,
     };

@@ -1,0 +1,96 @@
+//! Secrets of a build: its steps mount them, and they are nowhere else.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::sources::payloads;
+use crate::support::{docker, eventually, image_of, tags_of, world};
+
+/// A step that writes the digest of what it mounted, and shows it in several ways. It is no other build's: BuildKit takes those
+/// that are alike for one, whatever they mount.
+fn step() -> String {
+    format!(
+        "RUN --mount=type=secret,id=npmrc,required=true : {} && sha256sum /run/secrets/npmrc | cut -d' ' -f1 > /sum; \
+         echo \"token is $(cat /run/secrets/npmrc)\"; base64 /run/secrets/npmrc; ls -l /run/secrets",
+        Uuid::new_v4()
+    )
+}
+
+fn sum(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn a_step_mounts_the_secrets_of_its_build_and_they_are_nowhere_else() {
+    let (world, nomad) = (world(), world().nomad_api());
+    let secret = format!("canary-{}", Uuid::new_v4());
+    let path = nomad.credentials(&json!({ "npm.token": secret, "other": "not-asked-for" })).await;
+    let repository = world.repository(&step());
+    let mut job = world.job(&repository);
+    job["build_secrets"] = json!({ "npmrc": format!("{path}#npm.token") });
+    job["test_commands"] =
+        json!([format!("[ \"$(cat /sum)\" = {} ]", sum(&secret)), "! [ -s /run/secrets/npmrc ]",]);
+    let (id, status) = world.api().run(&job).await;
+    let logs = world.api().logs(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{logs:#}");
+    assert!(logs["build"].as_str().unwrap().contains("token is ***\n"), "{logs:#}");
+    eventually("the copy goes with the job's end", async || {
+        nomad.variables(&format!("nomad/jobs/{id}")).await.is_empty().then_some(())
+    })
+    .await;
+    let payloads = payloads(&nomad.get(&format!("/v1/job/{id}")).await);
+    assert!(payloads.contains(&format!("{path}#npm.token")), "the item is named: {payloads}");
+    let mut seen = logs.to_string() + &status.to_string() + &payloads;
+    for part in ["", "/allocations", "/evaluations"] {
+        seen += &nomad.get(&format!("/v1/job/{id}{part}")).await.to_string();
+    }
+    assert_eq!(tags_of(&world.registry, image_of(&job)).await, ["one"]);
+    let image = format!("{}/{}:one", world.registry, image_of(&job));
+    docker(&["pull", "--quiet", &image]);
+    seen += &docker(&["image", "inspect", &image]);
+    seen += &docker(&["history", "--no-trunc", &image]);
+    let archive = tempfile::tempdir().unwrap();
+    let file = archive.path().join("image.tar");
+    docker(&["save", "--output", file.to_str().unwrap(), &image]);
+    docker(&["rmi", "--force", &image]);
+    let bytes = std::fs::read(file).unwrap();
+    assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
+    assert!(
+        !seen.contains(&secret) && seen.contains("npm.token"),
+        "the path is named, and what is there is not"
+    );
+}
+
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_is_refused_by_its_id_and_nothing_is_registered() {
+    let world = world();
+    let path = world.nomad_api().credentials(&json!({ "token": "x" })).await;
+    let mut job = world.job(&world.repository(&step()));
+    job["owner"] = json!(format!("secrets-{}", Uuid::new_v4()));
+    job["build_secrets"] = json!({
+        "good": format!("{path}#token"),
+        "gone": "creds/nobody/wrote/this#token",
+        "npmrc": format!("{path}#other"),
+    });
+    let (status, body) = world.api().call(Method::POST, "/jobs", Some(&job)).await;
+    assert_eq!(status, 400, "{body}");
+    let mut fields: Vec<_> =
+        body["error"]["details"].as_array().unwrap().iter().map(|detail| detail["field"].clone()).collect();
+    fields.sort_by_key(ToString::to_string);
+    assert_eq!(fields, ["build_secrets.gone", "build_secrets.npmrc"]);
+    let made = world.nomad_api().made_by(job["owner"].as_str().unwrap()).await;
+    assert!(made.is_empty(), "{made:?}");
+}
+
+#[tokio::test]
+async fn a_build_without_a_secret_that_a_step_requires_fails_by_name() {
+    let world = world();
+    let repository = world.repository(&step());
+    let (id, status) = world.api().run(&world.job(&repository)).await;
+    assert_eq!(status["failure"]["reason"], json!("build_failed"), "{status:#}");
+    let message = status["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("npmrc"), "{message}\n{:#}", world.api().logs(&id).await);
+    assert_eq!(status["image"]["digest"], Value::Null);
+}
