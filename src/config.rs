@@ -21,6 +21,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Whether callers from anywhere are served though Nomad has no ACLs.
     pub open: bool,
+    /// The origins whose pages may use the service, `scheme://host[:port]`.
+    pub allow_origins: Vec<String>,
     /// Where metrics are served beside the API, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Nomad.
@@ -93,6 +95,11 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "NOMAD_BUILD_OPEN",
         "false",
         "true: callers from other machines are served though Nomad has no ACLs, so that anybody may do anything",
+    ),
+    (
+        "NOMAD_BUILD_ALLOW_ORIGINS",
+        "",
+        "origins whose pages may use the API, as https://host, separated by commas",
     ),
     ("NOMAD_BUILD_METRICS_LISTEN", "", "an address of its own for /metrics"),
     ("NOMAD_ADDR", "http://127.0.0.1:4646", "Nomad"),
@@ -189,6 +196,7 @@ impl Config {
                 .parsed("NOMAD_BUILD_LISTEN", address)
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             open: reader.parsed("NOMAD_BUILD_OPEN", "true or false").unwrap_or_default(),
+            allow_origins: reader.list("NOMAD_BUILD_ALLOW_ORIGINS", "an origin").unwrap_or_default(),
             metrics_listen: reader.parsed("NOMAD_BUILD_METRICS_LISTEN", address),
             nomad: nomad_settings(&mut reader),
             policy: policy(&mut reader),

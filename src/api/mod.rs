@@ -3,6 +3,7 @@
 //! Invariant: handlers convert, call the service once, and convert back.
 
 mod answer;
+mod browser;
 mod caller;
 mod jobs;
 mod logs;
@@ -92,6 +93,7 @@ fn router(app: App) -> Router {
         .route("/runner/{os}/{arch}/sha256sums", only(get(runner::checksum)))
         .fallback(unknown_route)
         .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), browser::keep_apart))
         .layer(middleware::from_fn_with_state(app.clone(), identify_and_count))
         .with_state(app)
 }

@@ -102,6 +102,11 @@ impl Authority {
         }
     }
 
+    /// Whether it is known that Nomad has ACLs.
+    pub(crate) async fn is_guarded(&self) -> bool {
+        self.has_acls().await.unwrap_or_default()
+    }
+
     /// Waits until a caller may not any more, or until nobody has known for long; for ever where that does not happen.
     pub(crate) async fn lost(&self, caller: Option<&SecretString>, capability: Capability) {
         let mut known = Instant::now();

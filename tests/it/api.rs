@@ -286,6 +286,39 @@ async fn a_job_that_claimed_before_its_registration_was_confirmed_is_accepted() 
 }
 
 #[tokio::test]
+async fn pages_of_other_origins_are_refused_on_every_route() {
+    let world = world();
+    let allow = [("NOMAD_BUILD_ALLOW_ORIGINS", "https://ci.example.com")];
+    let service = Service::start(&world.nomad, &world.registry, &allow);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    for (header, value, is_refused) in [
+        ("origin", "https://evil.example", true),
+        ("origin", "null", true),
+        ("host", "evil.example", true),
+        ("origin", "https://ci.example.com", false),
+        ("origin", service.url.as_str(), false),
+        ("host", "localhost", false),
+    ] {
+        for route in ["/health", "/metrics", "/jobs/nb-x/status", "/jobs/nb-x/logs/stream", "/other"] {
+            let answer =
+                http.get(format!("{}{route}", service.url)).header(header, value).send().await.unwrap();
+            // A name tells nothing of who asks for nobody's jobs.
+            let is_refused = is_refused && (header == "origin" || route.starts_with("/jobs"));
+            assert_eq!(answer.status() == 403, is_refused, "{route} {header}: {value}");
+            assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{route}");
+            assert_eq!(answer.headers()["cache-control"], "no-store", "{route}");
+        }
+        let socket = format!("{}/jobs/nb-x/logs/stream", service.url.replacen("http", "ws", 1));
+        let mut request =
+            tokio_tungstenite::tungstenite::client::IntoClientRequest::into_client_request(socket);
+        request.as_mut().unwrap().headers_mut().insert(header, value.parse().unwrap());
+        let refused = tokio_tungstenite::connect_async(request.unwrap()).await.unwrap_err();
+        let tokio_tungstenite::tungstenite::Error::Http(answer) = refused else { panic!("{refused}") };
+        assert_eq!(answer.status() == 403, is_refused, "{header}: {value}");
+    }
+}
+
+#[tokio::test]
 async fn the_status_of_a_known_job_is_read_without_asking_nomad() {
     let world = world();
     let (counter, service) = proxied().await;

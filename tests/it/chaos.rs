@@ -15,10 +15,11 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::agent::wait_for;
-use crate::support::{Random, containers_of, docker, eventually, images_of, scale, world};
+use crate::support::{Random, containers_of, docker, images_of, scale, world};
 use arena::{Arena, REPLICAS};
 use history::{History, Job};
 use load::{Harms, Load};
@@ -151,7 +152,7 @@ impl Run {
         for job in &mut jobs {
             load.conclude(job, until).await;
         }
-        tidy_up(&arena, &jobs).await;
+        let running = tidy_up(&arena, &jobs).await;
         let shared = load::served(&image, "shared").await;
         let troubles = troubles.into_inner().unwrap();
         for job in &mut jobs {
@@ -162,7 +163,7 @@ impl Run {
             job.rebooted = while_it_lived(trouble::REBOOT);
             job.away = while_it_lived(trouble::CUT_OFF);
         }
-        History { jobs, troubles, shared }
+        History { jobs, troubles, shared, running }
     }
 }
 
@@ -186,17 +187,22 @@ fn summary(history: &History) -> String {
     )
 }
 
+/// How long Nomad may run tasks after every job has ended: `finish` archives and removes for minutes, where the engine is slow.
+const MOST_BEHIND: Duration = Duration::from_mins(5);
+
 /// Waits until Nomad runs nothing any more, and removes what is left of tasks whose node was away when they were stopped:
-/// Nomad (1.11) does not run their last task then.
-async fn tidy_up(arena: &Arena, jobs: &[history::Job]) {
-    eventually("Nomad runs nothing any more", async || {
+/// Nomad (1.11) does not run their last task then. What runs all the same is returned.
+async fn tidy_up(arena: &Arena, jobs: &[history::Job]) -> Vec<Value> {
+    let runs = |task: &Value| task["State"] == "running";
+    let is_over = |allocation: &Value| {
+        let ended = matches!(allocation["ClientStatus"].as_str(), Some("complete" | "failed" | "lost"));
+        ended && !allocation["TaskStates"].as_object().is_some_and(|tasks| tasks.values().any(runs))
+    };
+    let until = Instant::now() + MOST_BEHIND;
+    let running = wait_for("what Nomad runs", 2 * MOST_BEHIND, async || {
         let all = arena.nomad(reqwest::Method::GET, "/v1/allocations", None).await?;
-        let runs = |task: &serde_json::Value| task["State"] == "running";
-        let is_over = |allocation: &serde_json::Value| {
-            let ended = matches!(allocation["ClientStatus"].as_str(), Some("complete" | "failed" | "lost"));
-            ended && !allocation["TaskStates"].as_object().is_some_and(|tasks| tasks.values().any(runs))
-        };
-        all.as_array()?.iter().all(is_over).then_some(())
+        let running: Vec<_> = all.as_array()?.iter().filter(|each| !is_over(each)).cloned().collect();
+        (running.is_empty() || Instant::now() > until).then_some(running)
     })
     .await;
     for job in jobs.iter().filter(|job| !job.harms.is_empty()) {
@@ -207,6 +213,7 @@ async fn tidy_up(arena: &Arena, jobs: &[history::Job]) {
             docker(&["rmi", "--force", image]);
         }
     }
+    running
 }
 
 /// Waits until every replica is well.

@@ -1,14 +1,18 @@
 //! The git room, over the real git.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use axum::Router;
+use axum::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::IntoResponse as _;
 use nomad_build::git::{CheckedOut, Credentials, GitError, Output, Source, check_out};
 use tempfile::TempDir;
 
 use crate::sources::http;
 use crate::stack::environment;
-use crate::support::{Repository, eventually, processes_with};
+use crate::support::{Repository, eventually, processes_with, serve};
 
 /// Hears git, and does nothing of it.
 struct Deaf;
@@ -88,6 +92,52 @@ async fn a_link_in_place_of_the_list_of_submodules_is_not_followed() {
     repository.git(&["update-ref", "refs/heads/main", &commit]);
     let (_folder, checked_out) = check_out_main(&repository.url(), None).await;
     assert!(checked_out.unwrap_err().to_string().contains("invalid path '.gitmodules'"));
+}
+
+#[tokio::test]
+async fn a_submodule_whose_transport_runs_programs_runs_none() {
+    let marks = tempfile::tempdir().unwrap();
+    let mark = marks.path().join("ran");
+    for url in [
+        format!("ext::sh -c \"touch% {}\"", mark.display()),
+        format!("ssh://-oProxyCommand=touch\u{20}{}/x", mark.display()),
+        format!("--upload-pack=touch {}", mark.display()),
+    ] {
+        let list = format!("[submodule \"x\"]\n\tpath = x\n\turl = {url}\n");
+        let repository = Repository::new().file(".gitmodules", &list).commit();
+        let head = repository.git(&["rev-parse", "HEAD"]);
+        repository.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{head},x")]);
+        repository.git(&["commit", "--quiet", "--message=x"]);
+        let (_folder, checked_out) = check_out_main(&repository.url(), None).await;
+        assert!(matches!(checked_out, Err(GitError::Failed { .. })), "{url}: {checked_out:?}");
+        assert!(!mark.exists(), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_go_to_the_host_they_are_for_and_not_where_that_sends_to() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let shown = Arc::clone(&seen);
+    let asks = || (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"git\"")]).into_response();
+    let other = Router::new().fallback(async move |headers: HeaderMap| {
+        shown.lock().unwrap().push(headers.get(AUTHORIZATION).cloned());
+        asks()
+    });
+    // Of another name, as a port alone is no other host to every client.
+    let other = format!("http://localhost:{}", serve(other).await.port());
+    let first = Router::new().fallback(async move |uri: Uri, headers: HeaderMap| {
+        if headers.contains_key(AUTHORIZATION) {
+            (StatusCode::FOUND, [(LOCATION, format!("{other}{uri}"))]).into_response()
+        } else {
+            asks()
+        }
+    });
+    let url = format!("http://{}/repository.git", serve(first).await);
+    let login = Credentials { username: "me".to_owned(), password: "secret".into() };
+    let refused = check_out_main(&url, Some(&login)).await.1;
+    assert!(refused.is_err(), "{refused:?}");
+    let seen = seen.lock().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(Option::is_none), "{seen:?}");
 }
 
 #[tokio::test]

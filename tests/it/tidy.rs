@@ -147,3 +147,32 @@ fn no_file_is_longer_than_500_lines() {
         assert!(lines <= LONGEST, "{} has {lines} lines", path.display());
     }
 }
+
+#[test]
+fn every_threat_of_the_security_policy_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let policy = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let rows: Vec<_> = policy.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 15, "no table of threats");
+    for row in rows {
+        let tests = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
+        let named: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test: {row}");
+        for name in named {
+            let there = match name.rsplit_once("::") {
+                _ if name.starts_with("make ") => true,
+                None => root.join(name).is_file(),
+                Some((file, test)) => {
+                    let path = root.join(format!("tests/it/{}.rs", file.replace("::", "/")));
+                    let source = std::fs::read_to_string(path).unwrap_or_default();
+                    if test == "\u{2026}" {
+                        !source.is_empty()
+                    } else {
+                        source.contains(&format!("fn {test}("))
+                    }
+                }
+            };
+            assert!(there, "{name} is not there: {row}");
+        }
+    }
+}

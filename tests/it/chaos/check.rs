@@ -32,6 +32,12 @@ pub(super) fn violations(history: &History) -> Vec<String> {
         published(job, &mut say);
         lines(job, &mut say);
     }
+    for allocation in &history.running {
+        found.push(format!(
+            "{}: still runs in Nomad: {allocation}",
+            allocation["JobID"].as_str().unwrap_or("?")
+        ));
+    }
     if let Some((digest, of)) = &history.shared {
         let claimed = |job: &Job| job.id == *of && last(job)["image"]["digest"] == digest.as_str();
         if !history.jobs.iter().any(claimed) {
@@ -239,7 +245,7 @@ mod tests {
 
     fn found(jobs: Vec<Job>) -> Vec<String> {
         let shared = Some(("sha256:1".to_owned(), "nb-1".to_owned()));
-        violations(&History { jobs, troubles: Vec::new(), shared })
+        violations(&History { jobs, troubles: Vec::new(), shared, running: Vec::new() })
     }
 
     #[test]

@@ -103,4 +103,6 @@ pub(super) struct History {
     pub(super) troubles: Vec<(u128, String)>,
     /// In the end, what the registry serves under the tag that every job asks for.
     pub(super) shared: Option<(String, String)>,
+    /// Allocations that Nomad still runs, minutes after every job has ended.
+    pub(super) running: Vec<serde_json::Value>,
 }

@@ -1,0 +1,126 @@
+//! What a browser is kept from: pages of other origins may not use a caller's reach or a caller's machine.
+//!
+//! A page may send requests anywhere, and opens a `WebSocket` without asking first. It cannot hide its origin.
+
+use axum::extract::{Request, State};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+
+use super::App;
+use super::answer::{Code, Problem};
+
+/// What every answer says: it is what it says it is, is shown nowhere, and is kept nowhere.
+const HEADERS: [(HeaderName, &str); 4] = [
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (REFERRER_POLICY, "no-referrer"),
+    (CACHE_CONTROL, "no-store"),
+];
+
+/// Refuses what a page of another origin sends, and tells browsers what to make of each answer.
+pub(super) async fn keep_apart(State(app): State<App>, request: Request, next: Next) -> Response {
+    let refusal = match foreign_origin(request.headers(), &app.service.config().allow_origins) {
+        None => foreign_host(&app, request.headers(), request.uri().path()).await,
+        refusal => refusal,
+    };
+    let mut answer = match refusal {
+        Some(why) => Problem::new(Code::Forbidden, &why).into_response(),
+        None => next.run(request).await,
+    };
+    for (name, value) in HEADERS {
+        answer.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    answer
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or_default())
+}
+
+/// Why a page may not send this; none where it may, or where no page sent it.
+fn foreign_origin(headers: &HeaderMap, allowed: &[String]) -> Option<String> {
+    let origin = text(headers, ORIGIN)?;
+    let host = text(headers, HOST).unwrap_or_default();
+    let is_same = origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host));
+    if is_same || allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)) {
+        return None;
+    }
+    Some(format!(
+        "pages of {origin:?} may not use this service: its operator can allow them (NOMAD_BUILD_ALLOW_ORIGINS)"
+    ))
+}
+
+/// Why nobody may ask by this name; none where it is as good as any. Whoever owns a name can have it lead to this machine, and then
+/// a page of that name is of the same origin: where no token is asked for, that would be all it needs.
+async fn foreign_host(app: &App, headers: &HeaderMap, path: &str) -> Option<String> {
+    let config = app.service.config();
+    let host = text(headers, HOST).filter(|host| !host.is_empty() && !is_of_this_machine(host))?;
+    let is_for_this_machine = config.listen.ip().is_loopback() && !config.open;
+    // Probes tell nothing, and ask nobody.
+    if !is_for_this_machine || !path.starts_with("/jobs") {
+        return None;
+    }
+    let is_guarded = app.service.authority().is_guarded().await;
+    (!is_guarded).then(|| {
+        format!("Nomad has no ACLs, so only this machine is served, and {host:?} is no name or address of it")
+    })
+}
+
+/// Whether a Host header is an address, or the one name that leads nowhere else.
+fn is_of_this_machine(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || address.parse::<std::net::IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_origin_is_refused() {
+        let allowed = ["https://ci.example.com".to_owned()];
+        for (host, origin, good) in [
+            ("127.0.0.1:8080", None, true),
+            ("127.0.0.1:8080", Some("http://127.0.0.1:8080"), true),
+            ("127.0.0.1:8080", Some("http://127.0.0.1:9090"), false),
+            ("127.0.0.1:8080", Some("https://evil.example"), false),
+            ("127.0.0.1:8080", Some("null"), false),
+            ("builds.example.com", Some("https://builds.example.com"), true),
+            ("builds.example.com", Some("https://ci.example.com"), true),
+            ("builds.example.com", Some("https://CI.example.com"), true),
+            ("builds.example.com", Some("http://ci.example.com"), false),
+            ("builds.example.com", Some("https://ci.example.com.evil.example"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, origin.parse().unwrap());
+            }
+            assert_eq!(foreign_origin(&headers, &allowed).is_none(), good, "{host} {origin:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_may_own_is_not_this_machines() {
+        for (host, ours) in [
+            ("127.0.0.1:8080", true),
+            ("localhost:8080", true),
+            ("LOCALHOST", true),
+            ("[::1]:8080", true),
+            ("10.0.0.7", true),
+            ("evil.example:8080", false),
+            ("localhost.evil.example", false),
+            ("127.0.0.1.evil.example", false),
+        ] {
+            assert_eq!(is_of_this_machine(host), ours, "{host}");
+        }
+    }
+}
