@@ -73,7 +73,7 @@ pub(super) async fn whole(
     if query.cursor.is_some() {
         return Err(Problem::parameter("cursor", "belongs to /logs/stream"));
     }
-    let record = app.service.record(&id).await?;
+    let record = app.service.record_for_logs(&id).await?;
     let limit = app.service.config().log_limit;
     let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
     let (logs, turn) = logs.map_err(|cause| Problem::from(Unread { job: id, cause }))?;

@@ -3,10 +3,13 @@
 //! Invariant: the end of a job is decided by its claim and, once claimed, by its publish outcome, and by nothing else.
 //! Both are written once, so a final status never changes, whatever Nomad says later.
 
-use chrono::{DateTime, SubsecRound as _, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Claim, Facts, JobId, Labels, Outcome, Phase, Published, Reason, State, Status, Verdict};
+
+/// How long after a job's end its last phase may tell of itself: it is given a moment, and its node's clock may differ.
+const TELLS: TimeDelta = TimeDelta::seconds(10);
 
 /// A job as the API shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +186,16 @@ impl Record {
     pub fn wrote_since_it_began(&self, phase: Phase, time: Option<DateTime<Utc>>) -> bool {
         let began = self.timestamps.of(phase).0.map(|began| began.trunc_subsecs(6));
         time.is_some_and(|time| began.is_none_or(|began| time >= began))
+    }
+
+    /// Whether the job has just ended, and its last phase is about to tell how long its log is: it ends the job first.
+    pub fn is_about_to_tell(&self, now: DateTime<Utc>) -> bool {
+        let has_just_ended = |end: DateTime<Utc>| now - end < TELLS;
+        self.status.is_final()
+            && self.timestamps.job_end.is_some_and(has_just_ended)
+            && self.phase.is_some_and(|phase| {
+                self.lines[phase as usize].is_none() && self.timestamps.of(phase).0.is_some()
+            })
     }
 
     /// The allocation that has a phase's log: the one it ran in, or else the one it is to run in. None has that of tests which

@@ -268,6 +268,23 @@ fn what_nobody_else_ends_is_due() {
     assert_eq!(facts(progress(&DONE), Some(killed(20))).due(now), Some(Due::Stop));
 }
 
+#[test]
+fn a_phase_that_ended_its_job_tells_of_itself_behind_that() {
+    let failed = Verdict::new(Status::Failed, Some(Phase::Test), Reason::TestFailed, "no", at(30));
+    let running = progress(&[(Phase::Build, true), (Phase::Test, false)]);
+    let mut facts = facts(running.clone(), Some(Claim::revoked(failed)));
+    let about_to_tell = |facts: &Facts, now| Record::of(facts).unwrap().is_about_to_tell(at(now));
+    assert!(about_to_tell(&facts, 31));
+    // A runner that died does not.
+    assert!(!about_to_tell(&facts, 45));
+    let mut told = running;
+    let mut outcome = Outcome::begun("alloc", at(11)).failed(at(30), Reason::TestFailed, None, "no");
+    outcome.lines = Some(7);
+    told.set(Phase::Test, outcome);
+    facts.see_progress(99, told);
+    assert!(!about_to_tell(&facts, 31));
+}
+
 /// Everything that may be heard of one job, each state with its index.
 #[derive(Clone, Debug)]
 enum Heard {

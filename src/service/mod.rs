@@ -52,6 +52,9 @@ use watch::Watcher;
 /// How long a caller's request keeps trying while Nomad gives passing errors.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a phase that has ended its job is waited for to tell of itself.
+const TOLD: Duration = Duration::from_secs(3);
+
 /// Longer than any service lives: the patience of what nobody else would end.
 const FOR_EVER: Duration = Duration::from_hours(10 * 365 * 24);
 
@@ -218,6 +221,20 @@ impl Service {
             Some(record) => Ok(record),
             None => Ok(self.follow(id).await?.borrow().clone()),
         }
+    }
+
+    /// The same, for who reads the job's log: where its last phase ended the job just now, once that has told how long the log
+    /// is. Of a runner that died it is what is known after a moment.
+    pub async fn record_for_logs(&self, id: &JobId) -> Result<Arc<Record>, FindError> {
+        let record = self.record(id).await?;
+        if !record.is_about_to_tell(Utc::now()) {
+            return Ok(record);
+        }
+        let mut record = self.follow(id).await?;
+        let told = record.wait_for(|record| !record.is_about_to_tell(Utc::now()));
+        // Whether it told or not, what is known now is the most there is.
+        tokio::time::timeout(TOLD, told).await.map(drop).ok();
+        Ok(record.borrow().clone())
     }
 
     /// A job's record as it changes.

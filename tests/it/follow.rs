@@ -125,6 +125,21 @@ async fn a_reader_after_the_end_gets_a_replay_and_a_tail_is_its_last_lines() {
 }
 
 #[tokio::test]
+async fn a_text_that_is_asked_for_as_soon_as_a_job_has_failed_is_whole() {
+    let (world, api) = (world(), world().api());
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!(["echo last words; exit 3"]);
+    // A failed phase ends its job, and tells of itself behind that.
+    for _ in 0..10 {
+        let (id, status) = api.run(&job).await;
+        assert_eq!(status["failure"]["reason"], "test_failed", "{status:#}");
+        let log = api.logs(&id).await["test"].as_str().unwrap().to_owned();
+        assert!(log.contains("last words\n") && log.trim_end().ends_with("with exit code 3"), "{log}");
+    }
+}
+
+#[tokio::test]
 async fn server_sent_events_say_the_same_as_the_websocket() {
     let world = world();
     let (_repository, job) = counting(world, 20, ":");
