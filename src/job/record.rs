@@ -231,7 +231,8 @@ fn timestamps(facts: &Facts, submitted_at: DateTime<Utc>) -> Timestamps {
     for phase in Phase::ALL {
         let Some(outcome) = facts.progress.1.of(phase) else { continue };
         let (start, stop) = times.of_mut(phase);
-        *start = Some(outcome.started_at);
+        // One that was killed as it began may only then have begun, or its node's clock is ahead.
+        *start = Some(end.map_or(outcome.started_at, |end| outcome.started_at.min(end)));
         // Of a phase before the one that the job ended in, it may not be heard yet how it ended.
         let was_over = ended_in.is_some_and(|last| phase < last);
         // A phase does not outlast its job: what a runner writes while it is being stopped comes later.

@@ -269,6 +269,15 @@ fn what_nobody_else_ends_is_due() {
 }
 
 #[test]
+fn a_phase_that_begins_as_its_job_is_killed_takes_no_less_than_no_time() {
+    let killed = Verdict::new(Status::Killed, None, Reason::Killed, "killed", at(0));
+    let facts = facts(progress(&[(Phase::Build, false)]), Some(Claim::revoked(killed)));
+    let times = Record::of(&facts).unwrap().timestamps;
+    assert_eq!((times.build_start, times.build_end), (Some(at(0)), Some(at(0))));
+    assert_eq!(times.seconds(Phase::Build), Some(0.0));
+}
+
+#[test]
 fn a_phase_that_ended_its_job_tells_of_itself_behind_that() {
     let failed = Verdict::new(Status::Failed, Some(Phase::Test), Reason::TestFailed, "no", at(30));
     let running = progress(&[(Phase::Build, true), (Phase::Test, false)]);
