@@ -23,6 +23,9 @@ use crate::job::{Phase, Record, Status};
 /// How long a reader tries by itself to catch up: an agent that starts may not know its allocations yet.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How often Nomad is asked whether it placed a job that was killed before its place was heard of.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A reader.
 pub(super) struct Reader {
     inner: Arc<Inner>,
@@ -172,10 +175,15 @@ impl Reader {
             return None;
         }
         if allocation(&record, phase).is_none() {
-            if self.is_final() {
-                self.next_phase();
-            } else {
+            if !self.is_final() {
                 self.changed().await;
+            } else if self.is_placed_unheard(&record).await {
+                tokio::select! {
+                    () = self.changed() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            } else {
+                self.next_phase();
             }
             return None;
         }
@@ -210,6 +218,20 @@ impl Reader {
             Next::Ended(ending) => return self.ended(phase, &record, ending),
         }
         None
+    }
+
+    /// Whether Nomad placed a job that was killed before anybody heard of it: what its runner says then is still to come.
+    async fn is_placed_unheard(&self, record: &Record) -> bool {
+        let since = record.timestamps.job_end.and_then(|end| (Utc::now() - end).to_std().ok());
+        let is_recent = since.is_none_or(|since| since < self.inner.settings.patience);
+        if self.removed || record.status != Status::Killed || !is_recent {
+            return false;
+        }
+        let location = &record.nomad;
+        match self.inner.nomad.job_allocations(&location.namespace, &location.job).await {
+            Ok(allocations) => !allocations.is_empty(),
+            Err(error) => error.is_passing(),
+        }
     }
 
     /// A phase that was read, or is being read, began again in another allocation: goes back to it.

@@ -76,6 +76,35 @@ async fn what_a_runner_says_that_was_killed_at_its_begin_is_read_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_was_killed_before_its_place_was_heard_of_is_read_all_the_same() {
+    let mut job = Job::new(10, 10).await;
+    job.open(Phase::Build).await;
+    job.change(|record| {
+        record.status = Status::Killed;
+        record.timestamps.job_end = Some(now());
+    });
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let of_the_job = format!("/v1/job/{}/allocations", job.id);
+    let hub = hub_behind(&job, move |path| {
+        counter.fetch_add(usize::from(path == of_the_job), Relaxed);
+        None
+    })
+    .await;
+    let reader = tokio::spawn(all(job.read(&hub, Request::default())));
+    wait_for("a reader that asks whether it was placed", Duration::from_secs(30), async || {
+        (asked.load(Relaxed) > 0 || reader.is_finished()).then_some(())
+    })
+    .await;
+    job.place().await;
+    job.raw(Phase::Build, b"build was stopped\n".to_vec()).await;
+    is_written(&job, Phase::Build, 18).await;
+    stop(&job).await;
+    let seen = reader.await.unwrap();
+    assert_eq!(seen.lines, [(Phase::Build, "build was stopped".to_owned())], "{:?}", seen.gaps);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nomad_writes_out_late_of_a_task_that_took_long_to_stop_is_read() {
     let mut job = Job::building(10, 10).await;
     job.raw(Phase::Build, b"build was stopped\n".to_vec()).await;
