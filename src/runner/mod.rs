@@ -19,7 +19,7 @@ use std::fs::{File, TryLockError};
 use std::future::Future;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -180,7 +180,7 @@ async fn try_phase(
     let payload = match payload {
         Ok(payload) => payload,
         Err(fatal) => {
-            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal));
+            let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal), Utc::now());
             around.decide(&Claim::revoked(verdict)).await?;
             return Err(fatal);
         }
@@ -196,7 +196,8 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
     let (mut outcome, ended) = match work {
         Work::Done(outcome) => (outcome.succeeded(now), Ended::Well),
         Work::Failed(outcome, failure) => {
-            let revoked = Claim::revoked(verdict(phase, &failure));
+            // The same moment for job and phase: what is told at once does not change when the phase tells of itself.
+            let revoked = Claim::revoked(verdict(phase, &failure, now));
             let decision = around.decide(&revoked).await?;
             // Its answer was lost. An outcome would keep `finish` from bringing the tags to what was claimed.
             if let Claim::Claimed { .. } = decision.claim {
@@ -218,8 +219,8 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
     Ok(ended)
 }
 
-fn verdict(phase: Phase, failure: &Failure) -> Verdict {
-    let verdict = Verdict::new(Status::Failed, Some(phase), failure.reason, &failure.message, Utc::now());
+fn verdict(phase: Phase, failure: &Failure, at: DateTime<Utc>) -> Verdict {
+    let verdict = Verdict::new(Status::Failed, Some(phase), failure.reason, &failure.message, at);
     Verdict { exit_code: failure.exit_code, ..verdict }
 }
 
