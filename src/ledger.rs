@@ -190,10 +190,8 @@ impl Ledger {
     /// does, and Nomad may forget it before.
     pub async fn open(&self, job: &JobId, labels: &Labels) -> Result<(), LedgerError> {
         let (path, items) = (Entry::Progress.path(job), labels.to_meta());
-        let put = self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await?;
-        match put {
-            Put::Written(_) | Put::Conflict => Ok(()),
-        }
+        // A conflict is as good: it was written before.
+        self.patiently(job, || self.nomad.put_variable(&self.namespace, &path, &items, 0)).await.map(drop)
     }
 
     /// The progress, with its index; 0 and nothing where no phase has begun.

@@ -197,10 +197,8 @@ impl Service {
     async fn stands(&self, sweep: &str, since: u64) -> Result<String, Error> {
         let namespace = &self.config.namespace;
         let all = self.nomad.job_allocations(namespace, sweep).await?;
-        if let Some(status) =
-            all.iter().filter(|each| counts(since, each)).map(|each| &each.client_status).next()
-        {
-            return Ok(format!("its task is {status}"));
+        if let Some(ours) = all.iter().find(|each| counts(since, each)) {
+            return Ok(format!("its task is {}", ours.client_status));
         }
         let evaluations = self.nomad.job_evaluations(namespace, sweep).await?;
         let why = evaluations.iter().max_by_key(|each| each.modify_index).and_then(translate::placement);

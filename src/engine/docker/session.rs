@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::super::BuildRequest;
+use super::super::{BuildRequest, RegistryAuth};
 
 /// What may be asked for here; BuildKit asks for nothing else.
 const METHODS: [&str; 2] =
@@ -109,7 +109,7 @@ struct Logins(HashMap<String, (String, SecretString)>);
 
 impl Logins {
     fn of(request: &BuildRequest) -> Self {
-        let login = |auth: &super::super::RegistryAuth| {
+        let login = |auth: &RegistryAuth| {
             (hub_or(&auth.host).to_owned(), (auth.username.clone(), auth.password.clone()))
         };
         Self(request.registry_auth.iter().map(login).collect())
