@@ -1,6 +1,7 @@
 //! Kill: up to the claim it ends a job and nothing is tagged; behind the claim it says no.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -218,13 +219,16 @@ async fn a_kill_that_cannot_stop_the_tasks_says_what_stands_and_can_be_repeated(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_another_replica_cleaned_up_meanwhile_is_not_killed_and_leaves_nothing_behind() {
     let world = world();
-    let lists = AtomicUsize::new(0);
-    // A replica that hears of nothing after its start.
-    let nomad = nomad_front(&world.nomad, move |_, path| {
-        let is_late = path == "/v1/vars" && lists.fetch_add(1, Ordering::Relaxed) > 1;
+    // A replica that hears of nothing after its start, which takes as many lists as there are pages.
+    let has_started = Arc::new(AtomicBool::new(false));
+    let started = Arc::clone(&has_started);
+    let nomad = nomad_front(&world.nomad, move |method, path| {
+        let is_list = method == Method::GET && matches!(path, "/v1/vars" | "/v1/jobs");
+        let is_late = is_list && started.load(Ordering::Relaxed);
         (is_late || path == "/v1/event/stream").then_some(Instead::Silence)
     });
     let service = Service::start(&nomad.await, &world.registry, &[]);
+    has_started.store(true, Ordering::Relaxed);
     let (deaf, api) = (Api::new(&service.url), world.api());
     let repository = world.repository("");
     let id = deaf.submit(&world.job(&repository)).await;
