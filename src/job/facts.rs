@@ -12,6 +12,12 @@ use super::{Claim, JobId, Labels, Outcome, Phase, Progress, Published, Reason, S
 /// How long whoever revoked a job has to stop it.
 const STOP_GRACE: TimeDelta = TimeDelta::seconds(3);
 
+/// How long an agent is given that took in anew what it had begun: nothing is known to come of it.
+const FORGOTTEN_FOR: TimeDelta = TimeDelta::seconds(30);
+
+/// How old a job is before its tasks are asked for, where they were not heard of: most tell of themselves before that.
+const UNHEARD_FOR: TimeDelta = TimeDelta::minutes(1);
+
 const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";
 
 const FORGOTTEN: &str = "Nomad had forgotten the job before it was heard how it ended";
@@ -52,6 +58,8 @@ pub struct AllocationFacts {
     pub created: u64,
     /// The node's name.
     pub node_name: String,
+    /// Whether its node has begun none of its tasks, as far as the servers know.
+    pub is_pending: bool,
     /// Whether the client ended with it (complete, failed or lost); poststop tasks may still run.
     pub is_over: bool,
     /// Whether the node is lost.
@@ -69,6 +77,8 @@ pub struct Detail {
     pub setup_error: Option<String>,
     /// What Nomad said of the end of a task that failed.
     pub death: Option<String>,
+    /// When its agent had lost track of it: it starts no task of it any more, and says that they run.
+    pub forgotten_at: Option<DateTime<Utc>>,
 }
 
 /// A value and the index it had.
@@ -273,6 +283,10 @@ impl Facts {
                 let late = now - verdict.at > STOP_GRACE && verdict.status != Status::Failed;
                 (late && !over && !job.stopped && !job.gone).then_some(Due::Stop)
             }
+            Some(Claim::Claimed { .. }) if self.is_forgotten(now) => {
+                // Its `finish` ends the publish, or it is over then.
+                (!job.stopped && !job.gone).then_some(Due::Stop)
+            }
             Some(Claim::Claimed { allocation: claimer, digest, .. }) => {
                 let done = match last {
                     _ if job.gone => true,
@@ -300,7 +314,7 @@ impl Facts {
             _ if job.stopped => {
                 (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
             }
-            None => return None,
+            None => return self.forgotten(job, now),
             // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
             Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
                 let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
@@ -325,6 +339,34 @@ impl Facts {
             }
         };
         Some(Due::Revoke(Verdict::new(status, self.phase(), reason, &message, now)))
+    }
+
+    /// The allocation that counts, where it is not over.
+    fn open_allocation(&self) -> Option<&AllocationFacts> {
+        self.allocation().filter(|allocation| !allocation.is_over)
+    }
+
+    /// Whether the agent of the job's node has lost track of it for good.
+    fn is_forgotten(&self, now: DateTime<Utc>) -> bool {
+        let detail = self.open_allocation().and_then(|allocation| allocation.detail.as_ref());
+        detail.and_then(|detail| detail.forgotten_at).is_some_and(|at| now - at > FORGOTTEN_FOR)
+    }
+
+    /// What is due of a job that is not over by Nomad's word.
+    fn forgotten(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<Due> {
+        let allocation = self.open_allocation()?;
+        if allocation.detail.is_none()
+            && !allocation.is_pending
+            && now - job.labels.submitted_at > UNHEARD_FOR
+        {
+            return Some(Due::Look);
+        }
+        let node = &allocation.node_name;
+        let message = format!(
+            "Nomad's agent on node {node} lost track of the job when it was restarted, and runs no task of it any more"
+        );
+        let verdict = Verdict::new(Status::Lost, self.phase(), Reason::NodeLost, &message, now);
+        self.is_forgotten(now).then_some(Due::Revoke(verdict))
     }
 
     /// Whether a runner said that it was told to stop, and nobody revoked the job.

@@ -29,6 +29,7 @@ fn allocation(index: u64, is_over: bool) -> AllocationFacts {
         index,
         created: 2,
         node_name: "node".to_owned(),
+        is_pending: false,
         is_over,
         is_lost: false,
         detail: Some(Detail { finished: is_over, ..Detail::default() }),
@@ -254,7 +255,7 @@ fn what_nobody_else_ends_is_due() {
     unset.see_allocation(AllocationFacts { detail, ..allocation(9, true) });
     assert_eq!(reason(&unset), Some((Status::Failed, Reason::SetupFailed)));
 
-    let mut listed = running;
+    let mut listed = running.clone();
     listed.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
     assert_eq!(listed.due(now), Some(Due::Look));
 
@@ -262,6 +263,21 @@ fn what_nobody_else_ends_is_due() {
     assert_eq!(abandoned.due(now), None);
     abandoned.see_allocation(allocation(9, true));
     assert_eq!(reason(&abandoned), Some((Status::Failed, Reason::RunnerDied)));
+
+    // Its node's agent waits for what never comes.
+    let mut forgotten = running;
+    let detail = |forgotten| Some(Detail { forgotten_at: Some(at(forgotten)), ..Detail::default() });
+    forgotten.see_allocation(AllocationFacts { detail: detail(70), ..allocation(9, false) });
+    assert_eq!(reason(&forgotten), None);
+    forgotten.see_allocation(AllocationFacts { detail: detail(20), ..allocation(10, false) });
+    assert_eq!(reason(&forgotten), Some((Status::Lost, Reason::NodeLost)));
+    forgotten.see_allocation(AllocationFacts { detail: None, ..allocation(11, false) });
+    assert_eq!(forgotten.due(now), Some(Due::Look));
+    let mut publishing = facts(progress(&DONE), Some(claimed()));
+    publishing.see_allocation(AllocationFacts { detail: detail(20), ..allocation(9, false) });
+    assert_eq!(publishing.due(now), Some(Due::Stop));
+    publishing.see_job(JobFacts { stopped: true, ..job(10) });
+    assert_eq!(publishing.due(now), None);
 
     // Whoever revoked stops the job; one that could not is helped.
     assert_eq!(facts(progress(&DONE), Some(killed(99))).due(now), None);

@@ -118,6 +118,8 @@ pub struct TaskEvent {
     pub display_message: String,
     /// Whether it failed the task.
     pub fails_task: bool,
+    /// When it happened, in nanoseconds of Unix time.
+    pub time: i64,
 }
 
 /// An evaluation, as far as it says why a job waits.

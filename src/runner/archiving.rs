@@ -122,6 +122,7 @@ impl Keeper {
             index: 1,
             created: 1,
             node_name: self.node.clone(),
+            is_pending: false,
             is_over: true,
             is_lost: false,
             detail: None,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
+
 use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels};
 use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure, TaskEvent};
 
@@ -30,12 +32,14 @@ pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFa
         finished: is_finished(allocation),
         setup_error: setup_error(allocation),
         death: death(allocation),
+        forgotten_at: forgotten_at(allocation),
     });
     let facts = AllocationFacts {
         id: allocation.id.clone(),
         index: allocation.modify_index,
         created: allocation.create_index,
         node_name: allocation.node_name.clone(),
+        is_pending: allocation.client_status == "pending",
         is_over: matches!(allocation.client_status.as_str(), "complete" | "failed" | "lost"),
         is_lost: allocation.client_status == "lost",
         detail,
@@ -46,6 +50,16 @@ pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFa
 /// Whether the finish task has ended. An allocation that never reached its node has no tasks.
 fn is_finished(allocation: &Allocation) -> bool {
     allocation.task_states.get("finish").is_none_or(|task| task.state == "dead")
+}
+
+/// When a node's agent took in an allocation anew of which it had already begun a task. It does so where it lost its own state of
+/// it (Nomad 1.11: when it dies within a minute of having reconnected), and then waits for ever for all tasks to be pending.
+/// One that has its state goes on where it was, and what it receives is no news to it.
+fn forgotten_at(allocation: &Allocation) -> Option<DateTime<Utc>> {
+    let begun = allocation.task_states.values().filter(|task| task.state != "pending");
+    let newest = begun.filter_map(|task| task.events.last());
+    let received = newest.filter(|event| event.kind == "Received").map(|event| event.time).max()?;
+    Some(DateTime::from_timestamp_nanos(received))
 }
 
 /// Whether a task of an allocation may still do something: Nomad calls an allocation failed as soon as one of its tasks
@@ -147,6 +161,7 @@ mod tests {
             kind: kind.to_owned(),
             display_message: says.to_owned(),
             fails_task: kind != "Received",
+            ..TaskEvent::default()
         };
         let told = |events: &[(&str, &str)]| {
             let events = events.iter().map(|(kind, says)| event(kind, says)).collect();
@@ -166,6 +181,44 @@ mod tests {
     #[test]
     fn a_job_that_is_not_ours_is_passed_over() {
         assert!(job(&Job { id: "nb-other".to_owned(), ..Job::default() }).is_none());
+    }
+
+    #[test]
+    fn an_allocation_that_its_agent_took_in_anew_after_it_began_is_forgotten() {
+        let heard = |tasks: &[(&str, &[&str])]| {
+            let events = |kinds: &[&str]| {
+                let kinds = kinds.iter().zip(1..);
+                kinds
+                    .map(|(kind, time)| TaskEvent { kind: (*kind).to_owned(), time, ..TaskEvent::default() })
+                    .collect()
+            };
+            let task = |(state, kinds): &(&str, &[&str])| TaskState {
+                state: (*state).to_owned(),
+                events: events(kinds),
+                ..TaskState::default()
+            };
+            let names = ["build", "finish", "publish", "test"];
+            let task_states =
+                names.iter().zip(tasks).map(|(name, of)| ((*name).to_owned(), task(of))).collect();
+            forgotten_at(&Allocation { task_states, ..Allocation::default() })
+        };
+        for (tasks, at) in [
+            (&[("pending", &["Received"][..]), ("pending", &["Received"])][..], None),
+            (&[("running", &["Received", "Task Setup", "Started"]), ("pending", &["Received"])], None),
+            (&[("running", &["Received", "Started", "Reconnected"]), ("pending", &["Received"])], None),
+            (
+                &[("running", &["Received", "Started", "Received"]), ("pending", &["Received", "Received"])],
+                Some(3),
+            ),
+            (
+                &[("dead", &["Started", "Terminated", "Received"]), ("pending", &["Received", "Received"])],
+                Some(3),
+            ),
+            // Nothing had begun, so all that it waits for is there.
+            (&[("pending", &["Received", "Received"]), ("pending", &["Received", "Received"])], None),
+        ] {
+            assert_eq!(heard(tasks), at.map(DateTime::from_timestamp_nanos), "{tasks:?}");
+        }
     }
 
     #[test]

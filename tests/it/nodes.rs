@@ -334,3 +334,77 @@ async fn what_was_decided_stands_though_nomad_had_forgotten_the_job_when_an_olde
     engine_is_rid_of(&id).await;
     assert_eq!(world().tags(&sleeper.job).await, [] as [&str; 0]);
 }
+
+/// Has the node's agent lose track of a job that runs there: Nomad (1.11) keeps an allocation without its job for a minute after
+/// it reconnected, and cannot read that again.
+async fn forget(cluster: &Cluster, id: &str) {
+    let nomad = Nomad::new(&cluster.server());
+    let is = async |wanted: &str| {
+        eventually(&format!("an allocation that is {wanted} by the servers' word"), async || {
+            let allocations = nomad.get(&format!("/v1/job/{id}/allocations")).await;
+            (allocations[0]["ClientStatus"] == wanted).then_some(())
+        })
+        .await;
+    };
+    cluster.kill_client();
+    is("unknown").await;
+    cluster.restart_client().await;
+    is("running").await;
+    cluster.reboot_client().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_its_nodes_agent_lost_track_of_ends_and_publishes_nothing_but_what_it_claimed() {
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let world = world();
+    for phase in ["BUILDING", "PUBLISHING"] {
+        let front = Front::holding(&world.registry, At::Tag).await;
+        let pause = if phase == "BUILDING" { "sleep 600" } else { "true" };
+        let repository = world.repository(&format!("RUN : {}; {pause}", uuid::Uuid::new_v4()));
+        let job = world.job_by(&front, &repository);
+        let id = api.submit(&job).await;
+        runs(cluster, api, &id, phase).await;
+        if phase == "PUBLISHING" {
+            front.holds().await;
+        }
+        forget(cluster, &id).await;
+        for container in containers_of(&id) {
+            end_container(&container);
+        }
+        front.let_go();
+        let status = api.wait_for_end(&id).await;
+        if phase == "BUILDING" {
+            assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+            assert!(status["failure"]["message"].as_str().unwrap().contains("lost track"), "{status:#}");
+            assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+        } else {
+            assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+            let served = world.served(image_of(&job), "one").await;
+            assert_eq!(json!(served), status["image"]["digest"], "{status:#}");
+        }
+        let nomad = Nomad::new(&cluster.server());
+        eventually("Nomad is done with it", async || {
+            let allocations = nomad.get(&format!("/v1/job/{id}/allocations")).await;
+            matches!(allocations[0]["ClientStatus"].as_str(), Some("complete" | "failed")).then_some(())
+        })
+        .await;
+        api.post(&format!("/jobs/{id}/cleanup")).await;
+        engine_is_rid_of(&id).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_starts_after_an_agent_lost_track_of_a_job_ends_it_too() {
+    let Bench { cluster, api, service } = Bench::new().await;
+    let world = world();
+    let repository = world.repository(&format!("RUN : {}; sleep 600", uuid::Uuid::new_v4()));
+    let job = world.job(&repository);
+    let id = api.submit(&job).await;
+    runs(&cluster, &api, &id, "BUILDING").await;
+    forget(&cluster, &id).await;
+    drop(service);
+    let fresh = Service::start(&cluster.server(), &world.registry, &[]);
+    let status = Api::new(&fresh.url).wait_for_end(&id).await;
+    assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+}
