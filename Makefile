@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks demo dev test bench soak chaos hostile lint lint-rust lint-deny lint-jobs lint-shell
+.PHONY: help setup setup-checks setup-tests demo dev test bench soak chaos hostile lint lint-rust lint-deny lint-jobs lint-shell
 
 # How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
 soak: N ?= 20
@@ -29,6 +29,9 @@ setup: ## Find or install git, a Docker Engine, a registry and Nomad
 setup-checks: setup
 	@tools/setup checks
 
+setup-tests: setup
+	@tools/setup tests
+
 demo: setup ## Build, test and publish a sample repository on a stack of its own, then stop it
 	@tools/demo
 
@@ -36,13 +39,13 @@ dev: setup ## Leave a stack up in the foreground: Nomad, a registry and the serv
 	@cargo build --release --locked
 	@$(with_env) exec target/release/nomad-build dev
 
-test: setup lint ## All checks and all tests, over a real Nomad, Docker Engine and registry
+test: setup-tests lint ## All checks and all tests, over a real Nomad, Docker Engine and registry
 	@$(with_env) cargo test --locked --all-features
 
 bench: setup ## Measure end to end, submit and status against their bare counterparts: make bench N=10
 	@$(with_env) tools/bench $(N)
 
-soak: setup ## Repeat the integration tests: make soak N=20
+soak: setup-tests ## Repeat the integration tests: make soak N=20
 	@$(with_env) cargo test --locked --all-features --test it --no-run
 	@$(with_env) for run in $$(seq $(N)); do \
 	    echo "== soak: run $$run of $(N)"; \

@@ -202,6 +202,11 @@ impl From<SubmitError> for Problem {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Invalid(invalid) => invalid.into(),
+            SubmitError::Forbidden(details) => {
+                let message =
+                    "the submission names what your Nomad token may not read; nothing was registered";
+                Self { code: Code::Forbidden, message: message.to_owned(), details }
+            }
             SubmitError::Nomad(ref cause) | SubmitError::Key(KeyError::Nomad(ref cause)) => {
                 Self::of_nomad(cause, &error)
             }

@@ -2,17 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Credentials, GitError, Source};
 
+/// How git connects by SSH where it was given no key: with what the machine has, asking nobody.
+const SSH: &str = "ssh -oBatchMode=yes";
+
+/// How it does with a key of its own: from its home, so that no path passes the shell that git has this run by. Nothing else of
+/// the machine's is used, and the key is shown to none but the hosts that were named with it.
+const SSH_WITH_KEY: &str = "cd \"$HOME\" && exec ssh -F none -oBatchMode=yes -i ssh_key -oIdentitiesOnly=yes \
+     -oIdentityAgent=none -oStrictHostKeyChecking=yes -oUserKnownHostsFile=known_hosts -oGlobalKnownHostsFile=none \
+     -oUpdateHostKeys=no";
+
 /// A folder that is removed when it is dropped, with the credentials in it.
-pub(super) struct Home(PathBuf);
+pub(super) struct Home {
+    folder: PathBuf,
+    ssh: &'static str,
+}
 
 impl Home {
     pub(super) async fn make(folder: &Path, source: &Source<'_>) -> Result<Self, GitError> {
-        let home = Self(folder.to_owned());
+        let mut home = Self { folder: folder.to_owned(), ssh: SSH };
         tokio::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -20,21 +32,34 @@ impl Home {
             .await
             .map_err(|error| GitError::File(folder.to_owned(), error))?;
         home.write("gitconfig", &configuration(source)).await?;
-        if let Some(credentials) = source.credentials
-            && let Some(line) = credential_line(source.url, credentials)
-        {
-            // Where git's store looks by itself: a path in its option would pass a shell.
-            home.write(".git-credentials", &line).await?;
+        match source.credentials {
+            Some(Credentials::Login { username, password }) => {
+                if let Some(line) = credential_line(source.url, username, password) {
+                    // Where git's store looks by itself: a path in its option would pass a shell.
+                    home.write(".git-credentials", &line).await?;
+                }
+            }
+            Some(Credentials::Key { private, known_hosts }) => {
+                home.write("ssh_key", private.expose_secret()).await?;
+                home.write("known_hosts", known_hosts).await?;
+                home.ssh = SSH_WITH_KEY;
+            }
+            None => {}
         }
         Ok(home)
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.folder
+    }
+
+    /// How git connects by SSH.
+    pub(super) fn ssh(&self) -> &'static str {
+        self.ssh
     }
 
     async fn write(&self, name: &str, text: &str) -> Result<(), GitError> {
-        let path = self.0.join(name);
+        let path = self.folder.join(name);
         let mut options = tokio::fs::OpenOptions::new();
         let written = async {
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path).await?;
@@ -48,7 +73,7 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         // What stays is readable by this user only, and goes with the folder that it is in.
-        std::fs::remove_dir_all(&self.0).ok();
+        std::fs::remove_dir_all(&self.folder).ok();
     }
 }
 
@@ -64,7 +89,7 @@ fn configuration(source: &Source<'_>) -> String {
         // A repository on this machine may belong to somebody else; the operator allowed this transport.
         config.push_str("[safe]\n\tdirectory = *\n");
     }
-    if source.credentials.is_some() {
+    if let Some(Credentials::Login { .. }) = source.credentials {
         config.push_str("[credential]\n\thelper = store\n");
     }
     // Git LFS heeds no `protocol.allow`: what a repository's `.lfsconfig` says must not send it elsewhere.
@@ -87,11 +112,10 @@ fn quoted(text: &str) -> String {
 }
 
 /// A line for git's credential store; none where the address is not of HTTP.
-fn credential_line(url: &str, credentials: &Credentials) -> Option<String> {
+fn credential_line(url: &str, username: &str, password: &SecretString) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let host = rest.split('/').next()?;
-    let password = credentials.password.expose_secret();
-    let line = format!("{scheme}://{}:{}@{host}\n", percent(&credentials.username), percent(password));
+    let line = format!("{scheme}://{}:{}@{host}\n", percent(username), percent(password.expose_secret()));
     matches!(scheme, "http" | "https").then_some(line)
 }
 
@@ -108,15 +132,14 @@ mod tests {
 
     #[test]
     fn credentials_are_escaped_for_gits_store() {
-        let credentials = Credentials { username: "u@x".to_owned(), password: "p:/%\n".into() };
-        let line = credential_line("https://example.com:8443/a.git", &credentials);
+        let line = credential_line("https://example.com:8443/a.git", "u@x", &"p:/%\n".into());
         assert_eq!(line.as_deref(), Some("https://u%40x:p%3A%2F%25%0A@example.com:8443\n"));
-        assert_eq!(credential_line("ssh://git@example.com/a", &credentials), None);
+        assert_eq!(credential_line("ssh://git@example.com/a", "u@x", &"p".into()), None);
     }
 
     #[tokio::test]
     async fn credentials_are_for_this_user_only_and_go_with_the_checkout() {
-        let credentials = Credentials { username: "u".to_owned(), password: "p".into() };
+        let credentials = Credentials::Login { username: "u".to_owned(), password: "p".into() };
         let source = Source {
             url: "https://example.com/a.git",
             reference: None,

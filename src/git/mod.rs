@@ -30,7 +30,7 @@ pub struct Source<'a> {
     pub reference: Option<&'a str>,
     /// Transports that it, and its submodules, may use.
     pub transports: &'a [&'a str],
-    /// For HTTP.
+    /// What opens it.
     pub credentials: Option<&'a Credentials>,
     /// What git's environment has beside our own variables: where programs and trusted certificates are.
     pub environment: &'a [(String, String)],
@@ -51,12 +51,22 @@ pub const PASSED: [&str; 11] = [
     "NO_PROXY",
 ];
 
-/// A user and a password, or a token as one.
-pub struct Credentials {
-    /// The user.
-    pub username: String,
-    /// The password.
-    pub password: SecretString,
+/// What opens a repository.
+pub enum Credentials {
+    /// For HTTP: a user and a password, or a token as one.
+    Login {
+        /// The user.
+        username: String,
+        /// The password.
+        password: SecretString,
+    },
+    /// For SSH.
+    Key {
+        /// The private key, as `ssh-keygen` writes it, without a passphrase.
+        private: SecretString,
+        /// The hosts that it may be shown to, in the format of sshd(8): no other host is connected to.
+        known_hosts: String,
+    },
 }
 
 /// What was checked out.
@@ -97,6 +107,12 @@ pub enum GitError {
     /// The repository wants other credentials, or some.
     #[error("the repository refused access: {0}")]
     Unauthorized(String),
+    /// Its host is not known by the key that it has.
+    #[error(
+        "the host of the repository is not known by its key: {0}: put that key into known_hosts of git_credentials_path, or \
+         into the known hosts of the node (ssh-keyscan shows it; compare it with what the host's owner publishes)"
+    )]
+    UnknownHost(String),
     /// git failed.
     #[error("git {command} failed{}: {message}", .code.map_or_else(String::new, |code| format!(" with exit code {code}")))]
     Failed {
@@ -131,7 +147,7 @@ pub async fn check_out<O: Output + Sync>(
     output: &O,
 ) -> Result<CheckedOut, GitError> {
     let home = Home::make(home, source).await?;
-    let git = Git { home: home.path(), environment: source.environment, output };
+    let git = Git { home: home.path(), ssh: home.ssh(), environment: source.environment, output };
     let repository = Repository { url: source.url, folder, git };
     let (remote, initialised) = tokio::join!(repository.list(), repository.initialise());
     initialised?;

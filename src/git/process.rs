@@ -17,9 +17,18 @@ const MOST_SAID: u64 = 64 << 20;
 /// How much of what git complains is kept.
 const KEPT: usize = 1 << 16;
 
+/// What git says below whatever went wrong by SSH, and what says nothing of that.
+const ADVICE: [&str; 3] = [
+    "fatal: Could not read from remote repository.",
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+];
+
 /// Where and how git runs.
 pub(super) struct Git<'a, O> {
     pub(super) home: &'a Path,
+    /// How it connects by SSH, as a shell takes it.
+    pub(super) ssh: &'static str,
     pub(super) environment: &'a [(String, String)],
     pub(super) output: &'a O,
 }
@@ -47,7 +56,7 @@ impl<O: Output + Sync> Git<'_, O> {
     ) -> Result<String, GitError> {
         let mut git = Command::new("git");
         git.arg(command).args(arguments).current_dir(inside);
-        git.env_clear().envs(self.environment.iter().cloned()).envs(environment(self.home));
+        git.env_clear().envs(self.environment.iter().cloned()).envs(environment(self.home, self.ssh));
         git.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut group = Group(git.spawn().map_err(GitError::Missing)?);
         let (stdout, stderr) = (group.0.stdout.take(), group.0.stderr.take());
@@ -63,14 +72,15 @@ impl<O: Output + Sync> Git<'_, O> {
 }
 
 /// Our own part of git's environment.
-fn environment(home: &Path) -> [(&'static str, OsString); 7] {
+fn environment(home: &Path, ssh: &str) -> [(&'static str, OsString); 8] {
     [
         ("HOME", home.into()),
         ("GIT_CONFIG_NOSYSTEM", "1".into()),
         ("GIT_CONFIG_GLOBAL", home.join("gitconfig").into()),
         ("GIT_TERMINAL_PROMPT", "0".into()),
         ("GIT_ASKPASS", "/bin/false".into()),
-        ("GIT_SSH_COMMAND", "ssh -oBatchMode=yes".into()),
+        ("GIT_SSH_COMMAND", ssh.into()),
+        ("GIT_SSH_VARIANT", "ssh".into()),
         ("LC_ALL", "C".into()),
     ]
 }
@@ -105,7 +115,8 @@ async fn pass_on(pipe: Option<impl AsyncRead + Unpin>, output: &impl Output) -> 
 }
 
 fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
-    let lines: Vec<_> = complained.lines().filter(|line| !line.trim().is_empty()).collect();
+    let is_said = |line: &&str| !line.trim().is_empty() && !ADVICE.contains(&line.trim());
+    let lines: Vec<_> = complained.lines().filter(is_said).collect();
     let from = lines.len().saturating_sub(3);
     let message = lines[from..].join("; ");
     let refused = [
@@ -117,6 +128,9 @@ fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
     ];
     if refused.iter().any(|text| complained.contains(text)) {
         return GitError::Unauthorized(format!("name its credentials in git_credentials_path ({message})"));
+    }
+    if complained.contains("Host key verification failed") {
+        return GitError::UnknownHost(message);
     }
     GitError::Failed { command: command.to_owned(), code, message }
 }
@@ -131,6 +145,20 @@ mod tests {
         assert!(matches!(refused, GitError::Unauthorized(_)));
         let other = failure("fetch", Some(128), "a\nb\nc\nfatal: d\n");
         assert_eq!(other.to_string(), "git fetch failed with exit code 128: b; c; fatal: d");
+        let advice = "fatal: Could not read from remote repository.\n\nPlease make sure you have the correct access \
+                      rights\nand the repository exists.\n";
+        let said = format!("git@h: Permission denied (publickey).\n{advice}");
+        assert!(matches!(failure("fetch", Some(128), &said), GitError::Unauthorized(_)));
+        let said = format!("No key is known for h.\nHost key verification failed.\n{advice}");
+        let unknown = failure("ls-remote", Some(128), &said);
+        assert!(matches!(unknown, GitError::UnknownHost(_)), "{unknown}");
+        assert!(unknown.to_string().contains("No key is known for h."), "{unknown}");
+        let said = format!("ssh: connect to host h port 22: Connection refused\n{advice}");
+        let refused = failure("ls-remote", Some(128), &said).to_string();
+        assert_eq!(
+            refused,
+            "git ls-remote failed with exit code 128: ssh: connect to host h port 22: Connection refused"
+        );
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@
 
 mod allowed;
 mod claim;
+pub mod credentials;
 mod facts;
 mod fields;
 mod id;

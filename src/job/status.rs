@@ -118,7 +118,7 @@ impl std::str::FromStr for Phase {
 }
 
 /// A task of the Nomad job: one for each phase, and the one that cleans up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Task {
     /// A phase's task, which bears the phase's name.
     Phase(Phase),

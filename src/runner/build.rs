@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
 
+use super::credentials::Credentials;
 use super::log::Log;
-use super::surroundings::{Credentials, Surroundings};
+use super::surroundings::Surroundings;
 use super::{Failure, Runner, Work};
 use crate::engine::{BuildRequest, Engine as _, EngineError, RegistryAuth};
 use crate::git::{self, GitError};
@@ -86,7 +87,8 @@ fn build_request(
     labels: std::collections::BTreeMap<String, String>,
 ) -> BuildRequest {
     let host = spec.registry_url.host().to_owned();
-    let auth = credentials.registry_login();
+    let own =
+        credentials.registry_login().map(|(username, password)| RegistryAuth { host, username, password });
     BuildRequest {
         context,
         dockerfile,
@@ -95,10 +97,7 @@ fn build_request(
         target: spec.target.clone(),
         labels,
         no_cache: spec.no_cache,
-        registry_auth: auth
-            .map(|(username, password)| RegistryAuth { host, username, password })
-            .into_iter()
-            .collect(),
+        registry_auth: own.into_iter().chain(credentials.base_logins()).collect(),
         secrets: credentials.build_secrets(),
         // Caches are shared by one owner's builds and by nobody else's.
         cache_namespace: format!("nomad-build-{}", spec.owner),
@@ -130,6 +129,7 @@ fn git_failure(error: &GitError) -> Failure {
         | GitError::File(..)
         | GitError::Pipe(_)
         | GitError::TooMuch { .. }
+        | GitError::UnknownHost(_)
         | GitError::Failed { .. } => Reason::CheckoutFailed,
     };
     let exit_code = match error {

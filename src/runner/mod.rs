@@ -5,6 +5,7 @@
 
 mod archiving;
 mod build;
+mod credentials;
 mod finish;
 mod gate;
 mod log;

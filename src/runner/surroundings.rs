@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
-
+use super::credentials::Credentials;
 use super::log::Log;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
-use crate::job::{BUILD_SECRET, Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
+use crate::job::{Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
 use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
-use crate::registry;
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
 /// How long the runner keeps trying while Nomad gives passing errors: a new leader is found in less.
@@ -146,7 +144,7 @@ impl Surroundings {
     pub(super) async fn credentials(&self, task: Task, log: &Log) -> Result<Credentials, NoCredentials> {
         let path = task_variable(&self.job, task);
         let variable = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path)).await?;
-        let credentials = Credentials(variable.map(|variable| variable.items).unwrap_or_default());
+        let credentials = Credentials::new(variable.map(|variable| variable.items).unwrap_or_default());
         log.hide(credentials.secrets())?;
         Ok(credentials)
     }
@@ -204,52 +202,4 @@ fn connect(secrets: &Path) -> Result<Client, Lost> {
 /// The engine's socket on this node.
 pub(super) fn engine_socket(reader: &mut Reader<'_>) -> String {
     reader.text("NOMAD_BUILD_ENGINE_SOCKET").unwrap_or_else(|| "/var/run/docker.sock".to_owned())
-}
-
-/// The items of a task's credentials: `git_username`, `registry_password` and so on.
-pub(super) struct Credentials(BTreeMap<String, String>);
-
-impl Credentials {
-    /// As they are.
-    pub(super) fn items(&self) -> &BTreeMap<String, String> {
-        &self.0
-    }
-
-    /// Those that must not be seen: all but names of users.
-    fn secrets(&self) -> impl Iterator<Item = &[u8]> {
-        let is_user = |name: &str| matches!(name, "git_username" | "registry_username");
-        self.0.iter().filter(move |(name, _)| !is_user(name)).map(|(_, value)| value.as_bytes())
-    }
-
-    /// For the steps of a build, by ID.
-    pub(super) fn build_secrets(&self) -> BTreeMap<String, SecretString> {
-        let secret = |(name, value): (&String, &String)| {
-            Some((name.strip_prefix(BUILD_SECRET)?.to_owned(), SecretString::from(value.as_str())))
-        };
-        self.0.iter().filter_map(secret).collect()
-    }
-
-    fn login(&self, of: &str) -> Option<(String, SecretString)> {
-        let item = |name: &str| self.0.get(&format!("{of}_{name}")).filter(|value| !value.is_empty());
-        if let (Some(username), Some(password)) = (item("username"), item("password")) {
-            return Some((username.clone(), SecretString::from(password.as_str())));
-        }
-        // What the forges document for a token in place of a password.
-        item("token").map(|token| ("oauth2".to_owned(), SecretString::from(token.as_str())))
-    }
-
-    /// For the repository.
-    pub(super) fn git(&self) -> Option<git::Credentials> {
-        self.login("git").map(|(username, password)| git::Credentials { username, password })
-    }
-
-    /// For the registry.
-    pub(super) fn registry(&self) -> Option<registry::Credentials> {
-        self.registry_login().map(|(username, password)| registry::Credentials { username, password })
-    }
-
-    /// For the registry, as user and password.
-    pub(super) fn registry_login(&self) -> Option<(String, SecretString)> {
-        self.login("registry")
-    }
 }

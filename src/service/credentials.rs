@@ -11,28 +11,112 @@ use secrecy::SecretString;
 use super::submit::Doubt;
 use super::{FOR_EVER, PATIENCE, Service};
 use crate::archive::Settings;
+use crate::job::credentials::{self, ForRegistry, Items};
 use crate::job::{BUILD_SECRET, FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
 /// The Variables to write for a job: path and items.
-pub(super) type Copies = Vec<(String, BTreeMap<String, String>)>;
+pub(super) type Copies = Vec<(String, Items)>;
 
 /// Why credentials could not be read.
 pub(super) enum Unreadable {
-    /// The caller named a Variable that the caller cannot read.
+    /// The caller named what is not there, or not usable.
     Fields(Vec<FieldError>),
+    /// Some of it the caller may not read.
+    Forbidden(Vec<FieldError>),
     /// Nomad could not be asked.
     Nomad(Error),
 }
 
-/// One text for both, so that nobody learns which Variables exist.
-const UNREADABLE: &str = "names a Variable that does not exist or that your Nomad token may not read";
+impl From<Error> for Unreadable {
+    fn from(error: Error) -> Self {
+        Self::Nomad(error)
+    }
+}
+
+const MISSING: &str = "names a Variable that does not exist in the namespace of the builds";
+
+/// Nomad says so of what is not there, too: nobody learns from it which Variables exist.
+const FORBIDDEN: &str = "names a Variable that your Nomad token may not read";
 
 /// What Nomad takes in one Variable is 64 KiB, with its path and its own.
 const MOST_IN_VARIABLE: usize = 60 * 1024;
 
 const BUILD: Task = Task::Phase(Phase::Build);
+
+/// Reads Variables with a caller's token, each once, and collects what is wrong with them.
+struct Reading<'a> {
+    nomad: Client,
+    namespace: &'a str,
+    read: BTreeMap<String, Result<Items, &'static str>>,
+    errors: Vec<FieldError>,
+    is_forbidden: bool,
+}
+
+impl Reading<'_> {
+    /// A Variable's items, or why there are none.
+    async fn items(&mut self, path: &VariablePath) -> Result<Result<Items, String>, Error> {
+        let path = path.as_str();
+        if !self.read.contains_key(path) {
+            let found = match self.nomad.variable(self.namespace, path).await {
+                Ok(found) => found.map(|variable| variable.items).ok_or(MISSING),
+                Err(Error { kind: Kind::Forbidden, .. }) => Err(FORBIDDEN),
+                Err(error) => return Err(error),
+            };
+            self.is_forbidden |= found == Err(FORBIDDEN);
+            self.read.insert(path.to_owned(), found);
+        }
+        let known = self.read.get(path).cloned().unwrap_or(Err(MISSING));
+        Ok(known.map_err(ToOwned::to_owned))
+    }
+
+    fn refuse(&mut self, field: &str, message: String) {
+        self.errors.push(FieldError { field: field.to_owned(), message });
+    }
+
+    /// What is given of the Variable that a field names; nothing where the field names none, or none that can be used.
+    async fn given<T: Default>(
+        &mut self,
+        field: &str,
+        path: Option<&VariablePath>,
+        of: impl FnOnce(&Items) -> Result<T, String>,
+    ) -> Result<T, Error> {
+        let Some(path) = path else { return Ok(T::default()) };
+        let given = self.items(path).await?.and_then(|items| of(&items));
+        Ok(given.unwrap_or_else(|why| {
+            self.refuse(field, why);
+            T::default()
+        }))
+    }
+
+    /// The secrets of a build, as the items of its task.
+    async fn secrets(&mut self, spec: &Spec) -> Result<Items, Error> {
+        let mut secrets = Items::new();
+        for (id, secret) in &spec.build_secrets {
+            let field = format!("build_secrets.{id}");
+            let item = |items: &Items| {
+                let item = items.get(secret.item()).cloned();
+                item.map(Some).ok_or_else(|| "names an item that the Variable does not have".to_owned())
+            };
+            if let Some(value) = self.given(&field, Some(secret.path()), item).await? {
+                secrets.insert(format!("{BUILD_SECRET}{id}"), value);
+            }
+        }
+        Ok(secrets)
+    }
+
+    /// Refuses what does not fit into the Variable of one task.
+    fn fit(&mut self, items: &Items) {
+        let bytes: usize = items.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes > MOST_IN_VARIABLE {
+            let message = format!(
+                "have {bytes} bytes together with the build's other credentials: at most {MOST_IN_VARIABLE} are allowed"
+            );
+            self.refuse("build_secrets", message);
+        }
+    }
+}
 
 impl Service {
     /// Reads what a specification names, with the caller's token.
@@ -42,101 +126,30 @@ impl Service {
         spec: &Spec,
         caller: Option<SecretString>,
     ) -> Result<Copies, Unreadable> {
-        let asks = [
-            ("git_credentials_path", "git", spec.git_credentials_path.as_ref(), &[BUILD][..]),
-            (
-                "registry_credentials_path",
-                "registry",
-                spec.registry_credentials_path.as_ref(),
-                &TASKS_WITH_CREDENTIALS,
-            ),
-        ];
-        let nomad = self.nomad.with_token(caller);
-        let mut errors = Vec::new();
-        let mut copies: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        let (nomad, namespace) = (self.nomad.with_token(caller), self.config.namespace.as_str());
+        let mut reading =
+            Reading { nomad, namespace, read: BTreeMap::new(), errors: Vec::new(), is_forbidden: false };
+        let path = spec.git_credentials_path.as_ref();
+        let for_git = |items: &Items| credentials::for_repository(items, &spec.repo_url);
+        let git = reading.given("git_credentials_path", path, for_git).await?;
+        let path = spec.registry_credentials_path.as_ref();
+        let for_registry = |items: &Items| credentials::for_registry(items, spec.registry_url.host());
+        let ForRegistry { login, bases } =
+            reading.given("registry_credentials_path", path, for_registry).await?;
+        let secrets = reading.secrets(spec).await?;
+        let mut copies: BTreeMap<Task, Items> =
+            TASKS_WITH_CREDENTIALS.into_iter().map(|task| (task, login.clone())).collect();
+        let build = copies.entry(BUILD).or_default();
+        build.extend(git.into_iter().chain(bases).chain(secrets));
+        reading.fit(build);
         let archive = self.config.archive.as_ref().map(Settings::items).unwrap_or_default();
-        if !archive.is_empty() {
-            copies.insert(task_variable(job, Task::Finish), archive);
-        }
-        for (field, prefix, path, tasks) in asks {
-            let Some(path) = path else { continue };
-            match self.read_one(&nomad, path).await.map_err(Unreadable::Nomad)? {
-                Err(message) => errors.push(FieldError { field: field.to_owned(), message }),
-                Ok(items) => {
-                    for &task in tasks {
-                        let copy = copies.entry(task_variable(job, task)).or_default();
-                        copy.extend(
-                            items.iter().map(|(key, value)| (format!("{prefix}_{key}"), value.clone())),
-                        );
-                    }
-                }
-            }
-        }
-        let build = copies.entry(task_variable(job, BUILD)).or_default();
-        self.read_secrets(&nomad, spec, build, &mut errors).await.map_err(Unreadable::Nomad)?;
+        copies.entry(Task::Finish).or_default().extend(archive);
         copies.retain(|_, items| !items.is_empty());
-        if errors.is_empty() { Ok(copies.into_iter().collect()) } else { Err(Unreadable::Fields(errors)) }
-    }
-
-    /// Reads the secrets of a build into the copy for its task.
-    async fn read_secrets(
-        &self,
-        nomad: &Client,
-        spec: &Spec,
-        build: &mut BTreeMap<String, String>,
-        errors: &mut Vec<FieldError>,
-    ) -> Result<(), Error> {
-        let mut read = BTreeMap::new();
-        for (id, secret) in &spec.build_secrets {
-            let path = secret.path().as_str();
-            if !read.contains_key(path) {
-                read.insert(path, self.variable(nomad, secret.path()).await?);
-            }
-            let item = match read.get(path) {
-                Some(Some(items)) => {
-                    items.get(secret.item()).ok_or("names an item that the Variable does not have")
-                }
-                _ => Err(UNREADABLE),
-            };
-            match item {
-                Ok(value) => drop(build.insert(format!("{BUILD_SECRET}{id}"), value.clone())),
-                Err(why) => {
-                    errors.push(FieldError { field: format!("build_secrets.{id}"), message: why.to_owned() });
-                }
-            }
+        match reading {
+            Reading { is_forbidden: true, errors, .. } => Err(Unreadable::Forbidden(errors)),
+            Reading { errors, .. } if !errors.is_empty() => Err(Unreadable::Fields(errors)),
+            _ => Ok(copies.into_iter().map(|(task, items)| (task_variable(job, task), items)).collect()),
         }
-        let bytes: usize = build.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if bytes > MOST_IN_VARIABLE {
-            let message = format!(
-                "have {bytes} bytes together with the build's other credentials: at most {MOST_IN_VARIABLE} are allowed"
-            );
-            errors.push(FieldError { field: "build_secrets".to_owned(), message });
-        }
-        Ok(())
-    }
-
-    /// A Variable's items; none where it is not there, or not for this caller.
-    async fn variable(
-        &self,
-        nomad: &Client,
-        path: &VariablePath,
-    ) -> Result<Option<BTreeMap<String, String>>, Error> {
-        match nomad.variable(&self.config.namespace, path.as_str()).await {
-            Ok(found) => Ok(found.map(|variable| variable.items)),
-            Err(Error { kind: Kind::Forbidden, .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn read_one(
-        &self,
-        nomad: &Client,
-        path: &VariablePath,
-    ) -> Result<Result<BTreeMap<String, String>, String>, Error> {
-        Ok(match self.variable(nomad, path).await? {
-            Some(items) => usable(&items).map(|()| items),
-            None => Err(UNREADABLE.to_owned()),
-        })
     }
 
     /// Writes the copies, in place of those of an earlier attempt. On failure, what was written is removed again, unless
@@ -188,13 +201,4 @@ pub(super) async fn remove_copies(nomad: Client, namespace: String, paths: Vec<S
             tracing::error!(variable = path, %error, "a copy of credentials stays behind");
         }
     }
-}
-
-/// Whether a Variable holds what a login needs.
-fn usable(items: &BTreeMap<String, String>) -> Result<(), String> {
-    let has = |name| items.get(name).is_some_and(|value| !value.is_empty());
-    if has("token") || (has("username") && has("password")) {
-        return Ok(());
-    }
-    Err("names a Variable without the items username and password, or token".to_owned())
 }

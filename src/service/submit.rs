@@ -13,7 +13,9 @@ use serde_json::Value;
 use super::credentials::{Copies, Unreadable, remove_copies};
 use super::keys::{KeyError, Reservation, Reserved};
 use super::{FOR_EVER, FindError, PATIENCE, Service, translate};
-use crate::job::{Claim, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict};
+use crate::job::{
+    Claim, FieldError, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict,
+};
 use crate::ledger::{Ledger, LedgerError};
 use crate::nomad::{Client, Error, Job, Kind, patiently};
 use crate::render::{self, RenderError};
@@ -28,6 +30,9 @@ pub enum SubmitError {
     /// The caller's to mend.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// Somebody else's secrets.
+    #[error("the submission names Variables that the caller may not read")]
+    Forbidden(Vec<FieldError>),
     /// The operator's to mend.
     #[error("the job could not be rendered")]
     Render(#[from] RenderError),
@@ -174,6 +179,7 @@ impl Service {
         let copies =
             self.read_credentials(&id, &payload.spec, caller).await.map_err(|error| match error {
                 Unreadable::Fields(fields) => SubmitError::Invalid(Invalid(fields)),
+                Unreadable::Forbidden(fields) => SubmitError::Forbidden(fields),
                 Unreadable::Nomad(error) => SubmitError::Nomad(error),
             })?;
         let registered = self.register(&id, &job, copies, doubt).await?;

@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::registry::server::{Server, docker};
@@ -256,4 +259,34 @@ async fn a_private_registry_gives_the_base_and_takes_the_image_with_the_credenti
         assert_eq!(status["failure"]["phase"], json!(phase), "{case}");
         assert_eq!(status["failure"]["reason"], "unauthorized", "{case}");
     }
+}
+
+#[tokio::test]
+async fn a_docker_configuration_opens_the_registry_and_those_that_a_build_pulls_from() {
+    let world = world();
+    let (bases, images) = (Server::start(Some(LOGIN)).await, Server::start(Some(LOGIN)).await);
+    let base = private_base(world, &bases).await;
+    let service = Service::start(&world.nomad, &format!("{},{}", bases.host(), images.host()), &[]);
+    let api = Api::new(&service.url);
+    let auth = json!({ "auth": BASE64_STANDARD.encode(format!("{}:{}", LOGIN.0, LOGIN.1)) });
+    let config = json!({ "auths": {
+        format!("http://{}/v2/", bases.host()): auth,
+        images.host(): auth,
+    } });
+    let path = world.nomad_api().credentials(&json!({ "config.json": config.to_string() })).await;
+    let repository = world.repository("RUN true");
+    let mut job = world.job(&repository);
+    job["registry_url"] = json!(images.host());
+    job["registry_credentials_path"] = json!(path);
+    job["build_args"]["BASE"] = json!(base);
+    let (id, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}", api.logs(&id).await);
+    // One that says nothing of the registry is refused before anything is registered.
+    job["registry_url"] = json!(world.registry);
+    let (code, body) = api.call(Method::POST, "/jobs", Some(&job)).await;
+    assert_eq!(code, 400, "{body}");
+    let detail = &body["error"]["details"][0];
+    assert_eq!(detail["field"], "registry_credentials_path", "{body}");
+    assert!(detail["message"].as_str().unwrap().contains(&world.registry), "{body}");
+    assert!(!body.to_string().contains(LOGIN.1), "{body}");
 }

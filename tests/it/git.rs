@@ -22,7 +22,7 @@ impl Output for Deaf {
 }
 
 /// Checks `main` out below a folder whose name a shell would take apart.
-async fn check_out_main(
+pub(crate) async fn check_out_main(
     url: &str,
     credentials: Option<&Credentials>,
 ) -> (TempDir, Result<CheckedOut, GitError>) {
@@ -31,7 +31,7 @@ async fn check_out_main(
     let source = Source {
         url,
         reference: Some("main"),
-        transports: &["file", "http"],
+        transports: &["file", "http", "ssh"],
         credentials,
         environment: &environment,
     };
@@ -133,7 +133,7 @@ async fn credentials_go_to_the_host_they_are_for_and_not_where_that_sends_to() {
         }
     });
     let url = format!("http://{}/repository.git", serve(first).await);
-    let login = Credentials { username: "me".to_owned(), password: "secret".into() };
+    let login = Credentials::Login { username: "me".to_owned(), password: "secret".into() };
     let refused = check_out_main(&url, Some(&login)).await.1;
     assert!(refused.is_err(), "{refused:?}");
     let seen = seen.lock().unwrap();
@@ -144,7 +144,8 @@ async fn credentials_go_to_the_host_they_are_for_and_not_where_that_sends_to() {
 async fn credentials_are_found_wherever_they_are_kept() {
     let repository = Repository::new().commit();
     let url = http::serve(&repository, Some(("me@here", "pa:$ '\"word"))).await;
-    let login = |password: &str| Credentials { username: "me@here".to_owned(), password: password.into() };
+    let login =
+        |password: &str| Credentials::Login { username: "me@here".to_owned(), password: password.into() };
     check_out_main(&url, Some(&login("pa:$ '\"word"))).await.1.unwrap();
     let refused = check_out_main(&url, Some(&login("other"))).await.1.unwrap_err();
     assert!(matches!(refused, GitError::Unauthorized(_)), "{refused}");

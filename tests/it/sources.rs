@@ -1,6 +1,7 @@
 //! Where the source comes from: refs, transports, credentials, submodules, folders.
 
 pub(crate) mod http;
+mod ssh;
 
 use axum::Router;
 use axum::http::HeaderMap;

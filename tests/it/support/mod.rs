@@ -20,6 +20,7 @@ mod registry;
 mod repository;
 mod service;
 mod sleeper;
+mod ssh;
 mod torn;
 mod upstream;
 mod ways;
@@ -49,6 +50,7 @@ pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;
 pub(crate) use service::Service;
 pub(crate) use sleeper::Sleeper;
+pub(crate) use ssh::Ssh;
 pub(crate) use torn::Torn;
 pub(crate) use upstream::{Upstream, serve};
 

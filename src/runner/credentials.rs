@@ -1,0 +1,119 @@
+//! What a task was given to open repositories and registries, and the secrets of a build.
+
+use std::collections::BTreeMap;
+
+use secrecy::SecretString;
+
+use crate::engine::RegistryAuth;
+use crate::git;
+use crate::job::BUILD_SECRET;
+use crate::job::credentials::{BASE_PASSWORD, BASE_USERNAME, GIT_KNOWN_HOSTS, GIT_SSH_KEY, Items};
+use crate::registry;
+
+/// The items of a task's credentials: `git_username`, `registry_password` and so on.
+pub(super) struct Credentials(Items);
+
+impl Credentials {
+    pub(super) fn new(items: Items) -> Self {
+        Self(items)
+    }
+
+    /// As they are.
+    pub(super) fn items(&self) -> &Items {
+        &self.0
+    }
+
+    /// Those that must not be seen: all but names of users and keys of hosts.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &[u8]> {
+        let is_public = |name: &str| {
+            matches!(name, "git_username" | "registry_username" | GIT_KNOWN_HOSTS)
+                || name.starts_with(BASE_USERNAME)
+        };
+        self.0.iter().filter(move |(name, _)| !is_public(name)).map(|(_, value)| value.as_bytes())
+    }
+
+    /// For the steps of a build, by ID.
+    pub(super) fn build_secrets(&self) -> BTreeMap<String, SecretString> {
+        let secret = |(name, value): (&String, &String)| {
+            Some((name.strip_prefix(BUILD_SECRET)?.to_owned(), SecretString::from(value.as_str())))
+        };
+        self.0.iter().filter_map(secret).collect()
+    }
+
+    fn item(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn login(&self, of: &str) -> Option<(String, SecretString)> {
+        let item = |name: &str| self.item(&format!("{of}_{name}"));
+        if let (Some(username), Some(password)) = (item("username"), item("password")) {
+            return Some((username.to_owned(), SecretString::from(password)));
+        }
+        // What the forges document for a token in place of a password.
+        item("token").map(|token| ("oauth2".to_owned(), SecretString::from(token)))
+    }
+
+    /// For the repository.
+    pub(super) fn git(&self) -> Option<git::Credentials> {
+        if let (Some(private), Some(known_hosts)) = (self.item(GIT_SSH_KEY), self.item(GIT_KNOWN_HOSTS)) {
+            return Some(git::Credentials::Key {
+                private: private.into(),
+                known_hosts: known_hosts.to_owned(),
+            });
+        }
+        self.login("git").map(|(username, password)| git::Credentials::Login { username, password })
+    }
+
+    /// For the registry.
+    pub(super) fn registry(&self) -> Option<registry::Credentials> {
+        self.registry_login().map(|(username, password)| registry::Credentials { username, password })
+    }
+
+    /// For the registry, as user and password.
+    pub(super) fn registry_login(&self) -> Option<(String, SecretString)> {
+        self.login("registry")
+    }
+
+    /// For the registries that a build only pulls from.
+    pub(super) fn base_logins(&self) -> impl Iterator<Item = RegistryAuth> {
+        self.0.iter().filter_map(|(name, username)| {
+            let host = name.strip_prefix(BASE_USERNAME)?.to_owned();
+            let password = self.item(&format!("{BASE_PASSWORD}{host}"))?;
+            Some(RegistryAuth { host, username: username.clone(), password: password.into() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn given(items: &[(&str, &str)]) -> Credentials {
+        Credentials::new(items.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
+    }
+
+    #[test]
+    fn what_is_hidden_is_all_but_names_and_hosts() {
+        let all = given(&[
+            ("git_ssh_key", "key"),
+            ("git_known_hosts", "hosts"),
+            ("registry_username", "me"),
+            ("registry_password", "pw"),
+            ("base_username:docker.io", "hub"),
+            ("base_password:docker.io", "hubpw"),
+            ("secret_npm", "npm"),
+        ]);
+        let mut hidden: Vec<_> = all.secrets().collect();
+        hidden.sort_unstable();
+        assert_eq!(hidden, [&b"hubpw"[..], b"key", b"npm", b"pw"]);
+        let bases: Vec<_> = all.base_logins().collect();
+        assert_eq!(
+            (bases.len(), bases[0].host.as_str(), bases[0].username.as_str()),
+            (1, "docker.io", "hub")
+        );
+        assert_eq!(bases[0].password.expose_secret(), "hubpw");
+        assert!(matches!(all.git(), Some(git::Credentials::Key { .. })));
+    }
+}
