@@ -43,6 +43,14 @@ pub enum Error {
         /// How it failed.
         source: reqwest::Error,
     },
+    /// What was being sent ended too early, and the registry is not why.
+    #[error("{doing}: what is sent broke off")]
+    BrokeOff {
+        /// What was being done, to what.
+        doing: String,
+        /// How it ended.
+        source: reqwest::Error,
+    },
     /// A connection on which nothing came back in time.
     #[error("{doing}: no answer within {}", seconds(*.after))]
     TimedOut {
@@ -97,7 +105,7 @@ impl Error {
     /// Whether the same request may well succeed a little later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } => true,
+            Self::Unreachable { .. } | Self::BrokeOff { .. } | Self::TimedOut { .. } => true,
             // 507: it is full, and is not emptied by trying again.
             Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..) && *status != 507,
             _ => false,
@@ -115,6 +123,10 @@ impl Error {
     pub(super) fn unreachable(doing: &str, source: reqwest::Error) -> Self {
         // A redirect's or an upload's URL can carry a signature.
         Self::Unreachable { doing: doing.to_owned(), source: source.without_url() }
+    }
+
+    pub(super) fn broke_off(doing: &str, source: reqwest::Error) -> Self {
+        Self::BrokeOff { doing: doing.to_owned(), source: source.without_url() }
     }
 
     pub(super) fn malformed(doing: &str, what: impl Into<String>) -> Self {

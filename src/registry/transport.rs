@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
@@ -206,12 +206,23 @@ impl Transport {
         let used = timeout(limit, self.authorization(call)).await.map_err(|_| late(limit))??;
         let moved = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&moved);
-        let body = body.inspect_ok(move |chunk| {
-            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        });
+        let has_broken = Arc::new(AtomicBool::new(false));
+        let breaks = Arc::clone(&has_broken);
+        let body = body
+            .inspect_ok(move |chunk| {
+                counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            })
+            .inspect_err(move |_| breaks.store(true, Ordering::Relaxed));
         let request = self.request(call, &call.url, used.as_ref()).body(Body::wrap_stream(body));
         let mut sending = pin!(async {
-            let response = request.send().await.map_err(|source| Error::unreachable(&call.doing, source))?;
+            let response = request.send().await.map_err(|source| {
+                let broke_off = has_broken.load(Ordering::Relaxed);
+                if broke_off {
+                    Error::broke_off(&call.doing, source)
+                } else {
+                    Error::unreachable(&call.doing, source)
+                }
+            })?;
             self.read_answer(call, &call.url, response).await
         });
         let mut seen = 0;

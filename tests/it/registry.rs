@@ -12,6 +12,9 @@ use nomad_build::registry::{
     RelayError, Repository,
 };
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
 use server::{Image, Server, docker, random_file};
 
 const USER: (&str, &str) = ("ci", "relay-test");
@@ -114,6 +117,26 @@ async fn a_registry_that_dies_in_the_middle_of_a_push_is_unreachable() {
     assert!(pushed.is_err());
     let error = relay.finish().unwrap_err();
     assert!(matches!(error, RelayError::Upstream(Error::Unreachable { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_the_engine_breaks_off_is_not_the_registrys_failure() {
+    let server = Server::start(None).await;
+    let relay = Relay::start(client(&server), repository()).await.unwrap();
+    let reference = relay.reference();
+    let (host, rest) = reference.split_once('/').unwrap();
+    let (path, _) = rest.split_once(':').unwrap();
+    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    let begun = http.post(format!("http://{host}/v2/{path}/blobs/uploads/")).send().await.unwrap();
+    let upload = begun.headers()["location"].to_str().unwrap().to_owned();
+    // One piece, and then what begins none.
+    let head = format!("PATCH {upload} HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut engine = TcpStream::connect(host).await.unwrap();
+    engine.write_all(format!("{head}5\r\nbytes\r\nno piece\r\n").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    engine.read_to_end(&mut answer).await.ok();
+    let error = relay.finish().unwrap_err();
+    assert!(matches!(error, RelayError::NothingPushed), "{error:?} {}", String::from_utf8_lossy(&answer));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,10 +107,13 @@ impl Front {
         }
     }
 
-    /// Keeps the first failure: what follows it is often only its echo.
+    /// Keeps the first failure of the registry: what follows it is often only its echo. What the engine broke off itself, it tells
+    /// itself.
     fn failed(&self, error: Error, streamed: bool) -> Response {
         let response = reply::failure(&error, streamed);
-        lock(&self.failure).get_or_insert(error);
+        if !matches!(error, Error::BrokeOff { .. }) {
+            lock(&self.failure).get_or_insert(error);
+        }
         response
     }
 
