@@ -7,7 +7,7 @@ mod browser;
 mod caller;
 mod jobs;
 mod logs;
-
+mod openapi;
 mod probes;
 mod runner;
 
@@ -89,6 +89,7 @@ fn router(app: App) -> Router {
         .route("/health", only(get(probes::health)))
         .route("/ready", only(get(probes::ready)))
         .route("/metrics", only(get(probes::metrics)))
+        .route("/openapi.json", only(get(openapi::document)))
         .route("/runner/{os}/{arch}/nomad-build", only(get(runner::binary)))
         .route("/runner/{os}/{arch}/sha256sums", only(get(runner::checksum)))
         .fallback(unknown_route)

@@ -145,7 +145,7 @@ async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_
             got.push((route, true, status));
             wanted.push((route, true, role.wanted("dispatch-job", None)));
         }
-        for route in ["/health", "/ready", "/metrics"] {
+        for route in ["/health", "/ready", "/metrics", "/openapi.json"] {
             got.push((route, true, role.api.call(Method::GET, route, None).await.0));
             wanted.push((route, true, StatusCode::OK));
         }

@@ -30,6 +30,7 @@ mod logs;
 mod main_job;
 mod memory;
 mod nodes;
+mod openapi;
 mod publishing;
 mod registry;
 mod replicas;

@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::eventually;
+use super::{eventually, openapi};
 
 /// A client.
 #[derive(Clone)]
@@ -35,11 +35,13 @@ impl Api {
 
     /// Sends a request and reads its answer, whatever it is.
     pub(crate) async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
-        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.url));
         if let Some(body) = body {
             request = request.json(body);
         }
-        Self::answer(request).await
+        let (status, body) = Self::answer(request).await;
+        openapi::check(&method, path, status, &body);
+        (status, body)
     }
 
     /// The same; none where there is no answer.

@@ -13,6 +13,7 @@ mod lossy;
 mod namespace;
 mod nomad;
 mod nomad_front;
+pub(crate) mod openapi;
 pub(crate) mod ports;
 pub(crate) mod proxy;
 mod random;
