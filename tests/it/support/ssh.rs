@@ -26,6 +26,7 @@ pub(crate) struct Ssh {
 impl Ssh {
     /// Serves as long as the test runs.
     pub(crate) async fn serve() -> Self {
+        let program = program();
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         for name in ["host_key", "key"] {
@@ -49,7 +50,7 @@ impl Ssh {
             while let Ok((connection, _)) = listener.accept().await {
                 let connection = connection.into_std().unwrap();
                 connection.set_nonblocking(false).unwrap();
-                let mut child = serve_one(&of, connection.into()).spawn().unwrap();
+                let mut child = serve_one(&program, &of, connection.into()).spawn().unwrap();
                 tokio::task::spawn_blocking(move || child.wait());
             }
         });
@@ -102,15 +103,15 @@ fn program() -> PathBuf {
 }
 
 /// The server of one connection.
-fn serve_one(folder: &Path, connection: OwnedFd) -> Command {
+fn serve_one(program: &Path, folder: &Path, connection: OwnedFd) -> Command {
     let settings = folder.join("settings");
     let mut command = if nix::unistd::getuid().is_root() {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", WITH_ITS_OWN, "sh"]);
-        command.arg(folder.join("passwd")).arg(program()).arg(settings);
+        command.arg(folder.join("passwd")).arg(program).arg(settings);
         command
     } else {
-        let mut command = Command::new(program());
+        let mut command = Command::new(program);
         command.args(["-i", "-e", "-f"]).arg(settings);
         command
     };
