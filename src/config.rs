@@ -1,5 +1,7 @@
 //! The service's configuration: variables and flags in, a checked struct out, with every error at once.
 
+mod variables;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,6 +16,7 @@ use crate::job::{Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, Re
 use crate::nomad;
 use crate::render::{self, Runner, TEMPLATES};
 use crate::telemetry::{Format, LogFilter, chain};
+pub use variables::VARIABLES;
 
 /// Everything `serve` needs to know.
 pub struct Config {
@@ -21,8 +24,12 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Whether callers from anywhere are served though Nomad has no ACLs.
     pub open: bool,
+    /// Nomad's auth method at which callers' JWTs are traded, if they are.
+    pub jwt_auth_method: Option<String>,
     /// The origins whose pages may use the service, `scheme://host[:port]`.
     pub allow_origins: Vec<String>,
+    /// The file that is told who did what, if any.
+    pub audit_file: Option<PathBuf>,
     /// Where metrics are served beside the API, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Nomad.
@@ -88,99 +95,6 @@ pub struct SweepSettings {
     pub keep_ledger: Duration,
 }
 
-/// The variables of `serve`, their defaults and what they are for: the text of its help.
-pub const VARIABLES: &[(&str, &str, &str)] = &[
-    ("NOMAD_BUILD_LISTEN", "127.0.0.1:8080", "address of the API"),
-    (
-        "NOMAD_BUILD_OPEN",
-        "false",
-        "true: callers from other machines are served though Nomad has no ACLs, so that anybody may do anything",
-    ),
-    (
-        "NOMAD_BUILD_ALLOW_ORIGINS",
-        "",
-        "origins whose pages may use the API, as https://host, separated by commas",
-    ),
-    ("NOMAD_BUILD_METRICS_LISTEN", "", "an address of its own for /metrics"),
-    ("NOMAD_ADDR", "http://127.0.0.1:4646", "Nomad"),
-    (
-        "NOMAD_TOKEN_FILE",
-        "",
-        "file with the service's Nomad token, read again when it changes (or NOMAD_TOKEN)",
-    ),
-    ("NOMAD_CACERT", "", "PEM file of the authority of Nomad's certificate, read again when it changes"),
-    (
-        "NOMAD_CLIENT_CERT",
-        "",
-        "PEM file of the service's own certificate for Nomad, read again when it changes",
-    ),
-    ("NOMAD_CLIENT_KEY", "", "PEM file of its key"),
-    ("NOMAD_BUILD_NAMESPACE", "default", "namespace of the builds"),
-    ("NOMAD_BUILD_TEMPLATE", "raw_exec", "raw_exec, docker, or the path of a job template"),
-    (
-        "NOMAD_BUILD_RUNNER",
-        "this program's path",
-        "how nodes get the runner: a path on the node, an image, or http://… where nodes reach this service",
-    ),
-    ("NOMAD_BUILD_ENGINE_SOCKET", "/var/run/docker.sock", "the Docker Engine's socket on a node"),
-    ("NOMAD_BUILD_NODE_POOL", "default", "Nomad node pool of the builds"),
-    ("NOMAD_BUILD_DATACENTERS", "*", "Nomad datacenters of the builds, separated by commas"),
-    ("NOMAD_BUILD_DISK_MB", "500", "ephemeral disk of a build beside its logs, in MiB"),
-    ("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https,ssh", "transports of repositories: https, ssh, http, file"),
-    (
-        "NOMAD_BUILD_INSECURE_REGISTRIES",
-        "",
-        "registries reached by plain HTTP, as host:port, separated by commas",
-    ),
-    (
-        "NOMAD_BUILD_ALLOW_REGISTRIES",
-        "",
-        "where images may go, as host[:port][/path], separated by commas; without it, anywhere",
-    ),
-    (
-        "NOMAD_BUILD_ALLOW_REPOSITORIES",
-        "",
-        "what may be built, as begins of addresses up to a /, separated by commas; without it, anything",
-    ),
-    (
-        "NOMAD_BUILD_FORBID_NAMES",
-        "",
-        "names that build_args and test_env may not have, a * at the end for all that begin so",
-    ),
-    ("NOMAD_BUILD_BUILD_NETWORK", "true", "false: the steps of a build have no network"),
-    ("NOMAD_BUILD_TEST_NETWORK", "true", "false: tests have no network"),
-    ("NOMAD_BUILD_MAX_PIDS", "4096", "the most processes and threads of a test"),
-    ("NOMAD_BUILD_MAX_TIMEOUT", "PT4H", "the longest timeout a phase may ask for"),
-    ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
-    ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),
-    (
-        "NOMAD_BUILD_SWEEP",
-        "on",
-        "what becomes of Variables, containers and images that no job needs: on (removed), dry-run (told) or off",
-    ),
-    (
-        "NOMAD_BUILD_KEEP_CREDENTIALS",
-        "PT1H",
-        "how old a copy of credentials without a live job is left alone",
-    ),
-    (
-        "NOMAD_BUILD_KEEP_IMAGES",
-        "PT1H",
-        "how long after its end what a job left in a node's engine is left alone",
-    ),
-    ("NOMAD_BUILD_KEEP_LEDGER", "PT720H", "how long the ledger of a job that Nomad collected is kept"),
-    (
-        "NOMAD_BUILD_ARCHIVE",
-        "",
-        "where ended jobs are archived: file:///DIRECTORY, or s3://BUCKET/PREFIX with AWS_REGION, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and their like",
-    ),
-    ("NOMAD_BUILD_KEEP_ARCHIVE", "PT2160H", "how long after its submission an archived job is kept"),
-    ("NOMAD_BUILD_KEEP_ARCHIVE_JOBS", "", "how many archived jobs are kept: the newest"),
-    ("NOMAD_BUILD_LOG_LIMIT_BYTES", "16777216", "the most text of one phase in GET /jobs/{id}/logs"),
-    ("NOMAD_BUILD_LOG", "info", "filter of the service's own log, as tracing's EnvFilter reads it"),
-    ("NOMAD_BUILD_LOG_FORMAT", "text", "text or json"),
-];
-
 impl Config {
     /// Reads the configuration.
     ///
@@ -196,7 +110,9 @@ impl Config {
                 .parsed("NOMAD_BUILD_LISTEN", address)
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             open: reader.parsed("NOMAD_BUILD_OPEN", "true or false").unwrap_or_default(),
+            jwt_auth_method: reader.text("NOMAD_BUILD_JWT_AUTH_METHOD"),
             allow_origins: reader.list("NOMAD_BUILD_ALLOW_ORIGINS", "an origin").unwrap_or_default(),
+            audit_file: audit_file(&mut reader),
             metrics_listen: reader.parsed("NOMAD_BUILD_METRICS_LISTEN", address),
             nomad: nomad_settings(&mut reader),
             policy: policy(&mut reader),
@@ -236,6 +152,16 @@ fn nomad_settings(reader: &mut Reader<'_>) -> nomad::Settings {
     }
     let tls = nomad::Tls { authority, identity: certificate.zip(key) };
     nomad::Settings { address, socket: None, token, tls }
+}
+
+/// The path of a file that can be written to, which is made where it is not there.
+fn audit_file(reader: &mut Reader<'_>) -> Option<PathBuf> {
+    const NAME: &str = "NOMAD_BUILD_AUDIT_FILE";
+    let path = reader.text(NAME)?;
+    if let Err(error) = std::fs::File::options().create(true).append(true).open(&path) {
+        reader.wrong(NAME, &format!("names {path:?}, which cannot be written to: {error}"));
+    }
+    Some(path.into())
 }
 
 /// The path of a file, which must be there.

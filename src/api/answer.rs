@@ -1,16 +1,16 @@
 //! The envelope of every answer, and the errors that stand in it.
 
-use axum::Json;
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::job::{FieldError, Invalid, JobId};
 use crate::nomad;
-use crate::service::{CleanupError, Denied, FindError, KeyError, KillError, SubmitError, logs};
+use crate::service::{CleanupError, Denied, FindError, KeyError, KillError, LoginError, SubmitError, logs};
 use crate::telemetry::chain;
 
 #[derive(Serialize)]
@@ -41,6 +41,10 @@ impl<T: Serialize> IntoResponse for Data<T> {
         Json(Envelope { data: Some(self.0), error: None, timestamp: Utc::now() }).into_response()
     }
 }
+
+/// The code of an answer that is an error, beside the answer.
+#[derive(Clone, Copy)]
+pub(super) struct ErrorCode(pub(super) &'static str);
 
 /// The stable codes of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +174,7 @@ impl IntoResponse for Problem {
         let (status, code) = self.code.parts();
         let error = ErrorBody { code, message: self.message, details: self.details };
         let envelope = Envelope::<()> { data: None, error: Some(error), timestamp: Utc::now() };
-        let mut answer = (status, Json(envelope)).into_response();
+        let mut answer = (status, Extension(ErrorCode(code)), Json(envelope)).into_response();
         if status == StatusCode::UNAUTHORIZED {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -194,6 +198,15 @@ impl From<Denied> for Problem {
             Denied::Unknown(ref cause) => {
                 Self::caused(Code::NomadUnavailable, format!("{denied}: {cause}"), &denied)
             }
+        }
+    }
+}
+
+impl From<LoginError> for Problem {
+    fn from(error: LoginError) -> Self {
+        match error {
+            LoginError::Refused { .. } => Self::new(Code::Unauthorized, &error.to_string()),
+            LoginError::Nomad(ref cause) => Self::of_nomad(cause, &error),
         }
     }
 }

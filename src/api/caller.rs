@@ -1,7 +1,5 @@
 //! Who is asking, and whether that may be: each route names the capability that it needs.
 
-use std::convert::Infallible;
-
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
@@ -14,34 +12,28 @@ use super::answer::Problem;
 use crate::job::JobId;
 use crate::nomad::Capability;
 use crate::service::logs::Message;
-use crate::service::{Denied, FindError};
+use crate::service::{Caller, Denied, FindError};
 
-/// The caller's Nomad token; none where there is none.
-#[derive(Clone)]
-pub(super) struct Caller(pub(super) Option<SecretString>);
-
-impl Caller {
-    fn from_headers(headers: &HeaderMap) -> Self {
-        let text = |name: &str| {
-            headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
-        };
-        let bearer = || text("authorization").and_then(|value| value.strip_prefix("Bearer "));
-        Self(text("x-nomad-token").or_else(bearer).map(SecretString::from))
-    }
+/// What a caller sent to show who it is.
+pub(super) fn token(headers: &HeaderMap) -> Option<SecretString> {
+    let text =
+        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
+    let bearer = || text("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    text("x-nomad-token").or_else(bearer).map(SecretString::from)
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Caller {
-    type Rejection = Infallible;
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self::from_headers(&parts.headers))
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        Ok(app.service.caller(token(&parts.headers)).await?)
     }
 }
 
 impl App {
     /// Lets a caller do what is no one job's.
     pub(super) async fn allow(&self, caller: &Caller, capability: Capability) -> Result<(), Problem> {
-        Ok(self.service.authority().check(caller.0.as_ref(), capability).await?)
+        Ok(self.service.authority().check(caller.token.as_ref(), capability).await?)
     }
 
     /// Lets a caller do something with a job. To who may not see jobs, none is there.
@@ -51,7 +43,7 @@ impl App {
         job: &JobId,
         capability: Capability,
     ) -> Result<(), Problem> {
-        let (authority, token) = (self.service.authority(), caller.0.as_ref());
+        let (authority, token) = (self.service.authority(), caller.token.as_ref());
         match authority.check(token, capability).await {
             Err(denied @ Denied::Forbidden(..)) if capability != Capability::ReadJob => {
                 match authority.check(token, Capability::ReadJob).await {
@@ -72,7 +64,7 @@ impl App {
         caller: Caller,
     ) -> BoxStream<'static, Message> {
         let service = std::sync::Arc::clone(&self.service);
-        let lost = async move { service.authority().lost(caller.0.as_ref(), Capability::ReadLogs).await };
+        let lost = async move { service.authority().lost(caller.token.as_ref(), Capability::ReadLogs).await };
         messages.take_until(Box::pin(lost)).boxed()
     }
 }

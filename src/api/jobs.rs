@@ -2,25 +2,25 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::HeaderMap;
 use axum::http::header::AGE;
 use axum::http::request::Parts;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::App;
 use super::answer::{Code, Data, Problem, rfc3339};
-use super::caller::Caller;
+use super::audit::About;
 use crate::job::{
     Failure, Git, IdempotencyKey, Image, InvalidKey, JobId, Location, Phase, Record, Status, Timestamps,
 };
 use crate::nomad::Capability;
-use crate::service::Killed;
+use crate::service::{Caller, Killed};
 
 /// A job ID from a path. What is none cannot be the ID of a job: 404, not 400.
 pub(super) struct Id(pub(super) JobId);
@@ -78,17 +78,18 @@ pub(super) async fn submit(
     query: Result<Query<SubmitQuery>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Json<Value>, JsonRejection>,
-) -> Result<Data<Submitted>, Problem> {
+) -> Result<Response, Problem> {
     app.allow(&caller, Capability::DispatchJob).await?;
     let (Query(query), Json(body)) = (query?, body?);
     if query.dry_run {
         app.service.validate(body)?;
-        return Ok(Data(Submitted { job_id: None, valid: Some(true) }));
+        return Ok(Data(Submitted { job_id: None, valid: Some(true) }).into_response());
     }
     let key = idempotency_key(&headers)?;
-    let submitted = async move { app.service.submit(body, key.as_ref(), caller.0).await };
+    let submitted = async move { app.service.submit(body, key.as_ref(), caller).await };
     let job_id = to_its_end(submitted).await??;
-    Ok(Data(Submitted { job_id: Some(job_id), valid: None }))
+    let about = Extension(About(job_id.clone()));
+    Ok((about, Data(Submitted { job_id: Some(job_id), valid: None })).into_response())
 }
 
 #[derive(Serialize)]

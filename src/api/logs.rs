@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use super::answer::{Code, Data, Problem, Unread};
-use super::caller::Caller;
 use super::jobs::Id;
 use crate::job::Phase;
 use crate::nomad::Capability;
+use crate::service::Caller;
 use crate::service::logs::{Cursor, InvalidCursor, Message, Request};
 
 /// A connection is never silent for longer.

@@ -3,6 +3,7 @@
 //! Invariant: handlers convert, call the service once, and convert back.
 
 mod answer;
+mod audit;
 mod browser;
 mod caller;
 mod jobs;
@@ -12,6 +13,7 @@ mod probes;
 mod runner;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -64,6 +66,7 @@ pub async fn serve(
             tracing::debug!(%error, "a connection may stall for ever");
         }
     });
+    let router = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
@@ -136,8 +139,10 @@ async fn identify_and_count(
     let began = Instant::now();
     let method = known_method(request.method());
     let id = request_id(&request);
-    let mut response = next.run(request).await;
     let route = path.as_ref().map_or("", MatchedPath::as_str);
+    let audit = app.service.config().audit_file.as_deref();
+    let asked = audit.and_then(|file| Some((file, audit::Asked::of(&request, route)?)));
+    let mut response = next.run(request).await;
     let status = response.status();
     app.service.telemetry().answered(method, route, status.as_u16(), began.elapsed().as_secs_f64());
     let request = id.to_str().unwrap_or_default();
@@ -145,6 +150,10 @@ async fn identify_and_count(
         tracing::warn!(method, route, status = status.as_u16(), request, "answered with an error");
     } else {
         tracing::debug!(method, route, status = status.as_u16(), request, "answered");
+    }
+    if let Some((file, asked)) = asked {
+        let answer = audit::Answer::of(&response);
+        asked.tell(&app.service, file, request, answer).await;
     }
     response.headers_mut().insert(REQUEST_ID, id);
     response

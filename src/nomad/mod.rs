@@ -13,7 +13,7 @@ mod transport;
 mod types;
 mod variables;
 
-pub use acl::Capability;
+pub use acl::{Capability, Login};
 pub use client::{Client, Settings};
 pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};

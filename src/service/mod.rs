@@ -8,6 +8,7 @@ mod duty;
 mod freshness;
 mod keys;
 mod kill;
+mod logins;
 pub mod logs;
 mod nodes;
 mod store;
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use tokio::sync::watch::Receiver;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +39,7 @@ pub use authority::Denied;
 pub use cleanup::CleanupError;
 pub use keys::KeyError;
 pub use kill::{KillError, Killed};
+pub use logins::{Caller, LoginError};
 pub use submit::SubmitError;
 
 use archivist::Archivist;
@@ -44,6 +47,7 @@ use authority::{Authority, Open};
 use duty::Duty;
 use freshness::Freshness;
 use keys::Keys;
+use logins::Logins;
 use store::Store;
 use sweeper::Sweeper;
 use undertaker::Undertaker;
@@ -65,6 +69,7 @@ pub struct Service {
     ledger: Ledger,
     keys: Keys,
     authority: Authority,
+    logins: Logins,
     store: Arc<Store>,
     freshness: Arc<Freshness>,
     hub: logs::Hub,
@@ -116,6 +121,7 @@ impl Service {
             (false, false) => Open::Nobody,
         };
         let authority = Authority::new(nomad.clone(), &config.namespace, open);
+        let logins = Logins::new(nomad.clone(), config.jwt_auth_method.clone());
         let freshness = Arc::<Freshness>::default();
         let store = Arc::new(Store::new(Arc::clone(&freshness), Arc::clone(&telemetry)));
         let settings = logs::Settings { archive: archive.clone(), ..logs::Settings::default() };
@@ -127,6 +133,7 @@ impl Service {
             ledger,
             keys,
             authority,
+            logins,
             store,
             freshness,
             hub,
@@ -167,6 +174,16 @@ impl Service {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Who has a token: Nomad's, an identity provider's that is traded, or none.
+    pub(crate) async fn caller(&self, token: Option<SecretString>) -> Result<Caller, LoginError> {
+        self.logins.caller(token).await
+    }
+
+    /// The name of who has a token, which is no secret.
+    pub(crate) async fn name_of(&self, token: Option<SecretString>) -> Option<String> {
+        self.logins.name_of(token).await
     }
 
     /// What callers may do.

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::credentials::{Copies, Unreadable, remove_copies};
 use super::keys::{KeyError, Reservation, Reserved};
+use super::logins::Caller;
 use super::{FOR_EVER, FindError, PATIENCE, Service, translate};
 use crate::job::{
     Claim, FieldError, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict,
@@ -95,16 +96,20 @@ impl Service {
         &self,
         body: Value,
         key: Option<&IdempotencyKey>,
-        caller: Option<SecretString>,
+        caller: Caller,
     ) -> Result<JobId, SubmitError> {
         let now = to_milliseconds(Utc::now());
         let reservation = Reservation::new(&body, now);
         let spec = self.validate(body)?;
         let Some(key) = key else {
-            return self.accept(reservation.job, spec, now, caller, Doubt::Withdraw).await;
+            return self.accept(reservation.job, spec, now, caller.token, Doubt::Withdraw).await;
         };
-        let accessor = self.accessor(caller.clone()).await?;
-        let (held, again) = match self.keys.reserve(&accessor, key, reservation).await? {
+        let whose = match caller.subject {
+            // The next JWT of the same subject is traded for another token.
+            Some(subject) => subject,
+            None => self.accessor(caller.token.clone()).await?,
+        };
+        let (held, again) = match self.keys.reserve(&whose, key, reservation).await? {
             Reserved::Taken => return Err(SubmitError::KeyTaken),
             Reserved::First(held) => (held, false),
             Reserved::Again(held) => (held, true),
@@ -116,7 +121,7 @@ impl Service {
         if !again || !self.is_there_soon(&job).await? {
             // Where the attempt that reserved it broke off. Nomad does not keep two registrations apart that come at the
             // same moment, so all of them are alike, down to their time.
-            self.accept(job.clone(), spec, submitted_at, caller, Doubt::Retry).await?;
+            self.accept(job.clone(), spec, submitted_at, caller.token, Doubt::Retry).await?;
         }
         self.keys.accept(&held).await?;
         Ok(job)

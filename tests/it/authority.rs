@@ -1,5 +1,7 @@
 //! What a caller may do: what the caller's own Nomad token could.
 
+mod audit;
+
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -7,22 +9,29 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::registry::server::Server;
-use crate::support::{Api, Guarded, NAMESPACE, Service, Ssh, eventually, numbered, world};
+use crate::support::{Api, Guarded, Issuer, NAMESPACE, Service, Ssh, eventually, numbered, world};
 
 /// A service of a Nomad that has ACLs, and the file of its token. It sweeps no node, which would make allocations.
 async fn guarded() -> (Guarded, Service, tempfile::NamedTempFile) {
-    guarded_with(&world().registry).await
+    guarded_with(&world().registry, &[]).await
 }
 
-/// The same, for registries that are reached by plain HTTP.
-async fn guarded_with(registries: &str) -> (Guarded, Service, tempfile::NamedTempFile) {
+/// The same, with registries that are reached by plain HTTP and further variables.
+async fn guarded_with(
+    registries: &str,
+    further: &[(&str, &str)],
+) -> (Guarded, Service, tempfile::NamedTempFile) {
     let nomad = Guarded::start().await;
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), nomad.token().await.secret).unwrap();
     let file = token.path().to_str().unwrap();
-    let variables =
-        [("NOMAD_BUILD_NAMESPACE", NAMESPACE), ("NOMAD_TOKEN_FILE", file), ("NOMAD_BUILD_SWEEP", "off")];
-    let service = Service::start(&nomad.url, registries, &variables);
+    let variables = [
+        ("NOMAD_BUILD_NAMESPACE", NAMESPACE),
+        ("NOMAD_TOKEN_FILE", file),
+        ("NOMAD_BUILD_SWEEP", "off"),
+        ("NOMAD_BUILD_JWT_AUTH_METHOD", "ci"),
+    ];
+    let service = Service::start(&nomad.url, registries, &[&variables, further].concat());
     (nomad, service, token)
 }
 
@@ -221,7 +230,8 @@ async fn without_acls_only_this_machine_is_served_unless_the_operator_says_so() 
 async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_anothers() {
     let world = world();
     let registry = Server::start(Some(LOGIN)).await;
-    let (nomad, service, _token) = guarded_with(&format!("{},{}", world.registry, registry.host())).await;
+    let registries = format!("{},{}", world.registry, registry.host());
+    let (nomad, service, _token) = guarded_with(&registries, &[]).await;
     let server = Ssh::serve().await;
     let put = async |path: &str, items: Value| {
         let body = json!({ "Namespace": NAMESPACE, "Path": path, "Items": items });
@@ -276,4 +286,49 @@ async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_another
     let copies =
         async || nomad.call(Method::GET, "vars?namespace=builds&prefix=nomad/jobs", &Value::Null).await;
     eventually("no copy is left", async || copies().await.as_array()?.is_empty().then_some(())).await;
+}
+
+/// Has Nomad take the JWTs of an issuer, whose jobs of one repository are among those that submit.
+async fn trust(nomad: &Guarded, issuer: &Issuer, repository: &str) {
+    let config = json!({
+        "JWTValidationPubKeys": [issuer.pem()], "BoundAudiences": ["nomad-build"], "SigningAlgs": ["ES256"],
+        "ClaimMappings": { "repository": "repository" },
+    });
+    let method = json!({ "Name": "ci", "Type": "JWT", "TokenLocality": "local", "MaxTokenTTL": "10m", "Config": config });
+    nomad.call(Method::POST, "acl/auth-method", &method).await;
+    let policy = nomad.builders().await;
+    let selector = format!("value.repository == \"{repository}\"");
+    let rule = json!({ "AuthMethod": "ci", "BindType": "policy", "BindName": policy, "Selector": selector });
+    nomad.call(Method::POST, "acl/binding-rule", &rule).await;
+}
+
+#[tokio::test]
+async fn a_jwt_of_a_ci_system_is_traded_for_what_nomad_binds_it_to_and_for_nothing_else() {
+    let (nomad, service, _token) = guarded().await;
+    let (issuer, stranger) = (Issuer::new(), Issuer::new());
+    trust(&nomad, &issuer, "acme/api").await;
+    let good = issuer.token("acme/api", 600);
+    let id = Api::with_token(&service.url, &good).submit_keyed("one", &waiting()).await;
+    nomad.owns(&id);
+    // Another one of the same subject: it sees the job, and its key is the same key.
+    let next = Api::with_token(&service.url, &issuer.token("acme/api", 600));
+    assert_eq!(next.status(&id).await["status"], "PENDING");
+    assert_eq!(next.submit_keyed("one", &waiting()).await, id);
+    let forged = good.rsplit_once('.').unwrap().0.to_owned()
+        + "."
+        + good.rsplit('.').next().unwrap().rsplit_once('A').map_or("AAAA", |(rest, _)| rest);
+    for (what, jwt) in [
+        ("another repository's", issuer.token("other/api", 600)),
+        ("one that has expired", issuer.token("acme/api", -3600)),
+        ("another issuer's", stranger.token("acme/api", 600)),
+        ("a forged one", forged),
+    ] {
+        let api = Api::with_token(&service.url, &jwt);
+        let (status, body) = api.call(Method::POST, "/jobs?dry_run=true", Some(&waiting())).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{what}: {body}");
+        assert_eq!(body["error"]["code"], "unauthorized", "{what}: {body}");
+        assert!(!body.to_string().contains(&jwt), "{what}: {body}");
+        let (status, _) = api.call(Method::GET, &format!("/jobs/{id}/status"), None).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{what}");
+    }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Guarded {
 /// A token: its secret and its accessor.
 pub(crate) struct Token {
     pub(crate) secret: String,
-    accessor: String,
+    pub(crate) accessor: String,
 }
 
 impl Guarded {
@@ -79,6 +79,14 @@ impl Guarded {
     pub(crate) async fn builder(&self) -> Token {
         let [callers, ..] = readme_policies();
         self.caller(&callers).await
+    }
+
+    /// The name of a policy of those who submit.
+    pub(crate) async fn builders(&self) -> &'static str {
+        let [callers, ..] = readme_policies();
+        let policy = json!({"Name": "builders", "Rules": callers});
+        self.call(Method::PUT, "acl/policy/builders", &policy).await;
+        "builders"
     }
 
     /// The token that may do everything.

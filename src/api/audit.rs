@@ -1,0 +1,124 @@
+//! The audit log: who did what to which job, and what came of it, one JSON object a line.
+//!
+//! Told are submissions, kills, cleanups, reads of logs, and whatever was refused for who asked. Statuses are not: there are
+//! thousands a second. The file is opened for each line, so that it can be moved away at any time.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use axum::extract::{ConnectInfo, Request};
+use axum::http::StatusCode;
+use axum::response::Response;
+use chrono::{DateTime, Utc};
+use secrecy::SecretString;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
+
+use super::answer::{ErrorCode, rfc3339};
+use super::caller::token;
+use crate::job::JobId;
+use crate::service::Service;
+use crate::telemetry::chain;
+
+/// The job that an answer is about, where its path does not say.
+#[derive(Clone)]
+pub(super) struct About(pub(super) JobId);
+
+/// What is known of a request before it is answered.
+pub(super) struct Asked {
+    action: &'static str,
+    token: Option<SecretString>,
+    address: Option<SocketAddr>,
+    job: Option<String>,
+}
+
+/// What is told of an answer.
+pub(super) struct Answer {
+    status: StatusCode,
+    about: Option<About>,
+    error: Option<ErrorCode>,
+}
+
+impl Answer {
+    pub(super) fn of(answer: &Response) -> Self {
+        let extensions = answer.extensions();
+        Self { status: answer.status(), about: extensions.get().cloned(), error: extensions.get().copied() }
+    }
+}
+
+/// One line.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(serialize_with = "rfc3339")]
+    time: DateTime<Utc>,
+    request: &'a str,
+    action: &'a str,
+    job: Option<&'a str>,
+    who: Option<&'a str>,
+    address: Option<SocketAddr>,
+    status: u16,
+    error: Option<&'a str>,
+}
+
+/// What a route does, in the words of the audit log.
+fn action(route: &str, query: Option<&str>) -> Option<&'static str> {
+    let dry_run = query.is_some_and(|query| query.contains("dry_run=true"));
+    match route {
+        "/jobs" if dry_run => Some("validate"),
+        "/jobs" => Some("submit"),
+        "/jobs/{id}/status" => Some("read_status"),
+        "/jobs/{id}/logs" => Some("read_logs"),
+        "/jobs/{id}/logs/stream" => Some("follow_logs"),
+        "/jobs/{id}/kill" => Some("kill"),
+        "/jobs/{id}/cleanup" => Some("cleanup"),
+        _ => None,
+    }
+}
+
+impl Asked {
+    /// What is to be told of a request, if anything may be.
+    pub(super) fn of(request: &Request, route: &str) -> Option<Self> {
+        let action = action(route, request.uri().query())?;
+        let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| *from);
+        // Of a path `/jobs/{id}/…`; what is no ID may be anything.
+        let id = request.uri().path().split('/').nth(2);
+        let job = id.and_then(|id| id.parse::<JobId>().ok()).map(|id| id.to_string());
+        Some(Self { action, token: token(request.headers()), address, job })
+    }
+
+    /// Tells what came of it.
+    pub(super) async fn tell(self, service: &Service, file: &Path, request: &str, answer: Answer) {
+        let Answer { status, about, error } = answer;
+        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        if matches!(self.action, "read_status" | "validate") && !is_refused {
+            return;
+        }
+        let about = about.map(|About(job)| job.to_string()).or(self.job);
+        let error = error.map(|ErrorCode(code)| code);
+        let who = service.name_of(self.token).await;
+        let line = Line {
+            time: Utc::now(),
+            request,
+            action: self.action,
+            job: about.as_deref(),
+            who: who.as_deref(),
+            address: self.address,
+            status: status.as_u16(),
+            error,
+        };
+        if let Err(error) = append(file.to_owned(), &line).await {
+            let line = serde_json::to_string(&line).unwrap_or_default();
+            tracing::error!(error = chain(&error), line, "the audit log could not be written to");
+        }
+    }
+}
+
+async fn append(file: PathBuf, line: &Line<'_>) -> std::io::Result<()> {
+    let mut bytes = serde_json::to_vec(line)?;
+    bytes.push(b'\n');
+    let mut options = tokio::fs::OpenOptions::new();
+    let mut file = options.create(true).append(true).mode(0o600).open(file).await?;
+    // In one piece, so that lines of several requests and replicas do not mix.
+    file.write_all(&bytes).await?;
+    file.flush().await
+}

@@ -1,0 +1,195 @@
+//! Tokens of identity providers, as CI systems give one to each of their jobs, traded at Nomad for tokens of its own.
+//!
+//! Invariant: Nomad alone says whether a JWT is good, and what it is good for. A JWT and what it was traded for are kept in memory
+//! only, and found by the JWT's hash.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use chrono::{DateTime, TimeDelta, Utc};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::nomad::{Client, Error, Kind, Login};
+
+/// How long before its end a token is not used any more.
+const MARGIN: TimeDelta = TimeDelta::seconds(30);
+
+/// How long the name of who has a token is kept.
+const NAME_KEPT: Duration = Duration::from_mins(10);
+
+/// The most tokens that are kept.
+const MOST: usize = 10_000;
+
+/// Who asks.
+#[derive(Clone, Default)]
+pub struct Caller {
+    /// The Nomad token; none where there is none.
+    pub token: Option<SecretString>,
+    /// Who it is by an identity provider's word, where the token was traded: the same for each of its JWTs.
+    pub subject: Option<String>,
+}
+
+/// Why a JWT could not be traded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    /// Nomad does not take it.
+    #[error(
+        "Nomad's auth method {method:?} does not take this JWT ({why}): send one that was made for it, or a Nomad token"
+    )]
+    Refused {
+        /// The auth method.
+        method: String,
+        /// Nomad's words.
+        why: String,
+    },
+    /// Nomad could not be asked.
+    #[error("the JWT could not be traded for a Nomad token")]
+    Nomad(#[from] Error),
+}
+
+/// The claims that are looked at.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Claims {
+    iss: String,
+    sub: String,
+    nomad_job_id: Option<String>,
+}
+
+impl Claims {
+    /// Who it is. Never the name of anybody who has a token of Nomad's, which is an accessor: a UUID.
+    fn subject(&self, method: &str) -> String {
+        format!("jwt {method} {} {}", self.iss, self.sub)
+    }
+}
+
+/// Of a token.
+type Hash = [u8; 32];
+
+/// What a JWT was traded for, and until when it is used.
+struct Traded {
+    token: SecretString,
+    until: DateTime<Utc>,
+}
+
+/// Trades JWTs.
+pub(super) struct Logins {
+    nomad: Client,
+    /// Where they are traded; none where they are not.
+    method: Option<String>,
+    traded: Mutex<HashMap<Hash, Traded>>,
+    names: Mutex<HashMap<Hash, (String, Instant)>>,
+}
+
+impl Logins {
+    pub(super) fn new(nomad: Client, method: Option<String>) -> Self {
+        Self { nomad, method, traded: Mutex::default(), names: Mutex::default() }
+    }
+
+    /// Who has a token, of whatever kind.
+    pub(super) async fn caller(&self, sent: Option<SecretString>) -> Result<Caller, LoginError> {
+        let Some(sent) = sent else { return Ok(Caller::default()) };
+        let (Some(method), Some(claims)) = (&self.method, foreign_claims(sent.expose_secret())) else {
+            return Ok(Caller { token: Some(sent), subject: None });
+        };
+        let hash = hash_of(&sent);
+        let token = match self.known(&hash) {
+            Some(token) => token,
+            None => self.trade(method, &sent, hash).await?,
+        };
+        Ok(Caller { token: Some(token), subject: Some(claims.subject(method)) })
+    }
+
+    /// The name of who has a token: the subject of a JWT that was traded, the accessor of a Nomad token, or where there is neither, a
+    /// part of the token's hash.
+    pub(super) async fn name_of(&self, token: Option<SecretString>) -> Option<String> {
+        let token = token?;
+        let hash = hash_of(&token);
+        if let (Some(method), Some(claims)) = (&self.method, foreign_claims(token.expose_secret()))
+            && self.known(&hash).is_some()
+        {
+            return Some(claims.subject(method));
+        }
+        let known = lock(&self.names).get(&hash).cloned();
+        if let Some((name, _)) = known.filter(|(_, since)| since.elapsed() < NAME_KEPT) {
+            return Some(name);
+        }
+        let Ok(name) = self.nomad.with_token(Some(token)).accessor().await else {
+            let short: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            return Some(format!("sha256:{short}"));
+        };
+        let mut names = lock(&self.names);
+        if names.len() >= MOST {
+            names.clear();
+        }
+        names.insert(hash, (name.clone(), Instant::now()));
+        Some(name)
+    }
+
+    /// What a JWT was traded for, if that is still good.
+    fn known(&self, hash: &Hash) -> Option<SecretString> {
+        lock(&self.traded).get(hash).filter(|traded| traded.until > Utc::now()).map(|t| t.token.clone())
+    }
+
+    async fn trade(&self, method: &str, jwt: &SecretString, hash: Hash) -> Result<SecretString, LoginError> {
+        let refused = |why: String| LoginError::Refused { method: method.to_owned(), why };
+        let Login { token, expiration_time } =
+            self.nomad.login(method, jwt).await.map_err(|error| match error.kind {
+                Kind::Refused { status: 400 | 401, message } => refused(message),
+                Kind::Forbidden => refused("it is forbidden".to_owned()),
+                _ => error.into(),
+            })?;
+        let until = expiration_time.unwrap_or(DateTime::<Utc>::MAX_UTC - MARGIN) - MARGIN;
+        let mut traded = lock(&self.traded);
+        if traded.len() >= MOST {
+            traded.retain(|_, of| of.until > Utc::now());
+        }
+        if traded.len() >= MOST {
+            traded.clear();
+        }
+        traded.insert(hash, Traded { token: token.clone(), until });
+        Ok(token)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn hash_of(token: &SecretString) -> Hash {
+    Sha256::digest(token.expose_secret()).into()
+}
+
+/// What a JWT claims that is not one of Nomad's own, which Nomad takes as it is; none of what is no JWT.
+fn foreign_claims(token: &str) -> Option<Claims> {
+    let [_, payload, _] = token.split('.').collect::<Vec<_>>().try_into().ok()?;
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(payload).ok()?;
+    let claims: Claims = serde_json::from_slice(&bytes).ok()?;
+    claims.nomad_job_id.is_none().then_some(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jwt_of_somebody_else_is_told_from_nomads_own_and_from_what_is_none() {
+        let jwt = |payload: &str| format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(payload));
+        for (token, foreign) in [
+            (jwt(r#"{"iss":"https://ci","sub":"repo:acme/api"}"#), true),
+            (jwt("{}"), true),
+            (jwt(r#"{"sub":"x","nomad_job_id":"j","nomad_allocation_id":"a"}"#), false),
+            (jwt("not JSON"), false),
+            ("a.b".to_owned(), false),
+            ("e30.%.x".to_owned(), false),
+            ("b2f3c1de-0000-4000-8000-000000000000".to_owned(), false),
+        ] {
+            assert_eq!(foreign_claims(&token).is_some(), foreign, "{token}");
+        }
+    }
+}

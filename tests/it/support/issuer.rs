@@ -1,0 +1,42 @@
+//! An identity provider, as a CI system has one: it signs what it says of its jobs.
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+pub(crate) struct Issuer {
+    key: EcdsaKeyPair,
+}
+
+impl Issuer {
+    pub(crate) fn new() -> Self {
+        Self { key: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap() }
+    }
+
+    /// Its public key, as PEM.
+    pub(crate) fn pem(&self) -> String {
+        let der: PublicKeyX509Der<'_> = self.key.public_key().as_der().unwrap();
+        format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            BASE64_STANDARD.encode(der.as_ref())
+        )
+    }
+
+    /// A JWT of a job of a repository, good for so many seconds from now on.
+    pub(crate) fn token(&self, repository: &str, seconds: i64) -> String {
+        let now = chrono::Utc::now().timestamp();
+        let claims = json!({
+            "iss": "https://ci.example.com", "aud": "nomad-build", "sub": format!("repo:{repository}"),
+            "repository": repository, "iat": now - 60, "nbf": now - 60, "exp": now + seconds,
+            // So that no two are alike.
+            "jti": uuid::Uuid::new_v4().to_string(),
+        });
+        let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(&claims));
+        let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    }
+}
