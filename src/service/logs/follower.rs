@@ -300,9 +300,9 @@ impl Follower {
                 break;
             }
         }
-        // While a node removes an allocation it gives an empty log, before it says that there is none.
-        let is_empty = self.mark.position == Position::default();
-        if is_empty && self.has_run() && matches!(self.task().await?, Task::Gone) {
+        // While a node removes an allocation it gives nothing more of its log, before it says that there is none. And where the job was
+        // purged, Nomad's servers may never hear that a task began.
+        if self.has_run() && !self.is_complete() && matches!(self.task().await?, Task::Gone | Task::Never) {
             return Ok((!self.may_be_archived()).then(expired));
         }
         Ok(Some(Ending::Done))

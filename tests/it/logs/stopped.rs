@@ -1,13 +1,14 @@
 //! What a task says that is told to stop: it comes after the job's end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use futures_util::StreamExt as _;
 use nomad_build::job::{Phase, Status};
 use nomad_build::nomad::Origin;
-use nomad_build::service::logs::{Hub, Request, Settings};
+use nomad_build::service::logs::{EndReason, Hub, Message, Request, Settings};
 
 use super::job::{Job, all, now};
 use crate::support::agent::{client, wait_for};
@@ -102,6 +103,40 @@ async fn a_job_that_was_killed_before_its_place_was_heard_of_is_read_all_the_sam
     stop(&job).await;
     let seen = reader.await.unwrap();
     assert_eq!(seen.lines, [(Phase::Build, "build was stopped".to_owned())], "{:?}", seen.gaps);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nomad_forgets_while_it_is_read_is_said_to_be_missing() {
+    let mut job = Job::building(10, 10).await;
+    job.raw(Phase::Build, b"the first line\n".to_vec()).await;
+    is_written(&job, Phase::Build, 15).await;
+    let purged = Arc::new(AtomicBool::new(false));
+    let is_purged = Arc::clone(&purged);
+    let hub = hub_behind(&job, move |path| match path {
+        _ if !is_purged.load(Relaxed) => None,
+        path if path.starts_with("/v1/client/fs/logs/") => Some(Instead::Nothing),
+        path if path.starts_with("/v1/allocation/") => Some(Instead::Unknown),
+        _ => None,
+    })
+    .await;
+    let mut reader = job.read(&hub, Request::default());
+    let first = tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            if let Some(Message::Log { line, .. }) = reader.next().await {
+                return line;
+            }
+        }
+    });
+    assert_eq!(first.await.unwrap(), "the first line");
+    // Its task writes on for a while, and nobody can read that.
+    purged.store(true, Relaxed);
+    job.change(|record| {
+        record.status = Status::Killed;
+        record.timestamps.job_end = Some(now());
+    });
+    let seen = all(reader).await;
+    assert_eq!((seen.lines.len(), seen.gaps.len()), (0, 1), "{:?}", seen.gaps);
+    assert_eq!(seen.end, Some((Status::Killed, Some(EndReason::Expired))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
