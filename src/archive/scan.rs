@@ -36,6 +36,11 @@ impl Scan {
         // The text may be cut within a character.
         let start = String::from_utf8_lossy(&self.start);
         if let Some(line) = Line::parse(&start).filter(|line| line.seq > 0) {
+            // One that is only late was written before those that it stands behind, and does not begin anew.
+            if line.seq > 1 && line.seq < self.seq && self.time.is_some_and(|time| line.time <= time) {
+                self.start.clear();
+                return;
+            }
             self.runs += u32::from(self.runs == 0 || line.seq <= self.seq);
             self.seq = line.seq;
             self.time = Some(line.time);
@@ -71,6 +76,17 @@ mod tests {
             }
             prop_assert_eq!((scan.seq, scan.runs as usize), (*runs.last().unwrap(), runs.len()));
         }
+    }
+
+    #[test]
+    fn a_line_that_is_late_begins_no_run() {
+        let mut scan = Scan::default();
+        let line = |seq: u64, second: u64| format!("2023-11-14T22:13:{second:02}.000000Z {seq} o x\n");
+        let lines = [line(1, 1), line(4, 4), line(2, 2), line(3, 3)].concat();
+        scan.feed(lines.as_bytes());
+        assert_eq!((scan.seq, scan.runs), (4, 1));
+        scan.feed(line(1, 9).as_bytes());
+        assert_eq!((scan.seq, scan.runs), (1, 2));
     }
 
     #[test]

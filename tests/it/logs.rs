@@ -2,6 +2,7 @@
 
 mod again;
 mod job;
+mod order;
 mod stopped;
 mod texts;
 

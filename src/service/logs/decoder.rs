@@ -1,10 +1,12 @@
 //! Bytes of a task's log to numbered lines, whatever way the bytes are torn.
 //!
-//! Invariant: the same bytes from the same place give the same lines with the same positions, however they are cut up.
+//! Invariant: the same bytes from the same place give the same lines with the same positions, however they are cut up. They come in
+//! the order of their numbers.
 
 use chrono::{DateTime, Utc};
 
 use super::cursor::Position;
+use super::order::Held;
 use crate::job::{Line, Stream, escape};
 use crate::nomad::Frame;
 
@@ -52,6 +54,9 @@ pub(super) struct Decoder {
     runs_on: bool,
     position: Position,
     anchor: Option<u64>,
+    held: Held,
+    /// It is not known whether anything is missing before the next line.
+    is_broken: bool,
     /// The bytes before `pending`.
     offset: Option<u64>,
     file: Option<u64>,
@@ -67,6 +72,8 @@ impl Decoder {
             runs_on: false,
             position,
             anchor: offset,
+            held: Held::default(),
+            is_broken: begin == Begin::Anywhere,
             offset,
             file: None,
             time: now,
@@ -120,6 +127,20 @@ impl Decoder {
             self.pending.clear();
             self.seen = 0;
         }
+        self.release(out);
+    }
+
+    /// Whether lines are held until earlier ones come.
+    pub(super) fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Hands out the lines that are held: what belongs before them is not waited for any more.
+    pub(super) fn release(&mut self, out: &mut Vec<Entry>) {
+        for entry in self.held.take_all() {
+            self.position = entry.position;
+            out.push(entry);
+        }
     }
 
     fn see_file(&mut self, frame: &Frame) {
@@ -128,6 +149,7 @@ impl Decoder {
             (None, Some(first)) => {
                 if self.begin == Begin::Line && self.offset == Some(0) && first > 0 {
                     self.begin = Begin::PerhapsTorn;
+                    self.is_broken = true;
                 }
                 // Only of the first file is it known how many bytes were before it: none.
                 if self.begin == Begin::Anywhere && first == 0 {
@@ -140,6 +162,7 @@ impl Decoder {
                 self.pending.clear();
                 self.seen = 0;
                 self.begin = Begin::PerhapsTorn;
+                self.is_broken = true;
             }
             _ => {}
         }
@@ -153,20 +176,10 @@ impl Decoder {
         let line = if self.runs_on { None } else { std::str::from_utf8(written).ok().and_then(Line::parse) };
         match line.filter(|line| line.seq > 0) {
             Some(line) => {
-                // The numbers of a run only grow: a smaller one begins another run.
-                let run = self.position.run.saturating_add(u32::from(line.seq <= self.position.seq));
-                self.position = Position { run, seq: line.seq, sub: 0 };
-                self.anchor = self.offset;
+                let offset = self.offset;
                 self.advance(end - start);
                 self.time = line.time;
-                out.push(Entry {
-                    position: self.position,
-                    offset: self.anchor,
-                    time: line.time,
-                    stream: line.tag.stream,
-                    partial: line.tag.partial,
-                    text: line.text,
-                });
+                self.numbered(line, offset, out);
             }
             None if begin == Begin::Line => self.foreign(start, end, false, out),
             None => {
@@ -179,6 +192,43 @@ impl Decoder {
         }
     }
 
+    /// A line of the runner's, in its turn.
+    fn numbered(&mut self, line: Line, offset: Option<u64>, out: &mut Vec<Entry>) {
+        let Position { run, seq, .. } = self.position;
+        // The numbers of a run only grow, but for some that are late: a smaller one than all that were handed out begins another run.
+        let begins = line.seq <= seq;
+        let is_early = !begins && !self.is_broken && line.seq > seq + 1;
+        let entry = Entry {
+            position: Position { run: run.saturating_add(u32::from(begins)), seq: line.seq, sub: 0 },
+            offset,
+            time: line.time,
+            stream: line.tag.stream,
+            partial: line.tag.partial,
+            text: line.text,
+        };
+        if is_early {
+            self.held.hold(entry);
+            if self.held.is_full() {
+                self.release(out);
+            }
+            return;
+        }
+        if begins || self.is_broken {
+            self.release(out);
+        }
+        self.is_broken = false;
+        self.held.passed();
+        // Of a line that was late, those after it may stand before it.
+        self.anchor = offset.filter(|_| self.held.is_empty());
+        self.position = entry.position;
+        out.push(Entry { offset: self.anchor, ..entry });
+        while let Some(entries) = self.held.take(self.position.seq.saturating_add(1)) {
+            self.position = entries.last().map_or(self.position, |entry| entry.position);
+            self.anchor = None;
+            out.extend(entries);
+        }
+    }
+
     /// Text that is not the runner's: shown as it is.
     fn foreign(&mut self, start: usize, end: usize, runs_on: bool, out: &mut Vec<Entry>) {
         self.runs_on = runs_on;
@@ -186,15 +236,19 @@ impl Decoder {
         if self.begin == Begin::Anywhere {
             return;
         }
-        self.position.sub = self.position.sub.saturating_add(1);
-        out.push(Entry {
-            position: self.position,
-            offset: self.anchor,
-            time: self.time,
-            stream: Stream::Stdout,
-            partial: runs_on,
-            text: escape(&self.pending[start..end]).into_owned(),
-        });
+        let text = escape(&self.pending[start..end]).into_owned();
+        let entry = |position: Position, offset| {
+            let position = Position { sub: position.sub.saturating_add(1), ..position };
+            Entry { position, offset, time: self.time, stream: Stream::Stdout, partial: runs_on, text }
+        };
+        if let Some(behind) = self.held.last() {
+            let position = behind.last().map_or(self.position, |line| line.position);
+            behind.push(entry(position, None));
+            return;
+        }
+        let entry = entry(self.position, self.anchor);
+        self.position = entry.position;
+        out.push(entry);
     }
 
     fn advance(&mut self, bytes: usize) {
@@ -318,6 +372,40 @@ mod tests {
         assert_eq!(short(&out), []);
         decoder.finish(&mut out);
         assert_eq!(short(&out), [(0, 1, 0, "half")]);
+    }
+
+    #[test]
+    fn lines_that_two_collectors_wrote_out_stand_in_their_order() {
+        let seqs = [1, 2, 5, 3, 4, 6, 8, 7];
+        let log: String = seqs.iter().map(|&seq| written(seq, &format!("line {seq}"))).collect();
+        let got = decode(&mut Decoder::from_start(now()), &[frame(0, log.as_bytes())]);
+        assert_eq!(got.iter().map(|entry| entry.position.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert!(got.iter().all(|entry| entry.position.run == 0));
+        // Who begins where one of them lies misses none of those that come after it.
+        for (index, entry) in got.iter().enumerate() {
+            let Some(offset) = entry.offset else { continue };
+            let rest = frame(0, &log.as_bytes()[usize::try_from(offset).unwrap()..]);
+            let again = decode(&mut Decoder::from_line(entry.position, offset, now()), &[rest]);
+            assert_eq!(short(&again), short(&got[index..]));
+        }
+        assert!(got[1].offset.is_some() && got[5].offset.is_some(), "{got:?}");
+    }
+
+    #[test]
+    fn lines_that_are_lost_are_waited_for_in_bounds() {
+        let mut decoder = Decoder::from_start(now());
+        let log = [written(1, "a"), written(4, "d"), "panic\n".to_owned()].concat();
+        let mut got = decode(&mut decoder, &[frame(0, log.as_bytes())]);
+        assert_eq!((short(&got), decoder.is_holding()), (vec![(0, 1, 0, "a")], true));
+        decoder.release(&mut got);
+        assert_eq!(short(&got), [(0, 1, 0, "a"), (0, 4, 0, "d"), (0, 4, 1, "panic")]);
+        // Another run is not held back by it.
+        let log = [written(9, "x"), written(1, "again")].concat();
+        let got = decode(&mut decoder, &[frame(0, log.as_bytes())]);
+        assert_eq!(short(&got), [(0, 9, 0, "x"), (1, 1, 0, "again")]);
+        let many: String = (10..3000).map(|seq| written(seq, &"x".repeat(100))).collect();
+        let got = decode(&mut decoder, &[frame(0, many.as_bytes())]);
+        assert!(got.len() > 1000 && got[0].position.seq == 10, "{}", got.len());
     }
 
     proptest! {

@@ -281,7 +281,7 @@ impl Follower {
         let is_fresh = end.is_none_or(|end| (Utc::now() - end).num_seconds() < 10);
         let is_fresh = is_fresh && (self.has_run() || task.ended_at().is_some());
         let mut still = 0;
-        for _ in 0..PASSES {
+        for passed in 0..PASSES {
             if is_fresh {
                 tokio::time::sleep(FLUSH).await;
             }
@@ -289,6 +289,10 @@ impl Follower {
             let mut tap = Tap::open(&self.target, places, counters, self.mark, false).await?;
             while let Some(entries) = tap.next(counters).await? {
                 self.push(entries);
+            }
+            // What is held waits for what was to be written out since the pass before.
+            if passed > 0 {
+                self.push(tap.release());
             }
             still = if self.mark.position == before && self.lines().is_none() { still + 1 } else { 0 };
             if !is_fresh || still == STILL {

@@ -25,6 +25,7 @@ mod cursor;
 mod decoder;
 mod follower;
 mod message;
+mod order;
 mod reader;
 mod ring;
 mod tail;

@@ -44,7 +44,11 @@ pub(super) async fn find(inner: &Inner, target: &Target, lines: u64) -> Result<F
         let mut first = None;
         // After whole lines only: a tail begins with no part of a line.
         let mut last = VecDeque::new();
-        while let Some(entries) = tap.next(counters).await? {
+        let mut ended = false;
+        while !ended {
+            let next = tap.next(counters).await?;
+            ended = next.is_none();
+            let entries = next.unwrap_or_else(|| tap.release());
             first = first.or_else(|| entries.first().map(|entry| entry.position));
             for entry in entries.iter().filter(|entry| !entry.partial) {
                 last.push_back(Mark::after(entry));

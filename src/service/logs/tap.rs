@@ -18,6 +18,10 @@ use crate::nomad::{Allocation, Client, Error, Frame, FrameStream, Kind, Origin};
 /// How long a place in a log may take to show its first line before it is held to be the wrong place.
 const PROOF: Duration = Duration::from_secs(3);
 
+/// How long lines are held until earlier ones come, which somebody else may have yet to write out: Nomad's collectors of logs do so
+/// ten times a second.
+const HELD: Duration = Duration::from_secs(1);
+
 /// How long the archive is asked before Nomad is.
 pub(in crate::service) const ARCHIVE_ASKED: Duration = Duration::from_secs(5);
 
@@ -200,6 +204,8 @@ pub(super) struct Tap {
     after: Position,
     bytes: u64,
     place: Place,
+    /// Since when lines are held.
+    held: Option<Instant>,
 }
 
 impl Tap {
@@ -225,7 +231,15 @@ impl Tap {
         if let Some((origin, decoder)) = hinted {
             match Self::prove(target, counters, mark, origin, decoder, follow).await {
                 Ok(Some((frames, decoder, first, bytes))) => {
-                    return Ok(Self { frames, decoder, first, after: mark.position, bytes, place });
+                    return Ok(Self {
+                        frames,
+                        decoder,
+                        first,
+                        after: mark.position,
+                        bytes,
+                        place,
+                        held: None,
+                    });
                 }
                 // A hint may come from a cursor: what Nomad says to it is not what it says to the log.
                 Ok(None) => {}
@@ -235,7 +249,7 @@ impl Tap {
         }
         let frames = connect(target, counters, Origin::Start(0), follow).await?;
         let decoder = Decoder::from_start(Utc::now());
-        Ok(Self { frames, decoder, first: Vec::new(), after: mark.position, bytes: 0, place })
+        Ok(Self { frames, decoder, first: Vec::new(), after: mark.position, bytes: 0, place, held: None })
     }
 
     /// Opens a log some bytes before its end, to see what is there.
@@ -248,7 +262,8 @@ impl Tap {
         let place = places.take().await;
         let frames = connect(target, counters, Origin::End(bytes), false).await?;
         let decoder = Decoder::from_anywhere(0, Utc::now());
-        Ok(Self { frames, decoder, first: Vec::new(), after: Position::default(), bytes: 0, place })
+        let after = Position::default();
+        Ok(Self { frames, decoder, first: Vec::new(), after, bytes: 0, place, held: None })
     }
 
     /// Opens a hinted place and reads its first line; none when it is not the line it should be.
@@ -283,12 +298,30 @@ impl Tap {
     pub(super) async fn next(&mut self, counters: &Counters) -> Result<Option<Vec<Entry>>, Unread> {
         let mut entries = std::mem::take(&mut self.first);
         if entries.is_empty() {
-            let Some(frame) = self.frames.next().await? else { return Ok(None) };
-            self.bytes += count(frame.data.len());
-            counters.read(frame.data.len());
-            self.decoder.feed(&frame, &mut entries);
+            let until = self.held.map(|since| since + HELD);
+            let next = match until {
+                Some(until) => tokio::time::timeout_at(until, self.frames.next()).await.ok(),
+                None => Some(self.frames.next().await),
+            };
+            if let Some(next) = next {
+                let Some(frame) = next? else { return Ok(None) };
+                self.bytes += count(frame.data.len());
+                counters.read(frame.data.len());
+                self.decoder.feed(&frame, &mut entries);
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                self.decoder.release(&mut entries);
+            }
         }
+        self.held = self.decoder.is_holding().then(|| self.held.unwrap_or_else(Instant::now));
         Ok(Some(self.news(entries)))
+    }
+
+    /// The lines that are held until earlier ones come, at the end of what there is.
+    pub(super) fn release(&mut self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        self.decoder.release(&mut entries);
+        self.news(entries)
     }
 
     /// What stands behind the last line end, once nobody writes any more.

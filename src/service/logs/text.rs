@@ -187,7 +187,7 @@ async fn pass(
         let entries = match next {
             Some(entries) => entries,
             None if ends_open => tap.finish(),
-            None => Vec::new(),
+            None => tap.release(),
         };
         for entry in entries {
             let at = mark.position;

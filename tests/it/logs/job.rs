@@ -189,6 +189,17 @@ impl Job {
         self.raw(phase, out.into_bytes()).await;
     }
 
+    /// Writes lines of these numbers, in this order.
+    pub(super) async fn numbered(&mut self, phase: Phase, seqs: &[u64]) {
+        let mut out = String::new();
+        for &seq in seqs {
+            let tag = LineTag { stream: Stream::Stdout, partial: false };
+            Line { time: now(), seq, tag, text: text(seq) }.write_to(&mut out);
+            self.written[phase as usize] = self.written[phase as usize].max(seq);
+        }
+        self.raw(phase, out.into_bytes()).await;
+    }
+
     /// Writes so many lines more.
     pub(super) async fn lines(&mut self, phase: Phase, count: u64) {
         let from = self.written[phase as usize] + 1;
