@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::{ConnectInfo, RawPathParams, Request};
 use axum::http::StatusCode;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
@@ -24,6 +24,10 @@ use crate::telemetry::chain;
 #[derive(Clone)]
 pub(super) struct About(pub(super) JobId);
 
+/// Beside an answer to a submission that registered nothing, and was not to.
+#[derive(Clone, Copy)]
+pub(super) struct DryRun;
+
 /// What is known of a request before it is answered.
 pub(super) struct Asked {
     action: &'static str,
@@ -37,12 +41,18 @@ pub(super) struct Answer {
     status: StatusCode,
     about: Option<About>,
     error: Option<ErrorCode>,
+    is_dry: bool,
 }
 
 impl Answer {
     pub(super) fn of(answer: &Response) -> Self {
         let extensions = answer.extensions();
-        Self { status: answer.status(), about: extensions.get().cloned(), error: extensions.get().copied() }
+        Self {
+            status: answer.status(),
+            about: extensions.get().cloned(),
+            error: extensions.get().copied(),
+            is_dry: extensions.get::<DryRun>().is_some(),
+        }
     }
 }
 
@@ -61,10 +71,8 @@ struct Line<'a> {
 }
 
 /// What a route does, in the words of the audit log.
-fn action(route: &str, query: Option<&str>) -> Option<&'static str> {
-    let dry_run = query.is_some_and(|query| query.contains("dry_run=true"));
+fn action(route: &str) -> Option<&'static str> {
     match route {
-        "/jobs" if dry_run => Some("validate"),
         "/jobs" => Some("submit"),
         "/jobs/{id}/status" => Some("read_status"),
         "/jobs/{id}/logs" => Some("read_logs"),
@@ -77,20 +85,21 @@ fn action(route: &str, query: Option<&str>) -> Option<&'static str> {
 
 impl Asked {
     /// What is to be told of a request, if anything may be.
-    pub(super) fn of(request: &Request, route: &str) -> Option<Self> {
-        let action = action(route, request.uri().query())?;
+    pub(super) fn of(request: &Request, route: &str, parameters: Option<&RawPathParams>) -> Option<Self> {
+        let action = action(route)?;
         let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| *from);
-        // Of a path `/jobs/{id}/…`; what is no ID may be anything.
-        let id = request.uri().path().split('/').nth(2);
+        // As the route reads it; what is no ID may be anything.
+        let id = parameters.and_then(|all| all.iter().find(|(name, _)| *name == "id")).map(|(_, id)| id);
         let job = id.and_then(|id| id.parse::<JobId>().ok()).map(|id| id.to_string());
         Some(Self { action, token: token(request.headers()), address, job })
     }
 
     /// Tells what came of it.
     pub(super) async fn tell(self, service: &Service, file: &Path, request: &str, answer: Answer) {
-        let Answer { status, about, error } = answer;
+        let Answer { status, about, error, is_dry } = answer;
         let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-        if matches!(self.action, "read_status" | "validate") && !is_refused {
+        let is_nothing = is_dry || status == StatusCode::METHOD_NOT_ALLOWED;
+        if is_nothing || (self.action == "read_status" && !is_refused) {
             return;
         }
         let about = about.map(|About(job)| job.to_string()).or(self.job);

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::App;
 use super::answer::{Code, Data, Problem, rfc3339};
-use super::audit::About;
+use super::audit::{About, DryRun};
 use crate::job::{
     Failure, Git, IdempotencyKey, Image, InvalidKey, JobId, Location, Phase, Record, Status, Timestamps,
 };
@@ -58,6 +58,7 @@ async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 's
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SubmitQuery {
     #[serde(default)]
     dry_run: bool,
@@ -83,7 +84,8 @@ pub(super) async fn submit(
     let (Query(query), Json(body)) = (query?, body?);
     if query.dry_run {
         app.service.validate(body)?;
-        return Ok(Data(Submitted { job_id: None, valid: Some(true) }).into_response());
+        let valid = Data(Submitted { job_id: None, valid: Some(true) });
+        return Ok((Extension(DryRun), valid).into_response());
     }
     let key = idempotency_key(&headers)?;
     let submitted = async move { app.service.submit(body, key.as_ref(), caller).await };

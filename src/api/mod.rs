@@ -17,7 +17,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{DefaultBodyLimit, MatchedPath, RawPathParams, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -133,6 +134,7 @@ fn request_id(request: &Request) -> HeaderValue {
 async fn identify_and_count(
     State(app): State<App>,
     path: Option<MatchedPath>,
+    parameters: Result<RawPathParams, RawPathParamsRejection>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -140,9 +142,12 @@ async fn identify_and_count(
     let method = known_method(request.method());
     let id = request_id(&request);
     let route = path.as_ref().map_or("", MatchedPath::as_str);
-    let audit = app.service.config().audit_file.as_deref();
-    let asked = audit.and_then(|file| Some((file, audit::Asked::of(&request, route)?)));
-    let mut response = next.run(request).await;
+    let asked = app.service.config().audit_file.is_some();
+    let asked = asked.then(|| audit::Asked::of(&request, route, parameters.as_ref().ok())).flatten();
+    let mut response = match asked {
+        Some(asked) => answer_and_tell(&app, asked, &id, request, next).await,
+        None => next.run(request).await,
+    };
     let status = response.status();
     app.service.telemetry().answered(method, route, status.as_u16(), began.elapsed().as_secs_f64());
     let request = id.to_str().unwrap_or_default();
@@ -151,12 +156,29 @@ async fn identify_and_count(
     } else {
         tracing::debug!(method, route, status = status.as_u16(), request, "answered");
     }
-    if let Some((file, asked)) = asked {
-        let answer = audit::Answer::of(&response);
-        asked.tell(&app.service, file, request, answer).await;
-    }
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// Answers in a task of its own, so that what a caller did who hangs up is told, too.
+async fn answer_and_tell(
+    app: &App,
+    asked: audit::Asked,
+    id: &HeaderValue,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (service, id) = (Arc::clone(&app.service), id.clone());
+    let told = tokio::spawn(async move {
+        let response = next.run(request).await;
+        let answer = audit::Answer::of(&response);
+        if let Some(file) = &service.config().audit_file {
+            asked.tell(&service, file, id.to_str().unwrap_or_default(), answer).await;
+        }
+        response
+    });
+    let aborted = "the request was aborted inside the service";
+    told.await.unwrap_or_else(|_| Problem::new(Code::Internal, aborted).into_response())
 }
 
 /// A method as a label: what callers make up is not one.

@@ -109,8 +109,9 @@ pub enum GitError {
     Unauthorized(String),
     /// Its host is not known by the key that it has.
     #[error(
-        "the host of the repository is not known by its key: {0}: put that key into known_hosts of git_credentials_path, or \
-         into the known hosts of the node (ssh-keyscan shows it; compare it with what the host's owner publishes)"
+        "the host of the repository, or of a submodule, is not known by its key: {0}: put that key into known_hosts of \
+         git_credentials_path, or where that is not given, into the known hosts of the node (ssh-keyscan shows it; compare \
+         it with what the host's owner publishes)"
     )]
     UnknownHost(String),
     /// git failed.

@@ -158,15 +158,26 @@ fn docker_logins(config: &str) -> Result<BTreeMap<String, DockerLogin>, String> 
     let config: DockerConfig = serde_json::from_str(config).map_err(|_| {
         "has a config.json that is not the file of docker login: a JSON object with auths".to_owned()
     })?;
-    Ok(config.auths.into_iter().map(|(server, auth)| (host_of(&server), docker_login(auth))).collect())
+    let mut logins = BTreeMap::new();
+    // Docker keeps more below a registry's address than its login.
+    let whole = |server: &str| matches!(path_of(server), "" | "v1" | "v2");
+    for (server, auth) in config.auths.iter().filter(|(server, _)| whole(server)) {
+        let login = docker_login(auth);
+        if path_of(server).is_empty() {
+            logins.insert(host_of(server), login);
+        } else {
+            logins.entry(host_of(server)).or_insert(login);
+        }
+    }
+    Ok(logins)
 }
 
-fn docker_login(auth: DockerAuth) -> DockerLogin {
+fn docker_login(auth: &DockerAuth) -> DockerLogin {
     if !auth.identitytoken.is_empty() {
         return Err("has an identity token in place of a password or an access token");
     }
     if !auth.username.is_empty() && !auth.password.is_empty() {
-        return Ok((auth.username, auth.password));
+        return Ok((auth.username.clone(), auth.password.clone()));
     }
     if auth.auth.is_empty() {
         return Err("keeps the login in a credential helper of its machine");
@@ -176,7 +187,17 @@ fn docker_login(auth: DockerAuth) -> DockerLogin {
         .as_deref()
         .and_then(|text| text.split_once(':'))
         .ok_or("has an auth that is not base64 of user:password")?;
-    Ok((username.to_owned(), password.trim_end_matches('\0').to_owned()))
+    let password = password.trim_end_matches('\0');
+    if username.is_empty() || password.is_empty() {
+        return Err("has an auth without a user or without a password");
+    }
+    Ok((username.to_owned(), password.to_owned()))
+}
+
+/// What stands behind the host.
+fn path_of(server: &str) -> &str {
+    let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
+    rest.split_once('/').map_or("", |(_, path)| path.trim_end_matches('/'))
 }
 
 /// The host of a registry as `docker login` writes it down: perhaps with a scheme and a path, and Docker Hub by an old name.
@@ -250,6 +271,7 @@ mod tests {
         let config = format!(
             r#"{{"auths": {{"https://index.docker.io/v1/": {{"auth": "{auth}"}},
                  "Registry.example.com:5000": {{"username": "me", "password": "pw"}},
+                 "https://index.docker.io/v1/refresh-token": {{"username": "hub", "password": "refresh"}},
                  "ghcr.io": {{}}, "a.azurecr.io": {{"auth": "x", "identitytoken": "y"}}}}, "credsStore": "x"}}"#
         );
         let variable = items(&[("config.json", &config)]);
@@ -279,10 +301,12 @@ mod tests {
             let why = for_registry(&items(&[("config.json", config)]), "h").unwrap_err();
             assert!(why.contains("docker login") && !why.contains("canary"), "{why}");
         }
-        for auth in ["%", "bm9jb2xvbg=="] {
+        for (auth, what) in
+            [("%", "user:password"), ("bm9jb2xvbg==", "user:password"), ("dXNlcjo=", "without a password")]
+        {
             let config = format!(r#"{{"auths": {{"h": {{"auth": "{auth}"}}}}}}"#);
             let why = for_registry(&items(&[("config.json", &config)]), "h").unwrap_err();
-            assert!(why.contains("user:password"), "{why}");
+            assert!(why.contains(what), "{why}");
         }
         let why = for_registry(&items(&[("user", "me")]), "h").unwrap_err();
         assert!(why.contains("token, or config.json"), "{why}");

@@ -283,9 +283,9 @@ impl Facts {
                 let late = now - verdict.at > STOP_GRACE && verdict.status != Status::Failed;
                 (late && !over && !job.stopped && !job.gone).then_some(Due::Stop)
             }
-            Some(Claim::Claimed { .. }) if self.is_forgotten(now) => {
-                // Its `finish` ends the publish, or it is over then.
-                (!job.stopped && !job.gone).then_some(Due::Stop)
+            // Its `finish` ends the publish, or it is over then.
+            Some(Claim::Claimed { .. }) if !job.gone && !job.stopped && self.is_forgotten(now) => {
+                Some(Due::Stop)
             }
             Some(Claim::Claimed { allocation: claimer, digest, .. }) => {
                 let done = match last {

@@ -58,13 +58,22 @@ pub enum LoginError {
 struct Claims {
     iss: String,
     sub: String,
+    exp: Option<f64>,
     nomad_job_id: Option<String>,
 }
 
 impl Claims {
-    /// Who it is. Never the name of anybody who has a token of Nomad's, which is an accessor: a UUID.
-    fn subject(&self, method: &str) -> String {
-        format!("jwt {method} {} {}", self.iss, self.sub)
+    /// Who it is, if it says so. Never the name of anybody who has a token of Nomad's, which is an accessor: a UUID.
+    fn subject(&self, method: &str) -> Option<String> {
+        let Self { iss, sub, .. } = self;
+        // Quoted, so that no two are written alike.
+        (!sub.is_empty()).then(|| format!("jwt {method} {iss:?} {sub:?}"))
+    }
+
+    /// When it expires.
+    fn ends(&self) -> Option<DateTime<Utc>> {
+        #[expect(clippy::cast_possible_truncation, reason = "seconds, of which what no date holds is none")]
+        DateTime::from_timestamp(self.exp? as i64, 0)
     }
 }
 
@@ -100,9 +109,9 @@ impl Logins {
         let hash = hash_of(&sent);
         let token = match self.known(&hash) {
             Some(token) => token,
-            None => self.trade(method, &sent, hash).await?,
+            None => self.trade(method, &claims, &sent, hash).await?,
         };
-        Ok(Caller { token: Some(token), subject: Some(claims.subject(method)) })
+        Ok(Caller { token: Some(token), subject: claims.subject(method) })
     }
 
     /// The name of who has a token: the subject of a JWT that was traded, the accessor of a Nomad token, or where there is neither, a
@@ -113,7 +122,7 @@ impl Logins {
         if let (Some(method), Some(claims)) = (&self.method, foreign_claims(token.expose_secret()))
             && self.known(&hash).is_some()
         {
-            return Some(claims.subject(method));
+            return claims.subject(method).or_else(|| Some(format!("jwt {method}")));
         }
         let known = lock(&self.names).get(&hash).cloned();
         if let Some((name, _)) = known.filter(|(_, since)| since.elapsed() < NAME_KEPT) {
@@ -136,15 +145,26 @@ impl Logins {
         lock(&self.traded).get(hash).filter(|traded| traded.until > Utc::now()).map(|t| t.token.clone())
     }
 
-    async fn trade(&self, method: &str, jwt: &SecretString, hash: Hash) -> Result<SecretString, LoginError> {
+    async fn trade(
+        &self,
+        method: &str,
+        claims: &Claims,
+        jwt: &SecretString,
+        hash: Hash,
+    ) -> Result<SecretString, LoginError> {
         let refused = |why: String| LoginError::Refused { method: method.to_owned(), why };
         let Login { token, expiration_time } =
             self.nomad.login(method, jwt).await.map_err(|error| match error.kind {
+                // The operator's to mend.
+                Kind::Refused { status: 400, ref message } if message.contains("not found") => error.into(),
                 Kind::Refused { status: 400 | 401, message } => refused(message),
                 Kind::Forbidden => refused("it is forbidden".to_owned()),
                 _ => error.into(),
             })?;
-        let until = expiration_time.unwrap_or(DateTime::<Utc>::MAX_UTC - MARGIN) - MARGIN;
+        let for_ever = DateTime::<Utc>::MAX_UTC;
+        let token_ends = expiration_time.map_or(for_ever, |at| at - MARGIN);
+        // Nor is a JWT good for longer than it says.
+        let until = token_ends.min(claims.ends().unwrap_or(for_ever));
         let mut traded = lock(&self.traded);
         if traded.len() >= MOST {
             traded.retain(|_, of| of.until > Utc::now());
@@ -176,6 +196,18 @@ fn foreign_claims(token: &str) -> Option<Claims> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subject_is_one_issuers_and_ends_with_its_jwt() {
+        let claims = |json: &str| serde_json::from_str::<Claims>(json).unwrap();
+        let of = |json| claims(json).subject("ci");
+        assert_eq!(of(r#"{"iss":"https://ci","sub":"a"}"#).as_deref(), Some(r#"jwt ci "https://ci" "a""#));
+        assert_ne!(of(r#"{"iss":"x","sub":"y z"}"#), of(r#"{"iss":"x y","sub":"z"}"#));
+        assert_eq!(of(r#"{"iss":"https://ci"}"#), None);
+        let ends = claims(r#"{"exp": 1700000000.5}"#).ends();
+        assert_eq!(ends, DateTime::from_timestamp(1_700_000_000, 0));
+        assert_eq!(claims("{}").ends(), None);
+    }
 
     #[test]
     fn a_jwt_of_somebody_else_is_told_from_nomads_own_and_from_what_is_none() {

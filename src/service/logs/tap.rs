@@ -204,8 +204,10 @@ pub(super) struct Tap {
     after: Position,
     bytes: u64,
     place: Place,
-    /// Since when lines are held.
-    held: Option<Instant>,
+    /// Whether more may come than there is.
+    follow: bool,
+    /// Behind which line the next one is missing while later ones are held, and since when.
+    held: Option<((u32, u64), Instant)>,
 }
 
 impl Tap {
@@ -238,6 +240,7 @@ impl Tap {
                         after: mark.position,
                         bytes,
                         place,
+                        follow,
                         held: None,
                     });
                 }
@@ -249,7 +252,16 @@ impl Tap {
         }
         let frames = connect(target, counters, Origin::Start(0), follow).await?;
         let decoder = Decoder::from_start(Utc::now());
-        Ok(Self { frames, decoder, first: Vec::new(), after: mark.position, bytes: 0, place, held: None })
+        Ok(Self {
+            frames,
+            decoder,
+            first: Vec::new(),
+            after: mark.position,
+            bytes: 0,
+            place,
+            follow,
+            held: None,
+        })
     }
 
     /// Opens a log some bytes before its end, to see what is there.
@@ -263,7 +275,7 @@ impl Tap {
         let frames = connect(target, counters, Origin::End(bytes), false).await?;
         let decoder = Decoder::from_anywhere(0, Utc::now());
         let after = Position::default();
-        Ok(Self { frames, decoder, first: Vec::new(), after, bytes: 0, place, held: None })
+        Ok(Self { frames, decoder, first: Vec::new(), after, bytes: 0, place, follow: false, held: None })
     }
 
     /// Opens a hinted place and reads its first line; none when it is not the line it should be.
@@ -298,7 +310,7 @@ impl Tap {
     pub(super) async fn next(&mut self, counters: &Counters) -> Result<Option<Vec<Entry>>, Unread> {
         let mut entries = std::mem::take(&mut self.first);
         if entries.is_empty() {
-            let until = self.held.map(|since| since + HELD);
+            let until = self.held.filter(|_| self.follow).map(|(_, since)| since + HELD);
             let next = match until {
                 Some(until) => tokio::time::timeout_at(until, self.frames.next()).await.ok(),
                 None => Some(self.frames.next().await),
@@ -313,8 +325,16 @@ impl Tap {
                 self.decoder.release(&mut entries);
             }
         }
-        self.held = self.decoder.is_holding().then(|| self.held.unwrap_or_else(Instant::now));
+        self.held = self.decoder.waits_for().map(|line| match self.held {
+            Some((before, since)) if before == line => (line, since),
+            _ => (line, Instant::now()),
+        });
         Ok(Some(self.news(entries)))
+    }
+
+    /// Whether lines are held.
+    pub(super) fn is_holding(&self) -> bool {
+        self.held.is_some()
     }
 
     /// The lines that are held until earlier ones come, at the end of what there is.
@@ -343,7 +363,8 @@ impl Tap {
 
     /// Whether somebody else should have this connection's place.
     pub(super) fn is_due(&self, places: &Places, turn: Duration) -> bool {
-        places.is_due(&self.place, turn)
+        // Who waits for a line has to be there when that is over.
+        self.held.is_none() && places.is_due(&self.place, turn)
     }
 
     fn news(&self, mut entries: Vec<Entry>) -> Vec<Entry> {

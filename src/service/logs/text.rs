@@ -112,13 +112,20 @@ async fn collect(
     let mut failures = 0;
     let mut in_vain = 0;
     let mut archived = false;
+    // What is held waits for what may be written out in a moment, once.
+    let mut waits = is_fresh(record);
     loop {
         let before = mark.position.seq;
-        let passed = pass(inner, target, record, &mut mark, &mut lost, text).await;
+        let mut holds = waits;
+        let passed = pass(inner, target, record, &mut mark, &mut lost, text, &mut holds).await;
         // As long as lines come, more of them may.
         in_vain = if mark.position.seq > before { 0 } else { in_vain + 1 };
         let is_last = in_vain == TRIES;
         match passed {
+            Ok(false) if holds => {
+                waits = false;
+                tokio::time::sleep(LAG).await;
+            }
             Ok(true) => {
                 archived = true;
                 break;
@@ -169,7 +176,8 @@ async fn collect(
     Ok(Some(format!("{what} {first} to {end} are missing: Nomad no longer has them")))
 }
 
-/// Reads from a mark to the end that the log has now; whether that is all there will ever be.
+/// Reads from a mark to the end that the log has now; whether that is all there will ever be. Lines that wait for earlier ones are
+/// kept where they may, and it is said whether there are any.
 async fn pass(
     inner: &Inner,
     target: &Target,
@@ -177,6 +185,7 @@ async fn pass(
     mark: &mut Mark,
     lost: &mut Vec<(u64, u64)>,
     text: &mut Text,
+    holds: &mut bool,
 ) -> Result<bool, Unread> {
     // A line without an end is the last thing a killed runner wrote; otherwise its end is on its way.
     let ends_open = record.status.is_final() && record.lines[target.phase as usize].is_none();
@@ -186,8 +195,15 @@ async fn pass(
         let ended = next.is_none();
         let entries = match next {
             Some(entries) => entries,
-            None if ends_open => tap.finish(),
-            None => tap.release(),
+            None if ends_open => {
+                *holds = false;
+                tap.finish()
+            }
+            None if *holds && tap.is_holding() && !tap.is_archived() => return Ok(false),
+            None => {
+                *holds = false;
+                tap.release()
+            }
         };
         for entry in entries {
             let at = mark.position;

@@ -49,6 +49,19 @@ async fn who_did_what_to_which_job_is_told_and_no_secret_is() {
             [json!("cleanup"), json!(unknown), submitter.clone(), json!(404), json!("job_not_found")],
         ]
     );
+    // Whoever wants to go unseen is told that there is no such parameter, and that is written down.
+    let (status, body) = api.call(Method::POST, "/jobs?x=dry_run=true", Some(&waiting())).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+    api.call(Method::POST, "/jobs?dry_run=true", Some(&waiting())).await;
+    api.call(Method::POST, &format!("/jobs/{}/cleanup", id.replace('-', "%2D")), None).await;
+    let told = lines(&file).split_off(4);
+    assert_eq!(
+        told,
+        [
+            [json!("submit"), Value::Null, submitter.clone(), json!(400), json!("invalid_request")],
+            [json!("cleanup"), json!(id), submitter.clone(), json!(409), json!("job_live")],
+        ]
+    );
     // Moved away, as a rotation does.
     std::fs::rename(&file, folder.path().join("audit.jsonl.1")).unwrap();
     api.post(&kill).await;

@@ -46,6 +46,25 @@ async fn lines_that_two_collectors_wrote_out_are_read_in_their_order_from_wherev
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_long_two_collectors_take_turns_their_lines_are_read_in_order() {
+    let mut job = Job::building(10, 10).await;
+    let hub = job.hub();
+    let live = tokio::spawn(all(job.read(&hub, Request::default())));
+    // At any time one of them is missing, and never for long: for some seconds, as a build takes.
+    job.numbered(Phase::Build, &[2]).await;
+    for odd in (1..80).step_by(2) {
+        job.numbered(Phase::Build, &[odd + 3]).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        job.numbered(Phase::Build, &[odd]).await;
+    }
+    job.numbered(Phase::Build, &[81]).await;
+    job.end_build();
+    let seen = live.await.unwrap();
+    assert!(seen.gaps.is_empty(), "{:?}", seen.gaps);
+    seen.numbered(Phase::Build, 1, 82);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_line_that_never_comes_holds_those_behind_it_for_a_moment_only() {
     let mut job = Job::building(10, 10).await;
     let hub = job.hub();
