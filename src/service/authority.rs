@@ -3,12 +3,12 @@
 //! Invariant: what one token may do is never taken for what another one may. Of a token only its hash is kept.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use secrecy::{ExposeSecret as _, SecretString};
-use sha2::{Digest as _, Sha256};
+use secrecy::SecretString;
 
+use super::tokens::{Hash, hash_of, lock};
 use crate::nomad::{Capability, Client, Error};
 
 /// How long what a token may do is believed: one that is revoked is let in for no longer.
@@ -51,7 +51,7 @@ pub enum Denied {
 /// A token, told by its hash, and what it was tried for.
 #[derive(PartialEq, Eq, Hash)]
 struct Trial {
-    token: Option<[u8; 32]>,
+    token: Option<Hash>,
     capability: Capability,
 }
 
@@ -140,7 +140,7 @@ impl Authority {
     }
 
     async fn may(&self, caller: Option<&SecretString>, capability: Capability) -> Result<bool, Error> {
-        let token = caller.map(|token| Sha256::digest(token.expose_secret()).into());
+        let token = caller.map(hash_of);
         let trial = Trial { token, capability };
         let known = lock(&self.tried).get(&trial).copied();
         if let Some((may, _)) = known.filter(|(_, at)| at.elapsed() < KEPT) {
@@ -158,10 +158,6 @@ impl Authority {
             Err(error) => Err(error),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps an answer, in bounded memory.
@@ -183,7 +179,7 @@ mod tests {
     fn however_many_tokens_are_made_up_memory_is_bounded() {
         let mut tried = HashMap::new();
         for number in 0..=(2 * MOST) {
-            let token = Some(Sha256::digest(number.to_string()).into());
+            let token = Some(hash_of(&number.to_string().into()));
             keep(&mut tried, Trial { token, capability: Capability::ReadJob }, false);
             assert!(tried.len() <= MOST);
         }

@@ -4,7 +4,7 @@
 //! only, and found by the JWT's hash.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -12,8 +12,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
+use super::tokens::{Hash, hash_of, lock};
 use crate::nomad::{Client, Error, Kind, Login};
 
 /// How long before its end a token is not used any more.
@@ -76,9 +76,6 @@ impl Claims {
         DateTime::from_timestamp(self.exp? as i64, 0)
     }
 }
-
-/// Of a token.
-type Hash = [u8; 32];
 
 /// What a JWT was traded for, and until when it is used.
 struct Traded {
@@ -175,14 +172,6 @@ impl Logins {
         traded.insert(hash, Traded { token: token.clone(), until });
         Ok(token)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn hash_of(token: &SecretString) -> Hash {
-    Sha256::digest(token.expose_secret()).into()
 }
 
 /// What a JWT claims that is not one of Nomad's own, which Nomad takes as it is; none of what is no JWT.

@@ -14,6 +14,7 @@ mod nodes;
 mod store;
 mod submit;
 mod sweeper;
+mod tokens;
 mod translate;
 mod undertaker;
 mod watch;

@@ -26,6 +26,12 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// A line of the runner's.
+    fn of(position: Position, offset: Option<u64>, line: Line) -> Self {
+        let Line { time, tag, text, .. } = line;
+        Self { position, offset, time, stream: tag.stream, partial: tag.partial, text }
+    }
+
     /// What it takes in memory, about.
     pub(super) fn size(&self) -> usize {
         size_of::<Self>() + self.text.len()
@@ -220,14 +226,7 @@ impl Decoder {
         self.newest = self.newest.max(Some(line.time));
         let Position { run, seq, .. } = self.position;
         let is_early = !self.is_broken && line.seq > seq + 1;
-        let entry = Entry {
-            position: Position { run, seq: line.seq, sub: 0 },
-            offset,
-            time: line.time,
-            stream: line.tag.stream,
-            partial: line.tag.partial,
-            text: line.text,
-        };
+        let entry = Entry::of(Position { run, seq: line.seq, sub: 0 }, offset, line);
         if is_early {
             self.held.hold(entry);
             if self.held.is_full() {
@@ -255,14 +254,7 @@ impl Decoder {
         }
         self.position.sub = self.position.sub.saturating_add(1);
         self.anchor = None;
-        out.push(Entry {
-            position: self.position,
-            offset: None,
-            time: line.time,
-            stream: line.tag.stream,
-            partial: line.tag.partial,
-            text: line.text,
-        });
+        out.push(Entry::of(self.position, None, line));
     }
 
     /// Text that is not the runner's: shown as it is.
@@ -277,9 +269,11 @@ impl Decoder {
             let position = Position { sub: position.sub.saturating_add(1), ..position };
             Entry { position, offset, time: self.time, stream: Stream::Stdout, partial: runs_on, text }
         };
-        if let Some(behind) = self.held.last() {
-            let position = behind.last().map_or(self.position, |line| line.position);
-            behind.push(entry(position, None));
+        if let Some(position) = self.held.last() {
+            self.held.hold_behind(entry(position, None));
+            if self.held.is_full() {
+                self.release(out);
+            }
             return;
         }
         let entry = entry(self.position, self.anchor);

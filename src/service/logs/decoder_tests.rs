@@ -149,6 +149,21 @@ fn lines_that_are_lost_are_waited_for_in_bounds() {
 }
 
 #[test]
+fn what_others_say_behind_a_line_that_is_held_takes_bounded_memory() {
+    let mut decoder = Decoder::from_start(now());
+    let head = [written(1, "a"), written(3, "c")].concat();
+    let mut got = decode(&mut decoder, &[frame(0, head.as_bytes())]);
+    assert_eq!(got.len(), 1);
+    let panic = ["x".repeat(1 << 16), "\n".to_owned()].concat();
+    for _ in 0..10 {
+        got.extend(decode(&mut decoder, &[frame(0, panic.as_bytes())]));
+    }
+    assert_eq!(decoder.waits_for(), None);
+    assert_eq!((got.len(), got[1].position), (12, Position::after(3)));
+    assert!(got.is_sorted_by_key(|entry| entry.position));
+}
+
+#[test]
 fn a_line_that_is_late_begins_no_run() {
     let later = |seq: u64, text: &str| written(seq, text).replace("22:13", "22:14");
     let mut decoder = Decoder::from_start(now());

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::cursor::Position;
 use super::decoder::Entry;
 
 /// The most that is held, in lines and in bytes: what is missing then is lost, and not late.
@@ -38,9 +39,17 @@ impl Held {
         self.lines.entry(seq).or_default().push(Entry { offset: None, ..entry });
     }
 
-    /// The line behind which the next one of others stands, if it is held.
-    pub(super) fn last(&mut self) -> Option<&mut Vec<Entry>> {
-        self.lines.get_mut(&self.last?)
+    /// Where the line stands behind which the next one of others comes, if it is held.
+    pub(super) fn last(&self) -> Option<Position> {
+        Some(self.lines.get(&self.last?)?.last()?.position)
+    }
+
+    /// Takes in a line of others, behind the last one.
+    pub(super) fn hold_behind(&mut self, entry: Entry) {
+        self.bytes += entry.size();
+        if let Some(last) = self.last {
+            self.lines.entry(last).or_default().push(entry);
+        }
     }
 
     /// What came last is none of these.
@@ -51,7 +60,7 @@ impl Held {
     /// The line of a number, with what follows it.
     pub(super) fn take(&mut self, seq: u64) -> Option<Vec<Entry>> {
         let entries = self.lines.remove(&seq)?;
-        self.bytes -= entries.iter().map(Entry::size).sum::<usize>().min(self.bytes);
+        self.bytes -= entries.iter().map(Entry::size).sum::<usize>();
         Some(entries)
     }
 
