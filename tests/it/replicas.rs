@@ -1,8 +1,20 @@
 //! Several services, and services that die: a job does not notice.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
+use axum::http::header::ACCEPT_ENCODING;
+use axum::http::response::Parts;
+use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::support::{Api, At, Front, Instead, Service, eventually, image_of, nomad_front, world};
+use crate::support::{
+    Api, At, Front, Instead, Namespace, Service, Upstream, eventually, image_of, nomad_front, serve, world,
+};
 
 /// A status without what other jobs, or the replica's last look at Nomad, change.
 pub(crate) fn alone(mut status: Value) -> Value {
@@ -124,4 +136,65 @@ async fn a_replica_that_has_not_heard_of_the_allocation_takes_another_ones_curso
     // Another job's is refused still.
     let foreign = "c1-00000000000000000000000000000005-build-0-3-0-9";
     assert_eq!(events(&late, &id, &format!("?cursor={foreign}")).await.0, 400);
+}
+
+/// Waits until a list of claims is not empty.
+async fn is_decided(http: reqwest::Client, claims: String) {
+    loop {
+        let listed = http.get(&claims).send().await.unwrap().text().await.unwrap();
+        if listed.contains("nb-") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A front of Nomad that, once it showed a namespace's progress, shows it as it was then until its job is decided, and tells of no
+/// change after.
+async fn front_that_shows_old_progress(nomad: &str, namespace: &str) -> String {
+    let claims = format!("/v1/vars?namespace={namespace}&prefix=nomad-build%2Fclaims%2F");
+    let (nomad, decided) = (Upstream::new(nomad), Arc::new(AtomicBool::new(false)));
+    let shown = Arc::new(Mutex::new(None::<(Parts, Bytes)>));
+    let router = Router::new().fallback(move |mut request: Request| {
+        let (nomad, claims) = (nomad.clone(), claims.clone());
+        let (decided, shown) = (Arc::clone(&decided), Arc::clone(&shown));
+        async move {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let is_list = request.uri().path() == "/v1/vars";
+            if is_list && query.contains("per_page") && decided.load(Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            request.headers_mut().remove(ACCEPT_ENCODING);
+            let (head, body) = nomad.pass(request).await.into_parts();
+            if !is_list {
+                return Response::from_parts(head, body);
+            }
+            let mut listed = (head, to_bytes(body, 1 << 20).await.unwrap());
+            let names_a_job = listed.1.windows(3).any(|text| text == b"nb-");
+            if names_a_job && query.contains("outcomes") {
+                let known = shown.lock().unwrap().clone();
+                if let Some(known) = known {
+                    let decides = is_decided(nomad.http.clone(), format!("{}{claims}", nomad.url));
+                    tokio::time::timeout(Duration::from_mins(1), decides).await.expect("the job is decided");
+                    listed = known;
+                } else {
+                    *shown.lock().unwrap() = Some(listed.clone());
+                }
+            }
+            decided.fetch_or(names_a_job && query.contains("claims"), Relaxed);
+            Response::from_parts(listed.0, Body::from(listed.1))
+        }
+    });
+    format!("http://{}", serve(router).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_failed_is_heard_of_with_the_begin_of_the_phase_that_failed() {
+    let (world, namespace) = (world(), Namespace::new());
+    let nomad = front_that_shows_old_progress(&world.nomad, &namespace.0).await;
+    let replica = Service::start(&nomad, &world.registry, &[("NOMAD_BUILD_NAMESPACE", namespace.0.as_str())]);
+    let repository = world.repository("RUN exit 3");
+    let (_, status) = Api::new(&replica.url).run(&world.job(&repository)).await;
+    assert_eq!((&status["status"], &status["failure"]["phase"]), (&json!("FAILED"), &json!("build")));
+    assert!(status["phase_timestamps"]["build_start"].is_string(), "{status:#}");
 }

@@ -17,7 +17,7 @@ use super::message::EndReason;
 use super::ring::{Chunk, Ending, Next, Ring};
 use super::tap::{Mark, Tap, Target};
 use super::{Inner, Unread, retries};
-use crate::job::{Record, Status};
+use crate::job::Record;
 
 /// How often Nomad is asked whether a task that should have ended has ended.
 const CHECK: Duration = Duration::from_secs(1);
@@ -304,12 +304,28 @@ impl Follower {
                 break;
             }
         }
-        // While a node removes an allocation it gives nothing more of its log, before it says that there is none. And where the job was
-        // purged, Nomad's servers may never hear that a task began.
-        if self.has_run() && !self.is_complete() && matches!(self.task().await?, Task::Gone | Task::Never) {
-            return Ok((!self.may_be_archived()).then(expired));
+        if self.is_complete() {
+            return Ok(Some(Ending::Done));
         }
-        Ok(Some(Ending::Done))
+        // While a node removes an allocation it gives nothing more of its log, before it says that there is none.
+        match self.task().await? {
+            Task::Gone => Ok(self.elsewhere().await),
+            Task::Never if self.is_told_of() || self.is_purged().await? => Ok(self.elsewhere().await),
+            _ => Ok(Some(Ending::Done)),
+        }
+    }
+
+    /// The end of a log that Nomad has no more of; none where the archive has it, or may come to have it.
+    async fn elsewhere(&self) -> Option<Ending> {
+        let otherwise = || if self.is_told_of() { expired() } else { Ending::Done };
+        if !self.may_be_archived() || !(self.is_told_of() || self.was_just_killed()) {
+            return Some(otherwise());
+        }
+        match self.target.is_archived().await {
+            // Whoever wrote the index had all the logs that there are.
+            Some(false) => Some(otherwise()),
+            Some(true) | None => None,
+        }
     }
 
     fn push(&mut self, entries: Vec<Entry>) {
@@ -330,12 +346,14 @@ impl Follower {
             error if error.is_unknown() => match self.task().await {
                 // Nomad tells of an allocation before it can be read, and forgets only what has ended.
                 Ok(Task::Gone) if !self.is_final() => None,
-                Ok(Task::Gone) if self.has_run() && self.may_be_archived() => None,
-                Ok(Task::Gone) if self.has_run() => Some(expired()),
-                Ok(Task::Gone) => Some(Ending::Done),
+                Ok(Task::Gone) => self.elsewhere().await,
                 // Nomad's servers hear of a task's start up to a second after the record may.
                 Ok(Task::Waits) if self.never_began() => Some(Ending::Done),
-                Ok(Task::Never) if !self.has_run() => Some(Ending::Done),
+                Ok(Task::Never) if !self.is_told_of() => match self.is_purged().await {
+                    Ok(true) => self.elsewhere().await,
+                    Ok(false) => Some(Ending::Done),
+                    Err(_) => None,
+                },
                 Ok(Task::Dead(_)) if self.is_over() => {
                     let since = *self.absent.get_or_insert_with(Instant::now);
                     (since.elapsed() >= ABSENT).then(expired)
@@ -398,17 +416,24 @@ impl Follower {
         self.record.borrow().timestamps.of(self.target.phase).0.is_some() || self.lines().is_some()
     }
 
-    /// Whether the phase never told of its begin and will not any more. The runner of a job that was killed hears of it last,
-    /// and may be at its begin then: whether it is, Nomad says.
+    /// Whether the phase told that it began, or wrote anything.
+    fn is_told_of(&self) -> bool {
+        self.has_run() || self.mark.position != Position::default()
+    }
+
+    /// Whether the job was killed just now. Its runner hears of that last, and may have begun without a word to anybody.
+    fn was_just_killed(&self) -> bool {
+        !self.removed && self.inner.was_just_killed(&self.record.borrow())
+    }
+
+    /// Whether the phase never told of its begin and will not any more: whether one does that was killed just now, Nomad says.
     fn never_began(&self) -> bool {
-        let record = self.record.borrow();
-        let since = record.timestamps.job_end.map(|end| Utc::now() - end);
-        let is_recent = since
-            .and_then(|since| since.to_std().ok())
-            .is_none_or(|since| since < self.inner.settings.patience);
-        let may_begin = !self.removed && record.status == Status::Killed && is_recent;
-        drop(record);
-        self.is_final() && !self.has_run() && !may_begin
+        self.is_final() && !self.has_run() && !self.was_just_killed()
+    }
+
+    /// Whether Nomad was told to forget the job: then its servers may never hear that a task began.
+    async fn is_purged(&self) -> Result<bool, Unread> {
+        Ok(self.was_just_killed() && self.target.is_purged().await?)
     }
 
     /// Whether the job has ended and nothing was heard of its log for long.

@@ -18,7 +18,7 @@ use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::archive::{self, Archive};
-use crate::job::{Phase, Record};
+use crate::job::{Phase, Record, Status};
 use crate::nomad::{self, Kind};
 
 mod cursor;
@@ -230,6 +230,12 @@ impl Inner {
     fn may_be_archived(&self, record: &Record) -> bool {
         let end = record.timestamps.job_end;
         self.settings.archive.is_some() && end.is_none_or(|end| Utc::now() - end < ARCHIVED)
+    }
+
+    /// Whether a job was killed so recently that its runner may not have heard of it.
+    fn was_just_killed(&self, record: &Record) -> bool {
+        let since = record.timestamps.job_end.and_then(|end| (Utc::now() - end).to_std().ok());
+        record.status == Status::Killed && since.is_none_or(|since| since < self.settings.patience)
     }
 }
 

@@ -222,9 +222,7 @@ impl Reader {
 
     /// Whether Nomad placed a job that was killed before anybody heard of it: what its runner says then is still to come.
     async fn is_placed_unheard(&self, record: &Record) -> bool {
-        let since = record.timestamps.job_end.and_then(|end| (Utc::now() - end).to_std().ok());
-        let is_recent = since.is_none_or(|since| since < self.inner.settings.patience);
-        if self.removed || record.status != Status::Killed || !is_recent {
+        if self.removed || !self.inner.was_just_killed(record) {
             return false;
         }
         let location = &record.nomad;

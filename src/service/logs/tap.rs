@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::cursor::Position;
 use super::decoder::{Decoder, Entry};
 use super::{Counters, Inner, Unread};
-use crate::archive::{Archive, LogReader};
+use crate::archive::{Archive, Index, LogReader};
 use crate::job::{JobId, Phase, Record};
 use crate::nomad::{Allocation, Client, Error, Frame, FrameStream, Kind, Origin};
 
@@ -54,19 +54,34 @@ impl Target {
 
     /// How often the task was started in its allocation; none where nobody knows.
     pub(super) async fn starts(&self) -> Result<Option<usize>, Unread> {
-        if let Some(archive) = self.archive.as_ref().filter(|_| self.ended) {
-            // An archive that does not say is as good as none.
-            let asked = tokio::time::timeout(ARCHIVE_ASKED, archive.index(&self.job, &self.allocation)).await;
-            let index = asked.ok().and_then(Result::ok).flatten();
-            if let Some(log) = index.and_then(|logs| logs.get(&self.phase).copied()) {
-                return Ok(usize::try_from(log.runs).ok());
-            }
+        if let Some(log) = self.index().await.and_then(|logs| logs.get(&self.phase).copied()) {
+            return Ok(usize::try_from(log.runs).ok());
         }
         let starts = |found: Allocation| {
             let task = found.task_states.get(self.phase.as_str())?;
             Some(task.events.iter().filter(|event| event.kind == "Started").count())
         };
         Ok(self.allocation().await?.and_then(starts))
+    }
+
+    /// Which logs the archive has of an ended job; none where it does not say, which is as good as no archive.
+    async fn index(&self) -> Option<Index> {
+        let archive = self.archive.as_ref().filter(|_| self.ended)?;
+        let asked = tokio::time::timeout(ARCHIVE_ASKED, archive.index(&self.job, &self.allocation)).await;
+        asked.ok().and_then(Result::ok).flatten()
+    }
+
+    /// Whether this log is one of those that were archived; none where nothing was, or nobody knows.
+    pub(super) async fn is_archived(&self) -> Option<bool> {
+        self.index().await.map(|logs| logs.contains_key(&self.phase))
+    }
+
+    /// Whether Nomad no longer has the job.
+    pub(super) async fn is_purged(&self) -> Result<bool, Error> {
+        match self.nomad.job(&self.namespace, self.job.as_str()).await {
+            Err(error) if error.kind == Kind::NotFound => Ok(true),
+            found => found.map(|_| false),
+        }
     }
 
     /// The allocation as Nomad has it; none where Nomad has forgotten it.

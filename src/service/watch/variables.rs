@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 
 use chrono::{TimeDelta, Utc};
+use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 
 use super::{Highest, Pause, READS, State, WAIT, Watcher, quiet};
@@ -192,43 +193,77 @@ impl Watcher {
         }
     }
 
-    /// Reads Variables, and takes them in, in the order they were written.
-    async fn read_variables(&self, seen: &mut Seen, mut changed: Vec<VariableStub>) -> Result<(), Error> {
-        changed.sort_unstable_by_key(|stub| stub.modify_index);
-        let read = stream::iter(changed).map(|stub| async move {
-            let variable = self.nomad.variable(&self.namespace, &stub.path).await;
-            (stub, variable)
+    /// Reads Variables, and takes them in job by job, in the order they were written.
+    async fn read_variables(&self, seen: &mut Seen, changed: Vec<VariableStub>) -> Result<(), Error> {
+        let read = stream::iter(by_job(changed)).map(|(job, stubs)| async move {
+            let read = stubs.into_iter().map(async |stub| {
+                let variable = self.nomad.variable(&self.namespace, &stub.path).await;
+                (stub, variable)
+            });
+            (job, join_all(read).await)
         });
         let mut read = std::pin::pin!(read.buffered(READS));
         let mut done = Ok(());
-        while let Some((stub, variable)) = read.next().await {
-            match variable {
-                Ok(Some(variable)) => {
-                    self.take_variable(&variable);
-                    seen.indexes.insert(variable.path, variable.modify_index);
-                }
-                // Removed since it was listed.
-                Ok(None) => {}
-                Err(error) => done = done.and(seen.could_not_read(stub, error)),
-            }
+        while let Some((job, variables)) = read.next().await {
+            done = done.and(self.take_variables(seen, &job, variables));
         }
         done
     }
 
-    /// Takes a Variable of the ledger in. What cannot be read is told once and changes nothing.
-    fn take_variable(&self, variable: &Variable) {
-        match Page::read(variable) {
-            None => {}
-            Some(Ok((id, page))) => {
-                self.store.see(&id, |known| page.tell(&self.namespace, known));
+    /// Takes in what was read of a job, all of it or nothing.
+    fn take_variables(
+        &self,
+        seen: &mut Seen,
+        job: &JobId,
+        read: Vec<(VariableStub, Result<Option<Variable>, Error>)>,
+    ) -> Result<(), Error> {
+        let mut variables = Vec::new();
+        for (stub, variable) in read {
+            match variable {
+                // None where it was removed since it was listed.
+                Ok(variable) => variables.extend(variable),
+                Err(error) => seen.could_not_read(stub, error)?,
             }
-            Some(Err(why)) => {
-                tracing::warn!(
-                    variable = variable.path,
-                    why,
-                    "a Variable of the ledger cannot be understood"
-                );
-            }
+        }
+        let pages: Vec<_> = variables.iter().filter_map(understood).collect();
+        self.store.see(job, |known| {
+            pages.into_iter().fold(false, |news, page| page.tell(&self.namespace, known) || news)
+        });
+        seen.indexes.extend(variables.into_iter().map(|variable| (variable.path, variable.modify_index)));
+        Ok(())
+    }
+}
+
+/// What of each job is to be read: what changed, and of one that was decided its progress too. That was listed before, so its last
+/// phase may have begun since; and a job is not to be heard to have ended in a phase that never began.
+fn by_job(mut changed: Vec<VariableStub>) -> Vec<(JobId, Vec<VariableStub>)> {
+    changed.sort_unstable_by_key(|stub| stub.modify_index);
+    let mut jobs: Vec<(JobId, Vec<VariableStub>)> = Vec::new();
+    let mut places = HashMap::new();
+    for stub in changed {
+        let Some((job, _)) = ledger::parse_path(&stub.path) else { continue };
+        let place = *places.entry(job.clone()).or_insert_with(|| {
+            jobs.push((job, Vec::new()));
+            jobs.len() - 1
+        });
+        jobs[place].1.push(stub);
+    }
+    for (job, stubs) in &mut jobs {
+        let path = Entry::Progress.path(job);
+        if stubs.iter().all(|stub| stub.path != path) {
+            stubs.push(VariableStub { path, ..stubs[0].clone() });
+        }
+    }
+    jobs
+}
+
+/// What a Variable of the ledger says. One that cannot be understood is told of, and changes nothing.
+fn understood(variable: &Variable) -> Option<Page> {
+    match Page::read(variable)? {
+        Ok((_, page)) => Some(page),
+        Err(why) => {
+            tracing::warn!(variable = variable.path, why, "a Variable of the ledger cannot be understood");
+            None
         }
     }
 }
@@ -238,6 +273,35 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_job_that_was_decided_is_read_with_its_progress_and_once() {
+        let id = |number| JobId::from_uuid(Uuid::from_u128(number));
+        let stub = |entry: Entry, number, modify_index| VariableStub {
+            path: entry.path(&id(number)),
+            modify_index,
+            ..VariableStub::default()
+        };
+        let changed = vec![
+            stub(Entry::Claim, 2, 9),
+            stub(Entry::Claim, 1, 7),
+            stub(Entry::Progress, 3, 5),
+            stub(Entry::Progress, 1, 8),
+        ];
+        let read = by_job(changed).into_iter().map(|(job, stubs)| {
+            (job, stubs.into_iter().map(|stub| (stub.path, stub.modify_index)).collect::<Vec<_>>())
+        });
+        let of = |number, entries: &[(Entry, u64)]| {
+            let paths = entries.iter().map(|(entry, index)| (entry.path(&id(number)), *index)).collect();
+            (id(number), paths)
+        };
+        let want = [
+            of(3, &[(Entry::Progress, 5)]),
+            of(1, &[(Entry::Claim, 7), (Entry::Progress, 8)]),
+            of(2, &[(Entry::Claim, 9), (Entry::Progress, 9)]),
+        ];
+        assert_eq!(read.collect::<Vec<_>>(), want);
+    }
 
     #[test]
     fn a_list_from_a_job_on_says_nothing_of_those_before_it() {

@@ -6,20 +6,31 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use nomad_build::archive::{self, Archive};
+use nomad_build::environment::Reader;
 use nomad_build::job::{Phase, Status};
 use nomad_build::nomad::Origin;
 use nomad_build::service::logs::{EndReason, Hub, Message, Request, Settings};
 
-use super::job::{Job, all, now};
+use super::job::{Job, Seen, all, now};
 use crate::support::agent::{client, wait_for};
 use crate::support::{Instead, nomad_front};
 
 /// A hub behind a front of the job's Nomad.
 async fn hub_behind(job: &Job, instead: impl Fn(&str) -> Option<Instead> + Send + Sync + 'static) -> Hub {
+    hub_with(job, Settings::default(), instead).await
+}
+
+async fn hub_with(
+    job: &Job,
+    settings: Settings,
+    instead: impl Fn(&str) -> Option<Instead> + Send + Sync + 'static,
+) -> Hub {
     let nomad = format!("http://{}", job.agent.address());
     let front = nomad_front(&nomad, move |_, path| instead(path)).await;
     let front = client(front.strip_prefix("http://").unwrap().parse().unwrap());
-    Hub::new(front, Settings::default())
+    Hub::new(front, settings)
 }
 
 /// Waits until Nomad has a log of so many bytes.
@@ -156,4 +167,83 @@ async fn what_nomad_writes_out_late_of_a_task_that_took_long_to_stop_is_read() {
     .await;
     let seen = all(job.read(&hub, Request::default())).await;
     assert_eq!(seen.lines, [(Phase::Build, "build was stopped".to_owned())], "{:?}", seen.gaps);
+}
+
+/// What a reader sees of a build that is purged as it begins, before it has told anybody that it did: what it was shown before
+/// Nomad forgot it, and what the archive says after.
+async fn seen_of_a_purged_build(shown: &str, of_it: Instead, archived: Option<&str>) -> Seen {
+    let mut job = Job::new(10, 10).await;
+    job.place().await;
+    job.open(Phase::Build).await;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    let variable = |name: &str| (name == "NOMAD_BUILD_ARCHIVE").then(|| url.clone());
+    let settings = archive::Settings::read(&mut Reader::new(&variable)).unwrap();
+    let archive = Archive::open(&settings, "default").unwrap();
+    let (purged, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (is_purged, counter) = (Arc::clone(&purged), Arc::clone(&asked));
+    let settings = Settings { archive: Some(archive.clone()), ..Settings::default() };
+    let hub = hub_with(&job, settings, move |path| match path {
+        _ if !is_purged.load(Relaxed) => None,
+        path if path.starts_with("/v1/client/fs/logs/") => Some(Instead::Unknown),
+        path if path.starts_with("/v1/job/") => Some(Instead::Unknown),
+        path if path.starts_with("/v1/allocation/") => {
+            counter.fetch_add(1, Relaxed);
+            Some(of_it)
+        }
+        _ => None,
+    })
+    .await;
+    let mut reader = job.read(&hub, Request::default());
+    if !shown.is_empty() {
+        job.raw(Phase::Build, format!("{shown}\n").into_bytes()).await;
+        let first = async { while !matches!(reader.next().await, Some(Message::Log { .. })) {} };
+        tokio::time::timeout(Duration::from_secs(30), first).await.unwrap();
+    }
+    purged.store(true, Relaxed);
+    job.change(|record| {
+        record.status = Status::Killed;
+        record.timestamps.job_end = Some(now());
+    });
+    let reader = tokio::spawn(all(reader));
+    wait_for("a follower that asks more than once", Duration::from_secs(30), async || {
+        (asked.load(Relaxed) > 1 || reader.is_finished()).then_some(())
+    })
+    .await;
+    let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
+    let mut logs = archive::Index::new();
+    if let Some(text) = archived {
+        let mut writer = archive.write_log(&job.id, &allocation, Phase::Build, false);
+        writer.put(text.to_owned().into()).await.unwrap();
+        logs.insert(Phase::Build, writer.finish().await.unwrap());
+    }
+    archive.put_index(&job.id, &allocation, logs).await.unwrap();
+    reader.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_build_says_that_was_purged_before_it_told_of_its_begin_is_read_from_the_archive() {
+    const STOPPED: &str = "build was stopped";
+    let first_and = format!("the first line\n{STOPPED}\n");
+    let only = format!("{STOPPED}\n");
+    let cases = [
+        ("the first line", Instead::Unknown, &first_and),
+        ("", Instead::Unknown, &only),
+        ("", Instead::Unheard, &only),
+    ];
+    let seen = cases.map(|(shown, of_it, text)| seen_of_a_purged_build(shown, of_it, Some(text)));
+    for (seen, (shown, ..)) in join_all(seen).await.into_iter().zip(&cases) {
+        assert_eq!(seen.lines, [(Phase::Build, STOPPED.to_owned())], "{shown}: {:?}", seen.gaps);
+        assert_eq!((seen.gaps.len(), seen.end), (0, Some((Status::Killed, None))), "{shown}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_purged_build_that_the_archive_does_not_have_what_was_begun_is_said_to_be_missing() {
+    let cases = [("the first line", Some(EndReason::Expired)), ("", None)];
+    let seen = cases.map(|(shown, _)| seen_of_a_purged_build(shown, Instead::Unknown, None));
+    for (seen, (shown, reason)) in join_all(seen).await.into_iter().zip(cases) {
+        assert_eq!((seen.lines.len(), seen.gaps.len()), (0, usize::from(reason.is_some())), "{shown}");
+        assert_eq!(seen.end, Some((Status::Killed, reason)), "{shown}");
+    }
 }

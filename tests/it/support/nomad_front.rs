@@ -24,6 +24,8 @@ pub(crate) enum Instead {
     Unknown,
     /// Nomad has none of what is listed.
     EmptyList,
+    /// Nomad has heard that an allocation is over, and of none of its tasks.
+    Unheard,
     /// Nomad gets the registration with a count of 0, so that nothing is run.
     Unplaced,
 }
@@ -45,6 +47,7 @@ pub(crate) async fn nomad_front(
                 Some(Instead::Unknown) => (StatusCode::NOT_FOUND, "not yet").into_response(),
                 Some(Instead::EmptyList) => "[]".into_response(),
                 Some(Instead::Refusal) => (StatusCode::INTERNAL_SERVER_ERROR, "refused").into_response(),
+                Some(Instead::Unheard) => unheard(nomad.pass(request).await).await,
                 Some(Instead::Unplaced) => nomad.pass(unplaced(request).await).await,
                 None => nomad.pass(request).await,
             }
@@ -65,6 +68,14 @@ pub(crate) fn numbered(owner: &str, number: usize) -> serde_json::Value {
         "owner": owner, "repo_url": "https://git.example.com/a/b.git", "git_ref": format!("refs/heads/{number}"),
         "image_tags": ["one"], "registry_url": "127.0.0.1:1",
     })
+}
+
+async fn unheard(answer: Response) -> Response {
+    let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+    let mut allocation: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    allocation["ClientStatus"] = serde_json::json!("complete");
+    allocation["TaskStates"] = serde_json::Value::Null;
+    axum::Json(allocation).into_response()
 }
 
 async fn unplaced(request: Request) -> Request {
