@@ -154,8 +154,8 @@ impl Record {
         let status = status(facts, verdict, published);
         let build = progress.of(Phase::Build);
         let allocation = facts.allocation();
-        // Nomad forgets an allocation before its ledger is swept.
-        let writer = progress.latest().filter(|_| job.remembered).map(|(_, outcome)| outcome);
+        // Nomad forgets an allocation before its ledger is swept, and that of a job that is purged at once.
+        let writer = progress.latest().filter(|_| job.remembered || job.gone).map(|(_, outcome)| outcome);
         let waits = status == Status::Pending && allocation.is_none();
         Some(Self {
             id: facts.id.clone(),

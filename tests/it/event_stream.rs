@@ -1,6 +1,6 @@
 //! What a service knows of Nomad: whatever becomes of the event stream, a list makes up for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -85,6 +85,24 @@ async fn why_a_job_waits_is_known_though_the_stream_loses_it() {
     let status = api.wait_until(&id, "why it waits", waits).await;
     assert!(status["placement"].as_str().unwrap().contains("memory"), "{status:#}");
     assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_job_ran_that_was_purged_is_known_though_the_stream_loses_it() {
+    let world = world();
+    let cuts = Arc::new(AtomicBool::new(false));
+    let is_due = Arc::clone(&cuts);
+    let plan = move || if is_due.swap(false, Ordering::Relaxed) { Passes::Cut } else { Passes::Lost };
+    let service = Service::start(&lossy(&world.nomad, plan).await, &world.registry, &[]);
+    let api = Api::new(&service.url);
+    let sleeper = Sleeper::in_phase("build");
+    let id = sleeper.submit(&api).await;
+    let purge = format!("/v1/job/{id}?purge=true");
+    assert!(Api::new(&world.nomad).call(Method::DELETE, &purge, None).await.0.is_success());
+    // Everything is listed again, where there is nothing of it any more: only its ledger tells.
+    cuts.store(true, Ordering::Relaxed);
+    assert_eq!(api.wait_for_end(&id).await["status"], "KILLED");
+    is_placed(&api, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
