@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks setup-tests demo dev test bench soak chaos hostile lint lint-rust lint-deny lint-jobs lint-shell
+.PHONY: help setup setup-checks setup-tests demo dev test bench soak chaos hostile fuzz lint lint-rust lint-deny lint-jobs lint-shell
 
 # How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
 soak: N ?= 20
@@ -11,6 +11,9 @@ bench: N ?= 10
 # How long `make chaos` makes trouble, how many jobs `make hostile` harms, and by which schedule.
 chaos: MINUTES ?= 30
 hostile: RUNS ?= 1000
+# How many seconds `make fuzz` gives each target, and which.
+fuzz: SECONDS ?= 60
+fuzz: TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 chaos hostile: SEED ?= $(shell echo $$RANDOM)
 
 # Integration tests wait for Nomad and the engine more than they work.
@@ -59,6 +62,15 @@ chaos: setup ## Jobs under a load while everything fails, then their histories a
 hostile: setup ## Harm jobs while they publish, then their histories are checked: make hostile RUNS=1000 SEED=7
 	@$(with_env) NOMAD_BUILD_TEST_HOSTILE_RUNS=$(RUNS) NOMAD_BUILD_TEST_CHAOS_SEED=$(SEED) \
 	    cargo test --locked --all-features --test it -- --nocapture chaos::whatever_is_done
+
+# Safe code needs no sanitizer, and without one the stable compiler does.
+fuzz: ## Made-up input for what strangers' bytes go through: make fuzz SECONDS=600 TARGETS="mask log"
+	@tools/setup fuzz
+	@PATH=$$PATH:$${XDG_CACHE_HOME:-$$HOME/.cache}/nomad-build/bin; for target in $(TARGETS); do \
+	    echo "== fuzz: $$target, $(SECONDS) s"; mkdir -p fuzz/corpus/$$target; \
+	    cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target tests/corpus/$$target -- \
+	        -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1 || exit 1; \
+	done; echo "fuzz: nothing was found"
 
 lint: setup-checks lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
 

@@ -94,6 +94,35 @@ fn push(safe: &mut String, c: char, keep: bool) {
     }
 }
 
+/// See `src/fuzz.rs`: a terminal is told nothing but colours, which end with their line.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_terminal(bytes: &[u8]) {
+    let given = String::from_utf8_lossy(bytes);
+    let is_quiet = |shown: &str| !shown.contains(|c| c != '\t' && is_obeyed(c));
+    let first = given.lines().next().unwrap_or_default();
+    assert!(is_quiet(&line(first, false)), "{first:?}");
+    let coloured = line(first, true);
+    let mut rest = &*coloured;
+    let mut plain = String::new();
+    while let Some(c) = rest.chars().next() {
+        let length = sgr(rest).map_or(c.len_utf8(), |parameters| parameters.len() + 3);
+        let (one, after) = rest.split_at(length);
+        if length == c.len_utf8() {
+            plain.push_str(one);
+        }
+        rest = after;
+    }
+    assert!(is_quiet(&plain), "{coloured:?}");
+    assert!(!text(&given).contains(is_obeyed), "{given:?}");
+    if let Ok(value) = serde_json::from_str::<serde_json::Value>(&given) {
+        let shown = json(&given);
+        assert!(
+            serde_json::from_str::<serde_json::Value>(&shown).is_ok_and(|shown| shown == value),
+            "{shown:?}"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

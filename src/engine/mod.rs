@@ -17,6 +17,8 @@ use secrecy::SecretString;
 use tokio::sync::mpsc::Sender;
 
 pub use docker::DockerEngine;
+#[cfg(feature = "fuzz")]
+pub(crate) use progress::fuzz_progress;
 
 /// An image to build.
 pub struct BuildRequest {

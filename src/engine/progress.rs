@@ -165,6 +165,42 @@ pub(super) fn exit_code(message: &str) -> Option<i64> {
     code[..end].parse().ok()
 }
 
+/// See `src/fuzz.rs`: whatever steps say, each line begins with its step's number.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_progress(bytes: &[u8]) {
+    let mut progress = Progress::default();
+    let mut rest = bytes;
+    let mut out = Vec::new();
+    // What is said, by which step, and how much of what follows it says.
+    while let [what, step, length, after @ ..] = rest {
+        let (said, after) = after.split_at(usize::from(*length).min(after.len()));
+        rest = after;
+        let digest = format!("sha256:{}", step % 4);
+        let text = String::from_utf8_lossy(said).into_owned();
+        let mut status = StatusResponse::default();
+        match what % 5 {
+            0 => status.vertexes.push(Vertex { digest, name: text, cached: true, ..Vertex::default() }),
+            1 => status.vertexes.push(Vertex { digest, error: text, ..Vertex::default() }),
+            2 => out.extend(progress.take_open()),
+            stream => {
+                let stream = i64::from(stream) - 2;
+                status.logs.push(VertexLog {
+                    vertex: digest,
+                    stream,
+                    msg: said.to_vec(),
+                    ..VertexLog::default()
+                });
+            }
+        }
+        out.extend(progress.take(&status));
+    }
+    out.extend(progress.take_open());
+    let all: Vec<u8> = out.into_iter().flat_map(|output| output.bytes).collect();
+    for line in all.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        assert!(line.starts_with(b"#"), "{:?}", String::from_utf8_lossy(line));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

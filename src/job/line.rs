@@ -113,6 +113,28 @@ pub(crate) fn part_length(bytes: &[u8]) -> usize {
     (PART - 3..=PART).rev().find(|&at| bytes[at] & 0xC0 != 0x80).unwrap_or(PART)
 }
 
+/// See `src/fuzz.rs`: what is written of a line is one line, and reads back as it was.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_line(bytes: &[u8]) {
+    if let Some(line) = str::from_utf8(bytes).ok().and_then(Line::parse) {
+        let mut out = String::new();
+        line.write_to(&mut out);
+        let again = out.strip_suffix('\n').and_then(Line::parse);
+        // A time is written to the microsecond.
+        assert!(
+            again
+                .is_some_and(|again| (again.seq, again.tag, &again.text) == (line.seq, line.tag, &line.text))
+        );
+    }
+    let escaped = escape(bytes);
+    assert!(!escaped.contains('\n'), "{escaped:?}");
+    let part = part_length(bytes);
+    assert!(part <= PART.max(bytes.len()) && (part > 0 || bytes.is_empty()));
+    if str::from_utf8(bytes).is_ok() {
+        assert!(str::from_utf8(&bytes[..part]).is_ok(), "a part ends within a character");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

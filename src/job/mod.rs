@@ -27,6 +27,8 @@ pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
 pub use fields::{FieldError, Invalid};
 pub use id::{IdempotencyKey, InvalidId, InvalidKey, JobId};
 pub use labels::Labels;
+#[cfg(feature = "fuzz")]
+pub(crate) use line::fuzz_line;
 pub use line::{Line, Stream, Tag as LineTag};
 pub(crate) use line::{PART, escape, part_length};
 pub use names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};

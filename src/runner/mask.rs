@@ -233,6 +233,25 @@ fn hexadecimal(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
+/// See `src/fuzz.rs`: no secret of six bytes or more is left in a text, and nothing is lost of what is none. The first byte says how
+/// long the secret is, which comes next.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_mask(bytes: &[u8]) {
+    let Some((&length, rest)) = bytes.split_first() else { return };
+    let Some((secret, text)) = rest.split_at_checked(usize::from(length)) else { return };
+    let Ok(masker) = Masker::new([secret]) else { return };
+    let (whole, place) = (masker.mask(text), masker.cut(text, text.len() / 2));
+    assert!(place <= text.len(), "{place}");
+    // What stands on both sides of a cut is masked as the whole was.
+    let halves = [masker.mask(&text[..place]), masker.mask(&text[place..])].concat();
+    assert!(halves == *whole, "{secret:?} {text:?} {place}");
+    if secret.len() >= LEAST
+        && !MASK.windows(secret.len().min(MASK.len())).any(|mask| secret.starts_with(mask))
+    {
+        assert!(!whole.windows(secret.len()).any(|window| window == secret), "{secret:?} {text:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -31,6 +31,8 @@ use crate::ledger::LedgerError;
 use crate::telemetry::chain;
 use gate::{Gate, gate};
 use log::Log;
+#[cfg(feature = "fuzz")]
+pub(crate) use mask::fuzz_mask;
 pub(crate) use surroundings::Lost;
 use surroundings::{CONTAINER_LABEL, Surroundings};
 
