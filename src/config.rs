@@ -5,17 +5,19 @@ mod variables;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 use secrecy::SecretString;
+use tokio::sync::Semaphore;
 
 use crate::archive;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::job::{Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, Resources, Scheme, Spec};
-use crate::nomad;
 use crate::render::{self, Runner, TEMPLATES};
 use crate::telemetry::{Format, LogFilter, chain};
+use crate::{nomad, tls};
 pub use variables::VARIABLES;
 
 /// Everything `serve` needs to know.
@@ -30,7 +32,15 @@ pub struct Config {
     pub allow_origins: Vec<String>,
     /// The file that is told who did what, if any.
     pub audit_file: Option<PathBuf>,
-    /// Where metrics are served beside the API, if anywhere.
+    /// The TLS of the API, if it has any.
+    pub tls: Option<Arc<tls::Server>>,
+    /// How many requests a second one address may send; any number for 0.
+    pub max_rate: u32,
+    /// How many connections there may be to the API.
+    pub max_connections: usize,
+    /// How many of them one address may have.
+    pub max_connections_of_an_address: usize,
+    /// Where metrics and probes are served beside the API, if anywhere.
     pub metrics_listen: Option<SocketAddr>,
     /// Nomad.
     pub nomad: nomad::Settings,
@@ -113,6 +123,14 @@ impl Config {
             jwt_auth_method: reader.text("NOMAD_BUILD_JWT_AUTH_METHOD"),
             allow_origins: reader.list("NOMAD_BUILD_ALLOW_ORIGINS", "an origin").unwrap_or_default(),
             audit_file: audit_file(&mut reader),
+            tls: server_tls(&mut reader),
+            max_rate: reader.parsed("NOMAD_BUILD_MAX_RATE", "a number of requests").unwrap_or(500),
+            max_connections: connections(&mut reader, "NOMAD_BUILD_MAX_CONNECTIONS").unwrap_or(8192),
+            max_connections_of_an_address: connections(
+                &mut reader,
+                "NOMAD_BUILD_MAX_CONNECTIONS_PER_ADDRESS",
+            )
+            .unwrap_or(2048),
             metrics_listen: reader.parsed("NOMAD_BUILD_METRICS_LISTEN", address),
             nomad: nomad_settings(&mut reader),
             policy: policy(&mut reader),
@@ -152,6 +170,40 @@ fn nomad_settings(reader: &mut Reader<'_>) -> nomad::Settings {
     }
     let tls = nomad::Tls { authority, identity: certificate.zip(key) };
     nomad::Settings { address, socket: None, token, tls }
+}
+
+fn connections(reader: &mut Reader<'_>, name: &str) -> Option<usize> {
+    // More than that a semaphore cannot count.
+    let fits = |count: &usize| (1..=Semaphore::MAX_PERMITS).contains(count);
+    let count = reader.parsed(name, "a number of connections")?;
+    if !fits(&count) {
+        reader.wrong(name, "has to be a number of connections, and 1 at least");
+    }
+    Some(count)
+}
+
+fn server_tls(reader: &mut Reader<'_>) -> Option<Arc<tls::Server>> {
+    let [certificate_name, key_name, callers_name] =
+        ["NOMAD_BUILD_TLS_CERT", "NOMAD_BUILD_TLS_KEY", "NOMAD_BUILD_TLS_CLIENT_CA"];
+    let mut file = |name| reader.text(name).map(PathBuf::from);
+    let (certificate, key, callers) = (file(certificate_name), file(key_name), file(callers_name));
+    if certificate.is_some() != key.is_some() {
+        reader.wrong(certificate_name, "and NOMAD_BUILD_TLS_KEY belong together: set both, or neither");
+    }
+    if callers.is_some() && certificate.is_none() {
+        reader.wrong(
+            callers_name,
+            "needs NOMAD_BUILD_TLS_CERT and NOMAD_BUILD_TLS_KEY: without TLS nobody shows a certificate",
+        );
+    }
+    let identity = tls::Identity { certificate: certificate?, key: key? };
+    match (tls::ServerFiles { identity, callers }).load() {
+        Ok(tls) => Some(Arc::new(tls)),
+        Err(error) => {
+            reader.wrong("NOMAD_BUILD_TLS_*", &format!("cannot be used: {}", chain(&error)));
+            None
+        }
+    }
 }
 
 /// The path of a file that can be written to, which is made where it is not there.

@@ -3,6 +3,9 @@
 //! The rooms, from the top of the house to its foundation. An import points only downwards: ARCHITECTURE.md has the
 //! table, and a test holds it.
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
+
 pub mod cli;
 
 pub mod dev;
@@ -28,6 +31,10 @@ pub mod engine;
 pub mod git;
 
 pub mod nomad;
+
+pub mod tls;
+
+pub mod reload;
 
 pub mod telemetry;
 

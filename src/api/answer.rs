@@ -10,7 +10,9 @@ use serde::{Serialize, Serializer};
 
 use crate::job::{FieldError, Invalid, JobId};
 use crate::nomad;
-use crate::service::{CleanupError, Denied, FindError, KeyError, KillError, LoginError, SubmitError, logs};
+use crate::service::{
+    CleanupError, Denied, FindError, KeyError, KillError, LoginError, SubmitError, TicketError, logs,
+};
 use crate::telemetry::chain;
 
 #[derive(Serialize)]
@@ -59,6 +61,10 @@ pub enum Code {
     UnsupportedMediaType,
     /// The body is too large.
     BodyTooLarge,
+    /// The body does not come.
+    RequestTimeout,
+    /// The address asks for too much.
+    TooManyRequests,
     /// A token is needed.
     Unauthorized,
     /// The token may not do it.
@@ -93,6 +99,8 @@ impl Code {
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json"),
             Self::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout"),
+            Self::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
             Self::RouteNotFound => (StatusCode::NOT_FOUND, "route_not_found"),
@@ -207,6 +215,16 @@ impl From<LoginError> for Problem {
         match error {
             LoginError::Refused { .. } => Self::new(Code::Unauthorized, &error.to_string()),
             LoginError::Nomad(ref cause) => Self::of_nomad(cause, &error),
+        }
+    }
+}
+
+impl From<TicketError> for Problem {
+    fn from(error: TicketError) -> Self {
+        match error {
+            TicketError::Unknown => Self::new(Code::Unauthorized, &error.to_string()),
+            TicketError::Nomad(ref cause) => Self::of_nomad(cause, &error),
+            TicketError::Unmade => Self::caused(Code::Internal, error.to_string(), &error),
         }
     }
 }

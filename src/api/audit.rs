@@ -24,6 +24,10 @@ use crate::telemetry::chain;
 #[derive(Clone)]
 pub(super) struct About(pub(super) JobId);
 
+/// Who asked, where the request does not say it by a token.
+#[derive(Clone)]
+pub(super) struct By(pub(super) SecretString);
+
 /// Beside an answer to a submission that registered nothing, and was not to.
 #[derive(Clone, Copy)]
 pub(super) struct DryRun;
@@ -40,6 +44,7 @@ pub(super) struct Asked {
 pub(super) struct Answer {
     status: StatusCode,
     about: Option<About>,
+    by: Option<By>,
     error: Option<ErrorCode>,
     is_dry: bool,
 }
@@ -50,6 +55,7 @@ impl Answer {
         Self {
             status: answer.status(),
             about: extensions.get().cloned(),
+            by: extensions.get().cloned(),
             error: extensions.get().copied(),
             is_dry: extensions.get::<DryRun>().is_some(),
         }
@@ -77,6 +83,7 @@ fn action(route: &str) -> Option<&'static str> {
         "/jobs/{id}/status" => Some("read_status"),
         "/jobs/{id}/logs" => Some("read_logs"),
         "/jobs/{id}/logs/stream" => Some("follow_logs"),
+        "/jobs/{id}/logs/tickets" => Some("ticket"),
         "/jobs/{id}/kill" => Some("kill"),
         "/jobs/{id}/cleanup" => Some("cleanup"),
         _ => None,
@@ -96,7 +103,7 @@ impl Asked {
 
     /// Tells what came of it.
     pub(super) async fn tell(self, service: &Service, file: &Path, request: &str, answer: Answer) {
-        let Answer { status, about, error, is_dry } = answer;
+        let Answer { status, about, by, error, is_dry } = answer;
         let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         let is_nothing = is_dry || status == StatusCode::METHOD_NOT_ALLOWED;
         if is_nothing || (self.action == "read_status" && !is_refused) {
@@ -104,7 +111,7 @@ impl Asked {
         }
         let about = about.map(|About(job)| job.to_string()).or(self.job);
         let error = error.map(|ErrorCode(code)| code);
-        let who = service.name_of(self.token).await;
+        let who = service.name_of(by.map(|By(token)| token).or(self.token)).await;
         let line = Line {
             time: Utc::now(),
             request,

@@ -57,6 +57,22 @@ impl App {
         }
     }
 
+    /// The caller, or who asked for the ticket that the caller has.
+    pub(super) async fn or_by_ticket(
+        &self,
+        caller: Caller,
+        job: &JobId,
+        ticket: Option<&str>,
+    ) -> Result<Caller, Problem> {
+        match ticket {
+            None => Ok(caller),
+            Some(_) if caller.token.is_some() => {
+                Err(Problem::parameter("ticket", "came with a token: send one of them"))
+            }
+            Some(ticket) => Ok(self.service.redeem(job, ticket).await?),
+        }
+    }
+
     /// Ends a stream once its caller may not read it any more: a reader that resumes it is told.
     pub(super) fn while_allowed(
         &self,

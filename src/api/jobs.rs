@@ -1,9 +1,10 @@
 //! Submitting, reading, killing and cleaning up jobs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AGE;
 use axum::http::request::Parts;
@@ -64,6 +65,23 @@ pub(super) struct SubmitQuery {
     dry_run: bool,
 }
 
+/// How long a submission's body may take.
+const BODY: Duration = Duration::from_secs(30);
+
+/// The body of a submission.
+pub(super) struct Body(Value);
+
+impl FromRequest<App> for Body {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let read = tokio::time::timeout(BODY, Json::from_request(request, app)).await;
+        let late = || Problem::new(Code::RequestTimeout, "the body did not come within 30 s: send it again");
+        let Json(body) = read.map_err(|_| late())??;
+        Ok(Self(body))
+    }
+}
+
 #[derive(Serialize)]
 pub(super) struct Submitted {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,10 +96,10 @@ pub(super) async fn submit(
     caller: Caller,
     query: Result<Query<SubmitQuery>, QueryRejection>,
     headers: HeaderMap,
-    body: Result<Json<Value>, JsonRejection>,
+    body: Result<Body, Problem>,
 ) -> Result<Response, Problem> {
     app.allow(&caller, Capability::DispatchJob).await?;
-    let (Query(query), Json(body)) = (query?, body?);
+    let (Query(query), Body(body)) = (query?, body?);
     if query.dry_run {
         app.service.validate(body)?;
         let valid = Data(Submitted { job_id: None, valid: Some(true) });

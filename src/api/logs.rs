@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -10,17 +11,20 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use serde::Deserialize;
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::answer::{Code, Data, Problem, Unread};
+use super::answer::{Code, Data, Problem, Unread, rfc3339};
+use super::audit::By;
 use super::jobs::Id;
-use crate::job::Phase;
+use super::server::Held;
+use crate::job::{JobId, Phase};
 use crate::nomad::Capability;
 use crate::service::Caller;
 use crate::service::logs::{Cursor, InvalidCursor, Message, Request};
@@ -38,6 +42,7 @@ pub(super) struct LogQuery {
     phase: Option<String>,
     tail: Option<String>,
     cursor: Option<String>,
+    ticket: Option<String>,
 }
 
 impl LogQuery {
@@ -70,8 +75,10 @@ pub(super) async fn whole(
     app.allow_on(&caller, &id, Capability::ReadLogs).await?;
     let Query(query) = query?;
     let (phases, tail) = (query.phases()?, query.tail()?.and_then(|tail| usize::try_from(tail).ok()));
-    if query.cursor.is_some() {
-        return Err(Problem::parameter("cursor", "belongs to /logs/stream"));
+    for (name, value) in [("cursor", &query.cursor), ("ticket", &query.ticket)] {
+        if value.is_some() {
+            return Err(Problem::parameter(name, "belongs to /logs/stream"));
+        }
     }
     let record = app.service.record_for_logs(&id).await?;
     let limit = app.service.config().log_limit;
@@ -99,6 +106,26 @@ fn cut(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(PIECE))))
 }
 
+#[derive(Serialize)]
+pub(super) struct TicketBody {
+    ticket: String,
+    #[serde(serialize_with = "rfc3339")]
+    expires_at: DateTime<Utc>,
+}
+
+/// `POST /jobs/{id}/logs/tickets`
+pub(super) async fn ticket(
+    State(app): State<App>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<Data<TicketBody>, Problem> {
+    app.allow_on(&caller, &id, Capability::ReadLogs).await?;
+    app.service.record(&id).await?;
+    let ticket = app.service.ticket(&id, &caller).await?;
+    let (ticket, expires_at) = (ticket.secret.expose_secret().to_owned(), ticket.expires);
+    Ok(Data(TicketBody { ticket, expires_at }))
+}
+
 /// `GET /jobs/{id}/logs/stream`
 pub(super) async fn stream(
     State(app): State<App>,
@@ -106,30 +133,47 @@ pub(super) async fn stream(
     Id(id): Id,
     query: Result<Query<LogQuery>, QueryRejection>,
     headers: HeaderMap,
+    held: Option<Extension<Held>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    app.allow_on(&caller, &id, Capability::ReadLogs).await?;
     let Query(query) = query?;
     let mut request = Request { phases: query.phases()?, tail: query.tail()?, cursor: query.cursor()? };
     // A browser's event source resumes by this header.
     let last_event = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     request.cursor = request.cursor.or_else(|| last_event.and_then(|text| text.parse().ok()));
-    let record = app.service.follow(&id).await?;
+    let caller = app.or_by_ticket(caller, &id, query.ticket.as_deref()).await?;
+    let by = query.ticket.and(caller.token.clone()).map(|token| Extension(By(token)));
+    let messages = open(&app, caller, &id, request).await?;
+    let answer = match upgrade {
+        Ok(upgrade) => upgrade.on_upgrade(async move |socket| {
+            let _held = held;
+            by_websocket(socket, messages, app.stopping).await;
+        }),
+        Err(_) if wants_events(&headers) => by_events(messages, app.stopping),
+        Err(_) => {
+            let message = "open this as a WebSocket, or with Accept: text/event-stream";
+            return Err(Problem::new(Code::InvalidRequest, message));
+        }
+    };
+    Ok((by, answer).into_response())
+}
+
+/// Opens a job's log for a caller, for as long as the caller may read it.
+async fn open(
+    app: &App,
+    caller: Caller,
+    id: &JobId,
+    request: Request,
+) -> Result<BoxStream<'static, Message>, Problem> {
+    app.allow_on(&caller, id, Capability::ReadLogs).await?;
+    let record = app.service.follow(id).await?;
     let mut messages = app.service.hub().read(record, request.clone());
     if let Err(InvalidCursor::Foreign) = messages {
         // Given out by a replica that knew of the allocation first: a client takes a refusal as final.
-        messages = app.service.hub().read(app.service.follow_anew(&id).await?, request);
+        messages = app.service.hub().read(app.service.follow_anew(id).await?, request);
     }
     let messages = messages.map_err(|error| Problem::parameter("cursor", &error.to_string()))?;
-    let messages = app.while_allowed(messages, caller);
-    match upgrade {
-        Ok(upgrade) => Ok(upgrade.on_upgrade(move |socket| by_websocket(socket, messages, app.stopping))),
-        Err(_) if wants_events(&headers) => Ok(by_events(messages, app.stopping)),
-        Err(_) => {
-            let message = "open this as a WebSocket, or with Accept: text/event-stream";
-            Err(Problem::new(Code::InvalidRequest, message))
-        }
-    }
+    Ok(app.while_allowed(messages, caller))
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {

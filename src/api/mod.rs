@@ -7,13 +7,14 @@ mod audit;
 mod browser;
 mod caller;
 mod jobs;
+mod limits;
 mod logs;
 mod openapi;
 mod probes;
 mod runner;
+mod server;
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,14 +24,14 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use axum::serve::ListenerExt as _;
 use axum::{Router, middleware};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::service::Service;
+use limits::Rate;
+use server::Most;
+
 pub use answer::{Code, Problem};
 
 /// The largest body taken: a specification is carried inside a Nomad job, and Nomad's limit is not far above.
@@ -42,44 +43,43 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone)]
 struct App {
     service: Arc<Service>,
+    rate: Rate,
     /// Cancelled when the service stops: streams end then.
     stopping: CancellationToken,
 }
 
-/// How long a caller may take nothing of an answer, in milliseconds: then the kernel ends the connection. A stream is resumed
-/// by its cursor.
-const STALLED: u32 = 60_000;
+impl App {
+    fn new(service: Arc<Service>, stopping: CancellationToken) -> Self {
+        let rate = Rate::new(service.config().max_rate);
+        Self { service, rate, stopping }
+    }
+}
 
 /// Serves the API until `shutdown`, then finishes what was begun.
-pub async fn serve(
-    listener: TcpListener,
-    service: Arc<Service>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: impl Future<Output = ()>) {
     let stopping = CancellationToken::new();
-    let router = router(App { service, stopping: stopping.clone() });
+    let app = App::new(Arc::clone(&service), stopping.clone());
+    let (config, rate) = (service.config(), app.rate.clone());
+    let most =
+        Most { connections: config.max_connections, of_an_address: config.max_connections_of_an_address };
     let shutdown = async move {
         shutdown.await;
         stopping.cancel();
     };
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = setsockopt(connection, TcpUserTimeout, &STALLED) {
-            tracing::debug!(%error, "a connection may stall for ever");
-        }
-    });
-    let router = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    tokio::select! {
+        () = server::serve(listener, router(app), config.tls.clone(), most, shutdown) => {}
+        () = rate.forget(), if config.max_rate > 0 => {}
+    }
 }
 
-/// Serves only the metrics, on an address of their own.
-pub async fn serve_metrics(
-    listener: TcpListener,
-    service: Arc<Service>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let app = App { service, stopping: CancellationToken::new() };
-    let router = Router::new().route("/metrics", only(get(probes::metrics))).with_state(app);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+/// How many connections there may be to the address of probes.
+const PROBES: usize = 64;
+
+/// Serves only the metrics and the probes, on an address of their own and without TLS.
+pub async fn serve_probes(listener: TcpListener, service: Arc<Service>, shutdown: impl Future<Output = ()>) {
+    let most = Most { connections: PROBES, of_an_address: PROBES };
+    let app = App::new(service, CancellationToken::new());
+    server::serve(listener, probes().with_state(app), None, most, shutdown).await;
 }
 
 fn router(app: App) -> Router {
@@ -88,19 +88,26 @@ fn router(app: App) -> Router {
         .route("/jobs/{id}/status", only(get(jobs::status)))
         .route("/jobs/{id}/logs", only(get(logs::whole)))
         .route("/jobs/{id}/logs/stream", only(get(logs::stream)))
+        .route("/jobs/{id}/logs/tickets", only(post(logs::ticket)))
         .route("/jobs/{id}/kill", only(post(jobs::kill)))
         .route("/jobs/{id}/cleanup", only(post(jobs::clean_up)))
-        .route("/health", only(get(probes::health)))
-        .route("/ready", only(get(probes::ready)))
-        .route("/metrics", only(get(probes::metrics)))
+        .merge(probes())
         .route("/openapi.json", only(get(openapi::document)))
         .route("/runner/{os}/{arch}/nomad-build", only(get(runner::binary)))
         .route("/runner/{os}/{arch}/sha256sums", only(get(runner::checksum)))
         .fallback(unknown_route)
         .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn_with_state(app.clone(), browser::keep_apart))
+        .layer(middleware::from_fn_with_state(app.clone(), limits::keep_rate))
         .layer(middleware::from_fn_with_state(app.clone(), identify_and_count))
         .with_state(app)
+}
+
+fn probes() -> Router<App> {
+    Router::new()
+        .route("/health", only(get(probes::health)))
+        .route("/ready", only(get(probes::ready)))
+        .route("/metrics", only(get(probes::metrics)))
 }
 
 /// A route that answers other methods in the envelope.

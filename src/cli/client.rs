@@ -1,16 +1,20 @@
 //! One request to the service, and its answer out of the envelope.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderName, HeaderValue, LOCATION};
 use reqwest::{Method, Request, StatusCode, Url, redirect};
+use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use tokio_tungstenite::Connector;
 
 use super::fields::JobId;
 use super::wire::{Envelope, Refusal, Status};
 use super::{Error, Exit, Globals};
+use crate::tls::{ClientFiles, Identity};
 
 /// The service answers in milliseconds; a host that swallows packets is noticed after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,17 +33,21 @@ pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
     token: Option<HeaderValue>,
+    /// How the service is known by TLS, where it is not by what the machine trusts.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Client {
     /// A client for the service that the arguments name. Nothing is sent yet.
     pub(super) fn new(globals: &Globals) -> Result<Self, Error> {
         let base = base(&globals.url)?;
-        let mut http = reqwest::Client::builder();
-        if base.scheme() == "http" {
+        let tls = tls_config(globals)?;
+        let http = match &tls {
+            Some(tls) => reqwest::Client::builder().tls_backend_preconfigured(ClientConfig::clone(tls)),
             // Plain HTTP needs no certificates, and must work where the machine has none.
-            http = http.tls_certs_only([]);
-        }
+            None if base.scheme() == "http" => reqwest::Client::builder().tls_certs_only([]),
+            None => reqwest::Client::builder(),
+        };
         let http = http
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
@@ -50,7 +58,7 @@ impl Client {
             .user_agent(concat!("nomad-build/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|source| Error::new(Exit::Failure, "preparing the HTTP client").caused_by(source))?;
-        Ok(Self { http, base, token: token(globals.nomad_token.as_ref())? })
+        Ok(Self { http, base, token: token(globals.nomad_token.as_ref())?, tls })
     }
 
     /// Where the service is, for messages.
@@ -61,6 +69,11 @@ impl Client {
     /// The token as a header's value, where there is one.
     pub(super) fn token(&self) -> Option<&HeaderValue> {
         self.token.as_ref()
+    }
+
+    /// How a WebSocket is to know the service by TLS; none where it is known by what the machine trusts.
+    pub(super) fn connector(&self) -> Option<Connector> {
+        self.tls.clone().map(Connector::Rustls)
     }
 
     /// The address of a resource.
@@ -176,6 +189,28 @@ fn base(text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
+/// The TLS of the flags, where there are any.
+fn tls_config(globals: &Globals) -> Result<Option<Arc<ClientConfig>>, Error> {
+    let Globals { cacert, client_cert, client_key, .. } = globals;
+    let wrong = |doing: &str, hint: &str| Error::new(Exit::Usage, doing).hint(hint);
+    let identity = match (client_cert.clone(), client_key.clone()) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
+        _ => return Err(wrong("reading --client-cert and --client-key", "set both, or neither")),
+    };
+    let authority = match cacert.clone() {
+        Some(authority) => authority,
+        None if identity.is_none() => return Ok(None),
+        None => {
+            let hint = "say by --cacert (or NOMAD_BUILD_CACERT) whom the service's certificate must be of: the machine's own \
+                        authorities are often in /etc/ssl/certs/ca-certificates.crt";
+            return Err(wrong("reading --client-cert, which comes without --cacert", hint));
+        }
+    };
+    let unfit = |source| Error::new(Exit::Usage, "reading the files for TLS").caused_by(source);
+    ClientFiles { authority, identity }.read().map(|config| Some(Arc::new(config))).map_err(unfit)
+}
+
 fn token(token: Option<&SecretString>) -> Result<Option<HeaderValue>, Error> {
     let Some(token) = token.map(ExposeSecret::expose_secret).filter(|token| !token.is_empty()) else {
         return Ok(None);
@@ -225,7 +260,7 @@ mod tests {
     use super::*;
 
     fn client(url: &str) -> Client {
-        Client { http: reqwest::Client::new(), base: base(url).unwrap(), token: None }
+        Client { http: reqwest::Client::new(), base: base(url).unwrap(), token: None, tls: None }
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod version;
 mod wire;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -36,6 +37,8 @@ use secrecy::SecretString;
 
 pub(crate) use error::Error;
 pub(crate) use exit::Exit;
+#[cfg(feature = "fuzz")]
+pub(crate) use harmless::fuzz_terminal;
 pub(crate) use output::Output;
 
 /// A build service for HashiCorp Nomad: a repository becomes a tested, published image.
@@ -54,6 +57,15 @@ pub(crate) struct Globals {
     /// Where the service is
     #[arg(long, global = true, env = "NOMAD_BUILD_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// PEM file of the authorities that the service's certificate must be of, where it is no public one
+    #[arg(long, global = true, env = "NOMAD_BUILD_CACERT", value_name = "FILE")]
+    cacert: Option<PathBuf>,
+    /// PEM file of the certificate to show to a service that asks for one; needs --client-key and --cacert
+    #[arg(long, global = true, env = "NOMAD_BUILD_CLIENT_CERT", value_name = "FILE")]
+    client_cert: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, global = true, env = "NOMAD_BUILD_CLIENT_KEY", value_name = "FILE")]
+    client_key: Option<PathBuf>,
     /// What stdout carries: text for people, or the service's data as JSON
     #[arg(long = "output", short = 'o', global = true, value_enum, default_value_t = Format::Text)]
     format: Format,

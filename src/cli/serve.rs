@@ -58,10 +58,15 @@ async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
     let mut work = tokio::task::JoinSet::new();
     if let Some(address) = metrics_listen {
         let stopped = stop.clone().cancelled_owned();
-        work.spawn(api::serve_metrics(bind(address).await?, Arc::clone(&service), stopped));
+        work.spawn(api::serve_probes(bind(address).await?, Arc::clone(&service), stopped));
     }
     let address = listener.local_addr().map_or_else(|_| listen.to_string(), |address| address.to_string());
-    tracing::info!(address, version = env!("CARGO_PKG_VERSION"), "serving");
+    tracing::info!(
+        address,
+        tls = service.config().tls.is_some(),
+        version = env!("CARGO_PKG_VERSION"),
+        "serving"
+    );
     let (background, retire) = (Arc::clone(&service), CancellationToken::new());
     let retired = retire.clone();
     let watch = tokio::spawn(async move { Box::pin(background.run(retired)).await });

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::{self, Utf8Bytes};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_tls_with_config};
 
 use super::client::{Client, TOKEN_HEADER};
 use super::fields::JobId;
@@ -137,7 +137,9 @@ impl<'a> Follower<'a> {
     }
 
     async fn one_connection(&mut self, events: &Sender<Result<Event, Error>>) -> Result<Ended, Error> {
-        let mut socket = match timeout(self.patience.connect, connect_async(self.request()?)).await {
+        let connector = self.client.connector();
+        let connecting = connect_async_tls_with_config(self.request()?, None, true, connector);
+        let mut socket = match timeout(self.patience.connect, connecting).await {
             Ok(Ok((socket, _))) => socket,
             Ok(Err(error)) => return self.not_connected(error).map(Ended::Cut),
             Err(_) => return Ok(Ended::Cut(Cut::Slow(self.patience.connect))),

@@ -23,7 +23,29 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "",
         "file that is told who submitted, killed, cleaned up or read the log of what, and who was refused, as JSON lines",
     ),
-    ("NOMAD_BUILD_METRICS_LISTEN", "", "an address of its own for /metrics"),
+    (
+        "NOMAD_BUILD_TLS_CERT",
+        "",
+        "PEM file of the API's own certificate and those that vouch for it: with it the API is served by TLS only; read again when it changes",
+    ),
+    ("NOMAD_BUILD_TLS_KEY", "", "PEM file of its key"),
+    (
+        "NOMAD_BUILD_TLS_CLIENT_CA",
+        "",
+        "PEM file of the authorities of which every caller of the API must have a certificate",
+    ),
+    (
+        "NOMAD_BUILD_MAX_RATE",
+        "500",
+        "requests a second of one address, an IPv6 network of /64 counting as one; 0: any number, as behind a proxy that limits them",
+    ),
+    ("NOMAD_BUILD_MAX_CONNECTIONS", "8192", "connections to the API at once; who comes then waits"),
+    ("NOMAD_BUILD_MAX_CONNECTIONS_PER_ADDRESS", "2048", "those of one address; who comes then is hung up on"),
+    (
+        "NOMAD_BUILD_METRICS_LISTEN",
+        "",
+        "an address of its own for /metrics, /health and /ready, by plain HTTP",
+    ),
     ("NOMAD_ADDR", "http://127.0.0.1:4646", "Nomad"),
     (
         "NOMAD_TOKEN_FILE",

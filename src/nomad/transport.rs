@@ -1,19 +1,13 @@
 //! The connection pool to Nomad and the token, both made anew when a file that they are made of has changed.
-//!
-//! Invariant: a file that cannot be used keeps what there is. It is said once, and read again when it has changed.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use secrecy::SecretString;
 
 use super::client::Settings;
 use super::error::Error;
-
-/// How often files are looked at, at most.
-const LOOK: Duration = Duration::from_secs(1);
+use crate::reload::Reloaded;
 
 /// Who we are to Nomad.
 #[derive(Clone, Debug, Default)]
@@ -43,91 +37,42 @@ pub struct Tls {
 }
 
 impl Tls {
-    fn files(&self) -> Vec<&Path> {
+    fn files(&self) -> Vec<PathBuf> {
         let (certificate, key) = self.identity.as_ref().map(|(cert, key)| (cert, key)).unzip();
-        [self.authority.as_ref(), certificate, key].into_iter().flatten().map(PathBuf::as_path).collect()
-    }
-}
-
-/// What tells a file from what it was.
-type Stamp = Option<(u64, i64, i64, u64)>;
-
-fn stamp(path: &Path) -> Stamp {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
-}
-
-/// Something made of files.
-struct Made<T> {
-    value: T,
-    stamps: Vec<Stamp>,
-    looked: Instant,
-}
-
-impl<T: Clone> Made<T> {
-    fn new(files: &[&Path], make: impl FnOnce() -> Result<T, Error>) -> Result<Self, Error> {
-        // Before they are read: a change in between is seen later.
-        let stamps = files.iter().map(|path| stamp(path)).collect();
-        Ok(Self { value: make()?, stamps, looked: Instant::now() })
-    }
-
-    /// What is made of the files now, looking at them at most so often.
-    fn now(&mut self, files: &[&Path], what: &str, make: impl FnOnce() -> Result<T, Error>) -> T {
-        if !files.is_empty() && self.looked.elapsed() >= LOOK {
-            self.looked = Instant::now();
-            let stamps: Vec<_> = files.iter().map(|path| stamp(path)).collect();
-            if stamps != self.stamps {
-                self.stamps = stamps;
-                match make() {
-                    Ok(value) => {
-                        tracing::info!(what, "read again, as its files have changed");
-                        self.value = value;
-                    }
-                    Err(error) => {
-                        let cause = std::error::Error::source(&error).map(tracing::field::display);
-                        tracing::warn!(what, %error, cause, "its files have changed, and cannot be used: it stays");
-                    }
-                }
-            }
-        }
-        self.value.clone()
+        [self.authority.as_ref(), certificate, key].into_iter().flatten().cloned().collect()
     }
 }
 
 /// The pool.
 pub(super) struct Transport {
-    settings: Settings,
-    pool: Mutex<Made<reqwest::Client>>,
-    token: Mutex<Made<Option<SecretString>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    pool: Reloaded<reqwest::Client, Error>,
+    token: Reloaded<Option<SecretString>, Error>,
 }
 
 impl Transport {
     pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
-        let pool = Made::new(&settings.tls.files(), || pool(settings))?;
-        let token = Made::new(&token_files(&settings.token), || read_token(&settings.token))?;
-        Ok(Self { settings: settings.clone(), pool: Mutex::new(pool), token: Mutex::new(token) })
+        let (of_pool, token) = (settings.clone(), settings.token.clone());
+        Ok(Self {
+            pool: Reloaded::new("the connection to Nomad", settings.tls.files(), move || pool(&of_pool))?,
+            token: reloaded(token)?,
+        })
     }
 
     pub(super) fn pool(&self) -> reqwest::Client {
-        let make = || pool(&self.settings);
-        lock(&self.pool).now(&self.settings.tls.files(), "the connection to Nomad", make)
+        self.pool.now()
     }
 
     pub(super) fn token(&self) -> Option<SecretString> {
-        let make = || read_token(&self.settings.token);
-        lock(&self.token).now(&token_files(&self.settings.token), "the token for Nomad", make)
+        self.token.now()
     }
 }
 
-fn token_files(token: &Token) -> Vec<&Path> {
-    match token {
-        Token::File(path) => vec![path.as_path()],
+fn reloaded(token: Token) -> Result<Reloaded<Option<SecretString>, Error>, Error> {
+    let files = match &token {
+        Token::File(path) => vec![path.clone()],
         Token::None | Token::Fixed(_) => Vec::new(),
-    }
+    };
+    Reloaded::new("the token for Nomad", files, move || read_token(&token))
 }
 
 fn read_token(token: &Token) -> Result<Option<SecretString>, Error> {
@@ -179,18 +124,9 @@ fn pool(settings: &Settings) -> Result<reqwest::Client, Error> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
-
-    fn made(token: &Token) -> Made<Option<SecretString>> {
-        Made::new(&token_files(token), || read_token(token)).unwrap()
-    }
-
-    fn later(made: &mut Made<Option<SecretString>>, token: &Token) -> String {
-        use secrecy::ExposeSecret as _;
-        made.looked = Instant::now().checked_sub(LOOK).unwrap();
-        let now = made.now(&token_files(token), "the token", || read_token(token));
-        now.unwrap().expose_secret().to_owned()
-    }
 
     #[test]
     fn a_token_is_the_one_that_stands_in_its_file() {
@@ -198,21 +134,22 @@ mod tests {
         let path = folder.path().join("token");
         let token = Token::File(path.clone());
         std::fs::write(&path, "one\n").unwrap();
-        let mut made = made(&token);
-        assert_eq!(later(&mut made, &token), "one");
+        let made = reloaded(token).unwrap();
+        let now = || made.at_once().unwrap().expose_secret().to_owned();
+        assert_eq!(now(), "one");
         let replace = |text: &str| {
             std::fs::write(folder.path().join("new"), text).unwrap();
             std::fs::rename(folder.path().join("new"), &path).unwrap();
         };
         replace("two");
-        assert_eq!(later(&mut made, &token), "two");
+        assert_eq!(now(), "two");
         // Being written, or gone.
         replace("");
-        assert_eq!(later(&mut made, &token), "two");
+        assert_eq!(now(), "two");
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(later(&mut made, &token), "two");
+        assert_eq!(now(), "two");
         replace("three");
-        assert_eq!(later(&mut made, &token), "three");
+        assert_eq!(now(), "three");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod nodes;
 mod store;
 mod submit;
 mod sweeper;
+mod tickets;
 mod tokens;
 mod translate;
 mod undertaker;
@@ -42,6 +43,7 @@ pub use keys::KeyError;
 pub use kill::{KillError, Killed};
 pub use logins::{Caller, LoginError};
 pub use submit::SubmitError;
+pub use tickets::{Ticket, TicketError};
 
 use archivist::Archivist;
 use authority::{Authority, Open};

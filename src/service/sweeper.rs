@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::{Service, keys, nodes};
+use super::{Service, keys, nodes, tickets};
 use crate::config::{Sweep, SweepSettings};
 use crate::job::{JobId, SweepReport};
 use crate::ledger;
@@ -25,6 +25,9 @@ const EVERY: Duration = Duration::from_hours(1);
 
 /// How long after a sweep that failed the next one is tried.
 const AGAIN: Duration = Duration::from_mins(1);
+
+/// How old a ticket is that whoever made it has not removed.
+const TICKETS: Duration = Duration::from_mins(5);
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -127,6 +130,10 @@ fn leftovers<'a>(
             let left = need(&id) != Need::Live && is_older(variable, settings.keep_credentials);
             return left.then_some(Leftover::Credentials);
         }
+        // What it is good for ends within a minute.
+        if tickets::is_ticket(&variable.path) {
+            return is_older(variable, TICKETS).then_some(Leftover::Credentials);
+        }
         // A node that is there replaces its report every hour.
         if variable.path.starts_with(SweepReport::PREFIX) {
             return is_older(variable, settings.keep_ledger.max(DAY)).then_some(Leftover::Ledger);
@@ -177,6 +184,9 @@ mod tests {
             (format!("nomad-build/outcomes/{id}"), Gone, 101, Some(Ledger)),
             ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 101, Some(Ledger)),
             ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 99, None),
+            (format!("nomad-build/tickets/{}", "0a".repeat(16)), Gone, 301, Some(Credentials)),
+            (format!("nomad-build/tickets/{}", "0a".repeat(16)), Gone, 299, None),
+            ("nomad-build/tickets/other".to_owned(), Gone, 500, None),
             ("nomad-build/sweeps/b3b1cd4e".to_owned(), Gone, 86_401, Some(Ledger)),
             ("nomad-build/sweeps/b3b1cd4e".to_owned(), Gone, 86_399, None),
             ("nomad-build/keys/other".to_owned(), Gone, 500, None),

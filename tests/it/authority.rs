@@ -1,6 +1,7 @@
 //! What a caller may do: what the caller's own Nomad token could.
 
 mod audit;
+mod tickets;
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::registry::server::Server;
-use crate::support::{Api, Guarded, Issuer, NAMESPACE, Service, Ssh, eventually, numbered, world};
+use crate::sources::http;
+use crate::support::{Api, Authority, Guarded, Issuer, NAMESPACE, Service, Ssh, eventually, numbered, world};
 
 /// A service of a Nomad that has ACLs, and the file of its token. It sweeps no node, which would make allocations.
 async fn guarded() -> (Guarded, Service, tempfile::NamedTempFile) {
@@ -21,7 +23,15 @@ async fn guarded_with(
     registries: &str,
     further: &[(&str, &str)],
 ) -> (Guarded, Service, tempfile::NamedTempFile) {
-    let nomad = Guarded::start().await;
+    guard(Guarded::start().await, registries, further).await
+}
+
+/// The same, of a given Nomad.
+async fn guard(
+    nomad: Guarded,
+    registries: &str,
+    further: &[(&str, &str)],
+) -> (Guarded, Service, tempfile::NamedTempFile) {
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), nomad.token().await.secret).unwrap();
     let file = token.path().to_str().unwrap();
@@ -140,10 +150,12 @@ async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_
                 wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
             }
             // A cleanup needs a job that has ended.
-            for route in ["kill", "cleanup"] {
+            for (route, capability) in
+                [("logs/tickets", "read-logs"), ("kill", "dispatch-job"), ("cleanup", "dispatch-job")]
+            {
                 let answer = role.api.call(Method::POST, &format!("/jobs/{path}/{route}"), None).await.0;
                 got.push((route, is_there, answer));
-                wanted.push((route, is_there, role.wanted("dispatch-job", Some(is_there))));
+                wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
             }
         }
         for route in ["/jobs?dry_run=true", "/jobs"] {
@@ -229,9 +241,11 @@ async fn without_acls_only_this_machine_is_served_unless_the_operator_says_so() 
 #[tokio::test]
 async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_anothers() {
     let world = world();
+    let authority = Authority::new();
     let registry = Server::start(Some(LOGIN)).await;
     let registries = format!("{},{}", world.registry, registry.host());
-    let (nomad, service, _token) = guarded_with(&registries, &[]).await;
+    let nomad = Guarded::start_trusting(&authority).await;
+    let (nomad, service, _token) = guard(nomad, &registries, &[]).await;
     let server = Ssh::serve().await;
     let put = async |path: &str, items: Value| {
         let body = json!({ "Namespace": NAMESPACE, "Path": path, "Items": items });
@@ -243,6 +257,7 @@ async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_another
             json!({ "ssh_key": server.key(), "known_hosts": server.known_host() }),
         )
         .await;
+        put(&format!("creds/{team}/https"), json!({ "username": "me@here", "password": LOGIN.1 })).await;
         put(&format!("creds/{team}/registry"), json!({ "username": LOGIN.0, "password": LOGIN.1 })).await;
         put(&format!("creds/{team}/npm"), json!({ "token": format!("canary-of-{team}") })).await;
     }
@@ -263,6 +278,15 @@ async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_another
     nomad.owns(&id);
     let status = api.wait_for_end(&id).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}\n{}", api.logs(&id).await, server.said());
+    let plain = http::serve(&repository, Some(("me@here", LOGIN.1))).await;
+    let (host, path) = plain.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let mut by_https = job.clone();
+    by_https["repo_url"] = json!(format!("https://{}/{path}", authority.before(host.parse().unwrap()).await));
+    by_https["git_credentials_path"] = json!("creds/acme/https");
+    let second = api.submit(&by_https).await;
+    nomad.owns(&second);
+    let status = api.wait_for_end(&second).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}", api.logs(&second).await);
     for (field, mine, others) in [
         ("git_credentials_path", json!("creds/acme/git"), json!("creds/other/git")),
         ("registry_credentials_path", json!("creds/acme/registry"), json!("creds/other/registry")),
@@ -282,7 +306,7 @@ async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_another
         job[field] = mine;
     }
     let jobs = nomad.call(Method::GET, "jobs?namespace=builds&prefix=nb-", &Value::Null).await;
-    assert_eq!(jobs.as_array().unwrap().len(), 1, "{jobs}");
+    assert_eq!(jobs.as_array().unwrap().len(), 2, "{jobs}");
     let copies =
         async || nomad.call(Method::GET, "vars?namespace=builds&prefix=nomad/jobs", &Value::Null).await;
     eventually("no copy is left", async || copies().await.as_array()?.is_empty().then_some(())).await;

@@ -174,8 +174,8 @@ async fn front_that_shows_old_progress(nomad: &str, namespace: &str) -> String {
             if names_a_job && query.contains("outcomes") {
                 let known = shown.lock().unwrap().clone();
                 if let Some(known) = known {
-                    let decides = is_decided(nomad.http.clone(), format!("{}{claims}", nomad.url));
-                    tokio::time::timeout(Duration::from_mins(1), decides).await.expect("the job is decided");
+                    let wait = is_decided(nomad.http.clone(), format!("{}{claims}", nomad.url));
+                    tokio::time::timeout(Duration::from_mins(1), wait).await.expect("the job is decided");
                     listed = known;
                 } else {
                     *shown.lock().unwrap() = Some(listed.clone());

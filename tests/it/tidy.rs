@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the top of the house to its foundation, as src/lib.rs and ARCHITECTURE.md list them.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 19] = [
+    "fuzz",
     "cli",
     "dev",
     "api",
@@ -18,6 +19,8 @@ const ROOMS: [&str; 16] = [
     "engine",
     "git",
     "nomad",
+    "tls",
+    "reload",
     "telemetry",
     "job",
     "environment",

@@ -24,6 +24,8 @@ use crate::nomad::{self, Kind};
 mod cursor;
 mod decoder;
 mod follower;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod message;
 mod order;
 mod reader;

@@ -227,7 +227,9 @@ impl Watcher {
         }
         let pages: Vec<_> = variables.iter().filter_map(understood).collect();
         self.store.see(job, |known| {
-            pages.into_iter().fold(false, |news, page| page.tell(&self.namespace, known) || news)
+            // Each of them, whether one before was news or not.
+            let news: Vec<_> = pages.into_iter().map(|page| page.tell(&self.namespace, known)).collect();
+            news.contains(&true)
         });
         seen.indexes.extend(variables.into_iter().map(|variable| (variable.path, variable.modify_index)));
         Ok(())

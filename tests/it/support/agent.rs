@@ -67,6 +67,11 @@ impl Agent {
 
     /// Starts one, with further configuration.
     pub(super) fn start(further: &str) -> Self {
+        Self::start_in(further, &[])
+    }
+
+    /// The same, with variables that its node's tasks have, too.
+    pub(super) fn start_in(further: &str, environment: &[(&str, PathBuf)]) -> Self {
         let dir = tempfile::Builder::new().prefix("nbl-").tempdir_in("/tmp").unwrap();
         let [port, rpc, serf] = [0; 3].map(|_| ports::port());
         let name = dir.path().file_name().unwrap().to_str().unwrap();
@@ -109,6 +114,7 @@ impl Agent {
             .args(["agent", "-config"])
             .arg(&path)
             .env(MARK, dir.path())
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())

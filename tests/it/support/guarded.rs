@@ -1,11 +1,13 @@
 //! A Nomad with ACLs on, and the policies that the README gives its operators.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::agent::{Agent, wait_for};
+use super::authority::Authority;
 
 /// The namespace of the README's policies.
 pub(crate) const NAMESPACE: &str = "builds";
@@ -25,7 +27,16 @@ pub(crate) struct Token {
 
 impl Guarded {
     pub(crate) async fn start() -> Self {
-        let mut agent = Agent::start("acl {\n enabled = true\n}");
+        Self::start_in(&[]).await
+    }
+
+    /// The same, with a node whose programs trust an authority.
+    pub(crate) async fn start_trusting(authority: &Authority) -> Self {
+        Self::start_in(&["SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, authority.file()))).await
+    }
+
+    async fn start_in(environment: &[(&str, PathBuf)]) -> Self {
+        let mut agent = Agent::start_in("acl {\n enabled = true\n}", environment);
         let url = format!("http://{}", agent.address());
         let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
         let bootstrapped = wait_for("a management token", Duration::from_mins(1), async || {

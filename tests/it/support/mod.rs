@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 mod api;
+mod authority;
 mod bucket;
 mod cluster;
 mod engine;
@@ -33,6 +34,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 pub(crate) use api::Api;
+pub(crate) use authority::Authority;
 pub(crate) use bucket::Bucket;
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{

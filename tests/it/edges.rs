@@ -1,0 +1,254 @@
+//! The listener's edges: TLS, and what keeps one caller from being everybody's.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::{Certificate, Identity, StatusCode};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::connect_async;
+
+use crate::support::{Api, Authority, Service, eventually, world};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The variables of a service that has a certificate of an authority.
+fn tls(authority: &Authority) -> [(&'static str, String); 2] {
+    let file = |name| text(&authority.path(name)).to_owned();
+    [("NOMAD_BUILD_TLS_CERT", file("service.pem")), ("NOMAD_BUILD_TLS_KEY", file("service.key"))]
+}
+
+fn started(variables: &[(&'static str, String)]) -> Service {
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    Service::start_unready(&world().nomad, &world().registry, &variables)
+}
+
+/// A client that trusts an authority, and has a certificate of it where one is named.
+fn client(authority: &Authority, own: Option<&str>) -> reqwest::Client {
+    let read = |name: &str| std::fs::read(authority.path(name)).unwrap();
+    let trusted = Certificate::from_pem(&read("ca.pem")).unwrap();
+    let mut client = reqwest::Client::builder().tls_certs_only([trusted]).tls_info(true);
+    if let Some(name) = own {
+        let pem = [read(&format!("{name}.pem")), read(&format!("{name}.key"))].concat();
+        client = client.identity(Identity::from_pem(&pem).unwrap());
+    }
+    // A connection is made for each request, as of another caller.
+    client.pool_max_idle_per_host(0).build().unwrap()
+}
+
+fn by_tls(service: &Service) -> String {
+    service.url.replace("http://", "https://")
+}
+
+/// The certificate that a service shows.
+async fn shown(client: &reqwest::Client, url: &str) -> reqwest::Result<Vec<u8>> {
+    let answer = client.get(format!("{url}/health")).send().await?.error_for_status()?;
+    let info = answer.extensions().get::<reqwest::tls::TlsInfo>().unwrap();
+    Ok(info.peer_certificate().unwrap().to_vec())
+}
+
+#[tokio::test]
+async fn a_certificate_is_shown_that_is_in_its_file_now_and_a_broken_one_changes_nothing() {
+    let authority = Authority::new();
+    let first = authority.issue("service");
+    let service = started(&tls(&authority));
+    let (client, url) = (client(&authority, None), by_tls(&service));
+    assert_eq!(shown(&client, &url).await.unwrap(), first);
+    assert!(client.get(format!("{}/health", service.url)).send().await.is_err(), "plain HTTP is not served");
+    // A certificate without its key.
+    let key = std::fs::read(authority.path("service.key")).unwrap();
+    let second = authority.issue("service");
+    let new_key = std::fs::read(authority.path("service.key")).unwrap();
+    std::fs::write(authority.path("service.key"), key).unwrap();
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert_eq!(shown(&client, &url).await.unwrap(), first);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    std::fs::write(authority.path("service.key"), new_key).unwrap();
+    eventually("the new certificate is shown", async || {
+        (shown(&client, &url).await.unwrap() == second).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_has_no_certificate_where_callers_need_one_is_served_nothing_and_probes_need_none() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    authority.issue("service");
+    authority.issue("caller");
+    other.issue("caller");
+    let mut variables = tls(&authority).to_vec();
+    variables.push(("NOMAD_BUILD_TLS_CLIENT_CA", text(&authority.file()).to_owned()));
+    let probes = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    variables.push(("NOMAD_BUILD_METRICS_LISTEN", probes.to_string()));
+    let service = started(&variables);
+    let url = by_tls(&service);
+    assert!(shown(&client(&authority, Some("caller")), &url).await.is_ok());
+    assert!(shown(&client(&authority, None), &url).await.is_err());
+    let stranger = {
+        let read = |name: &str| std::fs::read(other.path(name)).unwrap();
+        let pem = [read("caller.pem"), read("caller.key")].concat();
+        let trusted = Certificate::from_pem(&std::fs::read(authority.file()).unwrap()).unwrap();
+        let client = reqwest::Client::builder().tls_certs_only([trusted]);
+        client.identity(Identity::from_pem(&pem).unwrap()).build().unwrap()
+    };
+    assert!(stranger.get(format!("{url}/health")).send().await.is_err());
+    let plain = Api::new(&format!("http://{probes}"));
+    eventually("the service is ready", async || {
+        let (status, _) = plain.try_call(reqwest::Method::GET, "/ready", None).await?;
+        status.is_success().then_some(())
+    })
+    .await;
+    plain.get("/health").await;
+    let (status, _) = plain.try_call(reqwest::Method::POST, "/jobs", Some(&json!({}))).await.unwrap();
+    assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_submitted_and_followed_over_tls_with_a_certificate_of_ones_own() {
+    let (world, authority) = (world(), Authority::new());
+    authority.issue("service");
+    authority.issue("caller");
+    let mut variables = tls(&authority).to_vec();
+    variables.push(("NOMAD_BUILD_TLS_CLIENT_CA", text(&authority.file()).to_owned()));
+    let service = started(&variables);
+    let repository = world.repository("");
+    let file = authority.path("job.json");
+    std::fs::write(&file, world.job(&repository).to_string()).unwrap();
+    let command = |arguments: &[&str], identity: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nomad-build"));
+        command.args(arguments).env("NOMAD_BUILD_URL", by_tls(&service)).stdin(Stdio::null());
+        command.env("NOMAD_BUILD_CACERT", authority.file()).env_remove("NOMAD_TOKEN");
+        if identity {
+            command.env("NOMAD_BUILD_CLIENT_CERT", authority.path("caller.pem"));
+            command.env("NOMAD_BUILD_CLIENT_KEY", authority.path("caller.key"));
+        }
+        tokio::task::spawn_blocking(move || command.output().unwrap())
+    };
+    let submit = ["submit", "--file", text(&file), "--follow"];
+    let followed = eventually("a service that knows its Nomad", async || {
+        let output = command(&submit, true).await.unwrap();
+        output.status.success().then_some(output)
+    })
+    .await;
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&followed.stdout), String::from_utf8_lossy(&followed.stderr));
+    assert!(said.contains("sha256:"), "{said}");
+    let refused = command(&["status", "nb-0193a1c2-7e57-7000-8000-000000000000"], false).await.unwrap();
+    assert!(!refused.status.success());
+}
+
+/// Whether the other side hangs up within a time; what it said before.
+async fn hangs_up(stream: &mut TcpStream, within: Duration) -> Option<Vec<u8>> {
+    let mut said = Vec::new();
+    match tokio::time::timeout(within, stream.read_to_end(&mut said)).await {
+        Ok(Ok(_)) => Some(said),
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => Some(said),
+        Ok(Err(error)) => panic!("{error}"),
+        Err(_) => None,
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_go_on_is_hung_up_on_and_the_others_are_served() {
+    let authority = Authority::new();
+    authority.issue("service");
+    let (plain, tls) = (started(&[]), started(&tls(&authority)));
+    let address = |service: &Service| service.url.strip_prefix("http://").unwrap().to_owned();
+    let within = Duration::from_mins(1);
+    let slow = async |service: &Service, says: &[u8]| {
+        let mut stream = TcpStream::connect(address(service)).await.unwrap();
+        stream.write_all(says).await.unwrap();
+        hangs_up(&mut stream, within).await.expect("the service hangs up")
+    };
+    let body = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    let (head, nothing, handshake, late) = tokio::join!(
+        slow(&plain, b"GET /health HTTP/1.1\r\nHost: loc"),
+        slow(&plain, b""),
+        slow(&tls, b"\x16\x03\x01"),
+        slow(&plain, body),
+    );
+    for said in [head, nothing, handshake] {
+        assert_eq!(String::from_utf8_lossy(&said), "");
+    }
+    let late = String::from_utf8(late).unwrap();
+    assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{late}");
+    Api::new(&plain.url).get("/health").await;
+}
+
+#[tokio::test]
+async fn an_address_that_asks_too_fast_is_told_when_to_ask_again_and_probes_are_always_answered() {
+    let service = started(&[("NOMAD_BUILD_MAX_RATE", "5".to_owned())]);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let url = format!("{}/openapi.json", service.url);
+    let refused = eventually("a refusal", async || {
+        let answer = http.get(&url).send().await.unwrap();
+        (answer.status() != StatusCode::OK).then_some(answer)
+    })
+    .await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert_eq!(refused.json::<serde_json::Value>().await.unwrap()["error"]["code"], "too_many_requests");
+    for _ in 0..20 {
+        Api::new(&service.url).get("/health").await;
+    }
+    tokio::time::sleep(Duration::from_secs(wait)).await;
+    assert_eq!(http.get(&url).send().await.unwrap().status(), StatusCode::OK);
+}
+
+/// Connects from an address of this machine, and sees whether a request is answered.
+async fn connects(from: &str, to: SocketAddr) -> io::Result<Option<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(format!("{from}:0").parse().unwrap())?;
+    let mut stream = socket.connect(to).await?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await?;
+    let mut first = [0; 12];
+    let answered = match stream.read_exact(&mut first).await {
+        Ok(_) => &first == b"HTTP/1.1 200",
+        Err(_) => false,
+    };
+    Ok(answered.then_some(stream))
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections_and_those_of_streams_count() {
+    let service = started(&[("NOMAD_BUILD_MAX_CONNECTIONS_PER_ADDRESS", "2".to_owned())]);
+    let address: SocketAddr = service.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let api = Api::new(&world().api().url);
+    let (id, _) = api.run(&world().job(&world().repository(""))).await;
+    eventually("the service knows the job", async || {
+        let answer = reqwest::get(format!("{}/jobs/{id}/status", service.url)).await.ok()?;
+        answer.status().is_success().then_some(())
+    })
+    .await;
+    let url = format!("ws://{address}/jobs/{id}/logs/stream");
+    let (stream, _) = eventually("a stream", async || connect_async(url.as_str()).await.ok()).await;
+    let first = eventually("a place", async || connects("127.0.0.1", address).await.unwrap()).await;
+    assert!(!matches!(connects("127.0.0.1", address).await, Ok(Some(_))), "the third one is hung up on");
+    assert!(
+        matches!(connects("127.0.0.2", address).await, Ok(Some(_))),
+        "another address has places of its own"
+    );
+    drop(first);
+    eventually("its place is given back", async || connects("127.0.0.1", address).await.ok().flatten()).await;
+    drop(stream);
+}
+
+#[tokio::test]
+async fn who_comes_when_every_place_is_taken_waits_for_one() {
+    let service = started(&[("NOMAD_BUILD_MAX_CONNECTIONS", "1".to_owned())]);
+    let address: SocketAddr = service.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let first = eventually("the only place", async || connects("127.0.0.1", address).await.unwrap()).await;
+    let second = tokio::spawn(connects("127.0.0.1", address));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!second.is_finished());
+    drop(first);
+    assert!(second.await.unwrap().unwrap().is_some());
+}
