@@ -171,6 +171,7 @@ impl Replica {
             .env("NOMAD_BUILD_LOG", "info")
             .env("NOMAD_BUILD_LOG_FORMAT", "json")
             .env("NOMAD_BUILD_SWEEP", "off")
+            .env("NOMAD_BUILD_MAX_RATE", "1000000")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

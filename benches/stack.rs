@@ -80,6 +80,8 @@ pub(crate) async fn ready(arguments: &[&str]) -> anyhow::Result<(Child, String)>
         .args(arguments)
         .env("NOMAD_BUILD_MAX_CPU", MOST_CPU.to_string())
         .env("NOMAD_BUILD_LOG", "warn")
+        // Counted, as it is by default, and not refused.
+        .env("NOMAD_BUILD_MAX_RATE", "1000000")
         .env("RUST_LOG", "warn")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -14,6 +14,8 @@ pub mod api;
 
 pub mod service;
 
+pub mod doctor;
+
 mod runner;
 
 pub mod ledger;

@@ -19,6 +19,9 @@ use super::answer::{Code, Problem};
 /// What is asked whatever the rate: a probe that is refused has a service restarted that only has much to do.
 const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 
+/// The highest rate that is told from no limit, by a clock that counts nanoseconds.
+const MOST: u32 = 1_000_000;
+
 /// How often addresses are forgotten that ask for nothing any more.
 const FORGETS: Duration = Duration::from_mins(1);
 
@@ -37,7 +40,7 @@ pub(super) struct Rate(Option<Arc<DefaultKeyedRateLimiter<IpAddr>>>);
 impl Rate {
     /// So many requests a second, and as many more at once as those of two seconds; any number for 0.
     pub(super) fn new(a_second: u32) -> Self {
-        let quota = NonZeroU32::new(a_second).map(|most| {
+        let quota = NonZeroU32::new(a_second.min(MOST)).map(|most| {
             Quota::per_second(most).allow_burst(most.saturating_mul(NonZeroU32::MIN.saturating_add(1)))
         });
         Self(quota.map(|quota| Arc::new(RateLimiter::keyed(quota))))
@@ -137,6 +140,7 @@ mod tests {
         }
         assert!(rate.wait(ip("2001:db8::ffff")).is_some());
         assert_eq!(rate.wait(ip("2001:db8:0:1::1")), None);
+        assert_eq!(Rate::new(u32::MAX).wait(ip("192.0.2.1")), None);
         let none = Rate::new(0);
         assert!((0..10_000).all(|_| none.wait(ip("192.0.2.1")).is_none()));
     }

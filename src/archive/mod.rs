@@ -139,6 +139,16 @@ impl Archive {
         }
     }
 
+    /// Writes, reads and removes something of a job that is none.
+    pub async fn try_out(&self, job: &JobId) -> Result<(), Error> {
+        const DOING: &str = "trying out the archive";
+        let path = self.of(job).join("doctor.json");
+        self.put(&path, "was here", DOING).await?;
+        let read: Option<String> = self.read(&path, DOING).await?;
+        self.remove(job).await?;
+        read.map(drop).ok_or_else(|| Error::new(DOING, "what was written is not there"))
+    }
+
     async fn put<T: Serialize>(&self, path: &Path, content: T, doing: &str) -> Result<(), Error> {
         let text =
             serde_json::to_vec(&Kept { v: VERSION, content }).map_err(|error| Error::new(doing, error))?;

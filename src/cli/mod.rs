@@ -7,6 +7,7 @@
 mod client;
 mod completions;
 mod dev;
+mod doctor;
 mod error;
 mod exit;
 mod fields;
@@ -103,6 +104,11 @@ enum Command {
     Cleanup(order::Args),
     /// Ask the service whether it would take a submission, without submitting it
     Validate(validate::Args),
+    /// Look for what keeps the service, its Nomad or a node from working
+    #[command(
+        after_help = "It reads the variables that `serve` reads. It ends with 1 where something keeps builds from working."
+    )]
+    Doctor(doctor::Args),
     /// Serve the API
     #[command(after_help = serve::help())]
     Serve(serve::Args),
@@ -149,6 +155,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, Error> {
         Command::Kill(args) => block_on(order::give(&order::KILL, args, &globals, output)),
         Command::Cleanup(args) => block_on(order::give(&order::CLEANUP, args, &globals, output)),
         Command::Validate(args) => block_on(validate::run(args, &globals, output)),
+        Command::Doctor(args) => block_on(doctor::run(args, output)),
         Command::Serve(args) => serve::run(&args),
         Command::Dev(args) => on_threads(dev::run(args)),
         Command::DevSupervise(args) => on_threads(dev::supervise(args)),

@@ -3,6 +3,7 @@
 //! Invariant: a container that was asked for is known: its creation goes on when its run is dropped, and removal waits
 //! for it.
 
+mod about;
 mod build;
 mod run;
 mod session;
@@ -21,6 +22,8 @@ use bollard::query_parameters::{
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc::Sender;
 use tokio_util::task::TaskTracker;
+
+pub use about::About;
 
 use super::{BuildRequest, Engine, EngineError, Exit, Output, RunRequest, Stream};
 

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use secrecy::SecretString;
 use tokio::sync::mpsc::Sender;
 
-pub use docker::DockerEngine;
+pub use docker::{About, DockerEngine};
 #[cfg(feature = "fuzz")]
 pub(crate) use progress::fuzz_progress;
 

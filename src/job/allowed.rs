@@ -61,6 +61,11 @@ impl FromStr for RegistryRule {
 }
 
 impl RegistryRule {
+    /// The registry's host.
+    pub fn host(&self) -> &str {
+        self.0.split('/').next().unwrap_or(&self.0)
+    }
+
     fn covers(&self, image: &str) -> bool {
         is_at_or_below(&image.to_ascii_lowercase(), &self.0)
     }

@@ -106,14 +106,19 @@ impl Reading<'_> {
         Ok(secrets)
     }
 
-    /// Refuses what does not fit into the Variable of one task.
-    fn fit(&mut self, items: &Items) {
-        let bytes: usize = items.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if bytes > MOST_IN_VARIABLE {
+    /// Refuses what does not fit into the Variable of one task: the field that brings most of it.
+    fn fit(&mut self, given: &[(&str, &[&Items])]) {
+        let size = |all: &&[&Items]| -> usize {
+            all.iter().flat_map(|items| items.iter()).map(|(name, value)| name.len() + value.len()).sum()
+        };
+        let total: usize = given.iter().map(|(_, items)| size(items)).sum();
+        let most = given.iter().max_by_key(|(_, items)| size(items));
+        if let Some((field, items)) = most.filter(|_| total > MOST_IN_VARIABLE) {
             let message = format!(
-                "have {bytes} bytes together with the build's other credentials: at most {MOST_IN_VARIABLE} are allowed"
+                "brings {} of the {total} bytes of credentials that the build would be given: at most {MOST_IN_VARIABLE} are allowed",
+                size(items)
             );
-            self.refuse("build_secrets", message);
+            self.refuse(field, message);
         }
     }
 }
@@ -139,9 +144,12 @@ impl Service {
         let secrets = reading.secrets(spec).await?;
         let mut copies: BTreeMap<Task, Items> =
             TASKS_WITH_CREDENTIALS.into_iter().map(|task| (task, login.clone())).collect();
-        let build = copies.entry(BUILD).or_default();
-        build.extend(git.into_iter().chain(bases).chain(secrets));
-        reading.fit(build);
+        reading.fit(&[
+            ("git_credentials_path", &[&git]),
+            ("registry_credentials_path", &[&login, &bases]),
+            ("build_secrets", &[&secrets]),
+        ]);
+        copies.entry(BUILD).or_default().extend(git.into_iter().chain(bases).chain(secrets));
         let archive = self.config.archive.as_ref().map(Settings::items).unwrap_or_default();
         copies.entry(Task::Finish).or_default().extend(archive);
         copies.retain(|_, items| !items.is_empty());

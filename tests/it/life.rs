@@ -80,7 +80,7 @@ async fn a_token_that_is_replaced_is_taken_and_one_that_is_revoked_is_told() {
 }
 
 #[tokio::test]
-async fn the_policies_of_the_readme_are_all_that_service_and_runner_need() {
+async fn the_policies_that_are_shipped_are_all_that_service_and_runner_need() {
     let nomad = Guarded::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");

@@ -17,6 +17,7 @@ mod cli;
 mod corpus;
 mod dev;
 mod dockerfiles;
+mod doctor;
 mod edges;
 mod engine;
 mod event_stream;

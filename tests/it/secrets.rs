@@ -85,6 +85,30 @@ async fn a_secret_that_cannot_be_read_is_refused_by_its_id_and_nothing_is_regist
 }
 
 #[tokio::test]
+async fn of_more_credentials_than_a_build_can_be_given_the_field_that_brings_most_is_named() {
+    let world = world();
+    let nomad = world.nomad_api();
+    let mut job = world.job(&world.repository(&step()));
+    job["owner"] = json!(format!("secrets-{}", Uuid::new_v4()));
+    let host = job["registry_url"].as_str().unwrap().to_owned();
+    for (login, secret, field) in
+        [(40, 25, "registry_credentials_path"), (25, 40, "build_secrets")].map(|(login, secret, field)| {
+            (json!({ "username": "u", "password": "p".repeat(login << 10) }), "s".repeat(secret << 10), field)
+        })
+    {
+        let config = json!({ "auths": { host.as_str(): login } }).to_string();
+        job["registry_credentials_path"] = json!(nomad.credentials(&json!({ "config.json": config })).await);
+        let path = nomad.credentials(&json!({ "token": secret })).await;
+        job["build_secrets"] = json!({ "npmrc": format!("{path}#token") });
+        let (status, body) = world.api().call(Method::POST, "/jobs", Some(&job)).await;
+        assert_eq!((status.as_u16(), &body["error"]["details"][0]["field"]), (400, &json!(field)), "{body}");
+        let message = body["error"]["details"][0]["message"].as_str().unwrap();
+        assert!(message.len() < 300 && message.contains("61440"), "{message}");
+    }
+    assert!(nomad.made_by(job["owner"].as_str().unwrap()).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_build_without_a_secret_that_a_step_requires_fails_by_name() {
     let world = world();
     let repository = world.repository(&step());

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the top of the house to its foundation, as src/lib.rs and ARCHITECTURE.md list them.
-const ROOMS: [&str; 19] = [
+const ROOMS: [&str; 20] = [
     "fuzz",
     "cli",
     "dev",
     "api",
     "service",
+    "doctor",
     "runner",
     "ledger",
     "config",

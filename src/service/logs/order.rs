@@ -36,7 +36,11 @@ impl Held {
         let seq = entry.position.seq;
         self.bytes += entry.size();
         self.last = Some(seq);
-        self.lines.entry(seq).or_default().push(Entry { offset: None, ..entry });
+        let entries = self.lines.entry(seq).or_default();
+        // No two lines stand in one place, though somebody wrote the same number twice.
+        let sub = entries.last().map_or(0, |last| last.position.sub.saturating_add(1));
+        let position = Position { sub, ..entry.position };
+        entries.push(Entry { offset: None, position, ..entry });
     }
 
     /// Where the line stands behind which the next one of others comes, if it is held.

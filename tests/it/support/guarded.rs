@@ -1,4 +1,4 @@
-//! A Nomad with ACLs on, and the policies that the README gives its operators.
+//! A Nomad with ACLs on, and the policies that are shipped.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::agent::{Agent, wait_for};
 use super::authority::Authority;
 
-/// The namespace of the README's policies.
+/// The namespace of the policies.
 pub(crate) const NAMESPACE: &str = "builds";
 
 pub(crate) struct Guarded {
@@ -50,7 +50,7 @@ impl Guarded {
         agent.namespace = NAMESPACE;
         let guarded = Self { agent, url, management, http };
         guarded.call(Method::PUT, "namespace/builds", &json!({"Name": NAMESPACE})).await;
-        let [_, service, runner] = readme_policies();
+        let [_, service, runner] = shipped_policies();
         let policy = json!({"Name": "nomad-build", "Rules": service});
         guarded.call(Method::PUT, "acl/policy/nomad-build", &policy).await;
         let policy =
@@ -86,15 +86,15 @@ impl Guarded {
         self.token_of(&policy).await
     }
 
-    /// A new token of one of those who submit, as the README has it.
+    /// A new token of one of those who submit, by the policy that is shipped.
     pub(crate) async fn builder(&self) -> Token {
-        let [callers, ..] = readme_policies();
+        let [callers, ..] = shipped_policies();
         self.caller(&callers).await
     }
 
     /// The name of a policy of those who submit.
     pub(crate) async fn builders(&self) -> &'static str {
-        let [callers, ..] = readme_policies();
+        let [callers, ..] = shipped_policies();
         let policy = json!({"Name": "builders", "Rules": callers});
         self.call(Method::PUT, "acl/policy/builders", &policy).await;
         "builders"
@@ -122,11 +122,9 @@ impl Guarded {
     }
 }
 
-/// The policies as they stand there: the callers', the service's, and the runner's.
-fn readme_policies() -> [String; 3] {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let section = readme.split("### ACLs").nth(1).unwrap();
-    let mut blocks =
-        section.split("```hcl\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
-    [(); 3].map(|()| blocks.next().unwrap())
+/// The policies as they are shipped: the callers', the service's, and the runner's.
+fn shipped_policies() -> [String; 3] {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/nomad-jobs/policies");
+    ["builders", "service", "runner"]
+        .map(|name| std::fs::read_to_string(format!("{folder}/{name}.hcl")).unwrap())
 }

@@ -1,0 +1,374 @@
+//! The service's side: its Nomad, its token, the nodes that builds may run on, the archive, the registries.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use secrecy::SecretString;
+use uuid::Uuid;
+
+use super::Report;
+use crate::archive::Archive;
+use crate::config::Config;
+use crate::job::JobId;
+use crate::nomad::{Capability, Client, Error, Kind, NodeStub};
+use crate::registry::{self, Endpoint, PlainHttp};
+use crate::render::Runner;
+use crate::telemetry::chain;
+
+/// How far apart clocks may be: outcomes, tickets and JWTs go by them.
+const APART: TimeDelta = TimeDelta::seconds(5);
+
+/// How long before its end a token is warned of.
+const ENDS: TimeDelta = TimeDelta::days(1);
+
+/// How long a registry is waited for.
+const PATIENCE: registry::Limits = registry::Limits {
+    attempt: Duration::from_secs(5),
+    deadline: Duration::from_secs(10),
+    stall: Duration::from_secs(10),
+};
+
+/// Where the policy is.
+const SHIPPED: &str = "it is shipped as nomad-jobs/policies";
+
+struct Doctor<'a> {
+    config: &'a Config,
+    nomad: Client,
+    /// The same, asked with a management token.
+    manager: Option<Client>,
+    report: Report,
+}
+
+/// Looks at everything but the nodes' insides. A management token is asked with what the service's own may not.
+///
+/// # Errors
+/// Where not even a client of Nomad can be made.
+pub async fn examine(config: &Config, management: Option<SecretString>) -> Result<Report, Error> {
+    let nomad = Client::new(&config.nomad)?;
+    let manager = management.map(|token| nomad.with_token(Some(token)));
+    let mut doctor = Doctor { config, nomad, manager, report: Report::default() };
+    if doctor.nomad().await {
+        let guarded = doctor.acls().await;
+        if guarded {
+            doctor.token().await;
+        }
+        doctor.rights().await;
+        doctor.variables().await;
+        if guarded {
+            doctor.policies().await;
+        }
+        doctor.nodes().await;
+    }
+    doctor.archive().await;
+    doctor.registries().await;
+    Ok(doctor.report)
+}
+
+impl Doctor<'_> {
+    /// Whether Nomad answers.
+    async fn nomad(&mut self) -> bool {
+        match self.nomad.leader().await {
+            Ok(leader) if !leader.is_empty() => self.report.good("nomad", format!("its leader is {leader}")),
+            Ok(_) => self.report.bad("nomad", "it has no leader", "look at the logs of its servers"),
+            Err(error) => {
+                let remedy = "is NOMAD_ADDR right, and NOMAD_CACERT, and does Nomad run there?";
+                self.report.bad("nomad", chain(&error), remedy);
+                return false;
+            }
+        }
+        match self.nomad.clock().await {
+            Ok(Some(time)) => {
+                let apart = (Utc::now() - time).abs();
+                if apart > APART {
+                    let message = format!("this machine's and Nomad's are {} s apart", apart.num_seconds());
+                    self.report.warn(
+                        "clock",
+                        message,
+                        "have both kept by NTP: times of phases, tickets and JWTs go by them",
+                    );
+                } else {
+                    self.report.good("clock", "this machine's is Nomad's, to a few seconds");
+                }
+            }
+            Ok(None) => self.report.unknown(
+                "clock",
+                "Nomad's answer has no Date",
+                "is there a proxy that takes it away?",
+            ),
+            Err(error) => self.report.unknown("clock", chain(&error), "run this again"),
+        }
+        true
+    }
+
+    /// Whether Nomad has ACLs.
+    async fn acls(&mut self) -> bool {
+        match self.nomad.has_acls().await {
+            Ok(true) => {
+                self.report.good("acls", "Nomad has them: callers may do what their own tokens may");
+                true
+            }
+            Ok(false) if self.config.open => {
+                let message = "Nomad has none, and NOMAD_BUILD_OPEN is true: whoever reaches the service may do everything";
+                self.report.warn("acls", message, "turn them on, where others than you reach it");
+                false
+            }
+            Ok(false) if self.config.listen.ip().is_loopback() => {
+                self.report.good("acls", "Nomad has none, and the service serves its own machine alone");
+                false
+            }
+            Ok(false) => {
+                let message = format!(
+                    "Nomad has none, and NOMAD_BUILD_LISTEN is {}: nobody will be served",
+                    self.config.listen
+                );
+                self.report.bad(
+                    "acls",
+                    message,
+                    "turn them on, listen on a loopback address, or set NOMAD_BUILD_OPEN=true",
+                );
+                false
+            }
+            Err(error) => {
+                self.report.unknown("acls", chain(&error), "run this again");
+                true
+            }
+        }
+    }
+
+    async fn token(&mut self) {
+        let report = &mut self.report;
+        match self.nomad.token().await {
+            Ok(token) if token.kind == "management" => {
+                let remedy = format!("give the service one that has what it needs and no more: {SHIPPED}");
+                report.warn("token", "it is a management token, which may do everything", remedy);
+            }
+            Ok(token) => match token.expiration_time.map(|end| end - Utc::now()) {
+                Some(left) if left < ENDS => {
+                    let message = format!("it ends in {} minutes", left.num_minutes());
+                    report.warn("token", message, "see to it that NOMAD_TOKEN_FILE gets a new one before: it is read again when it changes");
+                }
+                _ => report.good("token", "Nomad knows it"),
+            },
+            Err(error) if error.kind == Kind::Forbidden => {
+                report.bad(
+                    "token",
+                    "Nomad does not know it",
+                    "set NOMAD_TOKEN_FILE to a file with one that is good",
+                );
+            }
+            Err(error) => report.unknown("token", chain(&error), "run this again"),
+        }
+    }
+
+    /// What the service has to be able to do in the namespace.
+    async fn rights(&mut self) {
+        let namespace = &self.config.namespace;
+        let nomad = &self.nomad;
+        let rights = [
+            ("list-jobs", nomad.may_list_jobs(namespace).await),
+            ("read-job", nomad.may(namespace, Capability::ReadJob).await),
+            ("submit-job", nomad.may_submit(namespace).await),
+            ("read-logs", nomad.may(namespace, Capability::ReadLogs).await),
+        ];
+        for (right, may) in rights {
+            match may {
+                Ok(true) => self.report.good("rights", format!("{right} in namespace {namespace:?}")),
+                Ok(false) => {
+                    let message = format!("the token lacks {right} in namespace {namespace:?}");
+                    self.report.bad("rights", message, format!("add it to the service's policy: {SHIPPED}"));
+                }
+                Err(error) if matches!(error.kind, Kind::Undecided(_)) => {
+                    self.report.unknown(
+                        "rights",
+                        format!("{right}: {}", chain(&error)),
+                        "run this again after a build",
+                    );
+                }
+                Err(error) => {
+                    let remedy = format!("is there a namespace {namespace:?}? (nomad namespace list)");
+                    self.report.bad("rights", format!("{right}: {}", chain(&error)), remedy);
+                }
+            }
+        }
+    }
+
+    /// Writes, lists, reads and removes Variables where the service does.
+    async fn variables(&mut self) {
+        let id = JobId::from_uuid(Uuid::new_v4());
+        let ledger = format!("nomad-build/doctor/{}", Uuid::new_v4());
+        let copy = format!("nomad/jobs/{id}/doctor");
+        for (path, below, reads) in [(ledger, "nomad-build/*", true), (copy, "nomad/jobs/nb-*", false)] {
+            match self.try_variable(&path, reads).await {
+                Ok(()) => self.report.good("variables", format!("{below} can be used")),
+                Err(error) => {
+                    let remedy = format!(
+                        "let the service's policy list, write and destroy {below}, and read nomad-build/*: {SHIPPED}"
+                    );
+                    self.report.bad("variables", chain(&error), remedy);
+                }
+            }
+        }
+    }
+
+    async fn try_variable(&self, path: &str, reads: bool) -> Result<(), Error> {
+        let (nomad, namespace) = (&self.nomad, &self.config.namespace);
+        let items = BTreeMap::from([("doctor".to_owned(), "was here".to_owned())]);
+        nomad.set_variable(namespace, path, &items).await?;
+        let tried = async {
+            nomad.variables(namespace, path).await?;
+            if reads {
+                nomad.variable(namespace, path).await?;
+            }
+            Ok(())
+        };
+        let tried = tried.await;
+        let removed = nomad.delete_variable(namespace, path).await;
+        tried.and(removed)
+    }
+
+    /// Who else may register jobs among the builds, and whether their tasks may say how they ended.
+    async fn policies(&mut self) {
+        let (report, namespace) = (&mut self.report, &self.config.namespace);
+        let Some(manager) = &self.manager else {
+            let message = "who may submit-job in the builds' namespace is not known";
+            report.unknown("policies", message, "run this once with --management-token-file");
+            return;
+        };
+        let policies = match manager.policies().await {
+            Ok(policies) => policies,
+            Err(error) => {
+                return report.unknown(
+                    "policies",
+                    chain(&error),
+                    "is it a management token in --management-token-file?",
+                );
+            }
+        };
+        let may: Vec<_> = policies
+            .iter()
+            .filter(|policy| policy.may_submit(namespace))
+            .map(|policy| policy.name.as_str())
+            .collect();
+        if may.len() > 1 {
+            let message =
+                format!("{} let their holders register jobs in namespace {namespace:?}", may.join(", "));
+            let remedy = "one of them, the service's, is needed: who has another can overwrite a build and read the credentials of its tasks";
+            report.warn("policies", message, remedy);
+        } else {
+            report.good(
+                "policies",
+                format!("nobody but the service may register jobs in namespace {namespace:?}"),
+            );
+        }
+        let is_runners =
+            |of: &crate::nomad::Policy| of.workloads.as_ref().is_some_and(|of| of.namespace == *namespace);
+        if policies.iter().any(is_runners) {
+            report.good("policies", format!("workloads of namespace {namespace:?} have a policy"));
+        } else {
+            let message = format!(
+                "no policy is that of the workloads of namespace {namespace:?}: no phase can say how it ended"
+            );
+            report.bad("policies", message, format!("apply the runner's policy: {SHIPPED}"));
+        }
+    }
+
+    /// Where builds may run.
+    async fn nodes(&mut self) {
+        let asked = self.manager.as_ref().unwrap_or(&self.nomad).nodes().await;
+        let report = &mut self.report;
+        let nodes = match asked {
+            Ok(nodes) => nodes,
+            Err(error) if error.kind == Kind::Forbidden => {
+                return report.unknown(
+                    "nodes",
+                    "the token may not list them, and need not",
+                    "run this once with --management-token-file",
+                );
+            }
+            Err(error) => return report.unknown("nodes", chain(&error), "run this again"),
+        };
+        let settings = &self.config.render;
+        let driver = if matches!(settings.runner, Runner::Image(_)) { "docker" } else { "raw_exec" };
+        let may_run = |node: &&NodeStub| {
+            let datacenter = |of: &String| of == "*" || *of == node.datacenter;
+            node.node_pool == settings.node_pool && settings.datacenters.iter().any(datacenter)
+        };
+        let ours: Vec<_> = nodes.iter().filter(may_run).collect();
+        let is_ready =
+            |node: &&&NodeStub| node.status == "ready" && node.scheduling_eligibility == "eligible";
+        let has_driver = |node: &&&NodeStub| {
+            node.drivers.as_ref().and_then(|all| all.get(driver)).is_some_and(|driver| driver.healthy)
+        };
+        let pool = &settings.node_pool;
+        let names =
+            |nodes: &[&&NodeStub]| nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
+        let ready: Vec<_> = ours.iter().filter(is_ready).collect();
+        let able: Vec<_> = ready.iter().copied().filter(has_driver).collect();
+        if able.is_empty() {
+            let message = format!(
+                "none of pool {pool:?} is ready and has the driver {driver}: of {} there are {} ready",
+                ours.len(),
+                ready.len()
+            );
+            let remedy = format!(
+                "turn {driver} on in the configuration of their agents, or set NOMAD_BUILD_NODE_POOL and NOMAD_BUILD_DATACENTERS"
+            );
+            report.bad("nodes", message, remedy);
+        } else {
+            report.good("nodes", format!("builds may run on {}: run doctor --node there", names(&able)));
+        }
+    }
+
+    async fn archive(&mut self) {
+        let report = &mut self.report;
+        let Some(settings) = &self.config.archive else {
+            let message = "there is none: logs and statuses last as long as Nomad keeps a job";
+            return report.warn("archive", message, "set NOMAD_BUILD_ARCHIVE to keep them");
+        };
+        let tried = async {
+            let archive = Archive::open(settings, &self.config.namespace)?;
+            archive.try_out(&JobId::from_uuid(Uuid::new_v4())).await
+        };
+        match tried.await {
+            Ok(()) => report.good("archive", "it can be written to, read and cleared"),
+            Err(error) => {
+                report.bad(
+                    "archive",
+                    chain(&error),
+                    "is NOMAD_BUILD_ARCHIVE right, and may its key do that?",
+                );
+            }
+        }
+    }
+
+    /// Those that images may go to, where the operator says which.
+    async fn registries(&mut self) {
+        let plain = PlainHttp::hosts(self.config.insecure_registries.iter().cloned());
+        for rule in &self.config.policy.allowed.registries {
+            let host = rule.host();
+            let asked = async {
+                let endpoint = Endpoint::new(host, &plain).map_err(|error| chain(&error))?;
+                let client =
+                    registry::Client::with_limits(endpoint, None, PATIENCE).map_err(|error| chain(&error))?;
+                let repository =
+                    "nomad-build/doctor".parse().map_err(|error: registry::NameError| chain(&error))?;
+                let tag = "none".parse().map_err(|error: registry::NameError| chain(&error))?;
+                match client.head_manifest(&repository, &tag).await {
+                    // What it says to somebody unknown does not matter: it speaks.
+                    Ok(_) | Err(registry::Error::Unauthorized { .. } | registry::Error::NotFound { .. }) => {
+                        Ok(())
+                    }
+                    Err(error) => Err(chain(&error)),
+                }
+            };
+            match asked.await {
+                Ok(()) => self.report.good("registry", format!("{host} answers")),
+                Err(why) => {
+                    let remedy = "nodes have to reach it, too; one without TLS belongs into NOMAD_BUILD_INSECURE_REGISTRIES";
+                    self.report.bad("registry", format!("{host}: {why}"), remedy);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What an operator wants to know of a Nomad before anything is built: its clock, its nodes, and what a token may do.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::client::{Client, Request};
+use super::error::{Error, Kind};
+
+/// The name of a job that is not there, and is planned only.
+const NOBODY: &str = "nomad-build-nobody";
+
+/// How long an answer that says the time may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A token, as it is told to itself.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct TokenInfo {
+    /// `client` or `management`.
+    #[serde(rename = "Type")]
+    pub kind: String,
+    /// When it ends; never without.
+    #[serde(default)]
+    pub expiration_time: Option<DateTime<Utc>>,
+}
+
+/// A node, as a list shows it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NodeStub {
+    /// Its name.
+    pub name: String,
+    /// Its datacenter.
+    #[serde(default)]
+    pub datacenter: String,
+    /// Its pool.
+    #[serde(default)]
+    pub node_pool: String,
+    /// `ready`, for example.
+    pub status: String,
+    /// Whether anything is placed there.
+    #[serde(default)]
+    pub scheduling_eligibility: String,
+    /// Its drivers.
+    #[serde(default)]
+    pub drivers: Option<BTreeMap<String, Driver>>,
+}
+
+/// A driver of a node.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Driver {
+    /// Whether tasks can be started by it.
+    #[serde(default)]
+    pub healthy: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct PolicyStub {
+    name: String,
+}
+
+/// An ACL policy.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    /// The workloads that have it by themselves.
+    #[serde(default, rename = "JobACL")]
+    pub workloads: Option<Workloads>,
+    /// What it allows, as Nomad read it.
+    #[serde(default, rename = "RulesJSON")]
+    rules: Option<Rules>,
+}
+
+/// Which workloads have a policy.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Workloads {
+    /// Those of this namespace.
+    #[serde(default)]
+    pub namespace: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Rules {
+    #[serde(default)]
+    namespaces: Option<Vec<NamespaceRule>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NamespaceRule {
+    name: String,
+    #[serde(default)]
+    policy: String,
+    #[serde(default)]
+    capabilities: Option<Vec<String>>,
+}
+
+impl Policy {
+    /// Whether it lets its holders register jobs in a namespace. A rule of a longer name that fits comes before one of a shorter.
+    pub fn may_submit(&self, namespace: &str) -> bool {
+        let rules = self.rules.as_ref().and_then(|rules| rules.namespaces.as_ref());
+        let fitting = rules.into_iter().flatten().filter(|rule| fits(&rule.name, namespace));
+        let most = fitting.max_by_key(|rule| (rule.name == namespace, rule.name.len()));
+        most.is_some_and(|rule| {
+            let has = |name: &str| rule.capabilities.iter().flatten().any(|capability| capability == name);
+            !has("deny") && rule.policy != "deny" && (has("submit-job") || rule.policy == "write")
+        })
+    }
+}
+
+/// Whether a name of a rule, in which `*` is any text, is that of a namespace.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((begin, rest)) => name.strip_prefix(begin).is_some_and(|left| {
+            (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| fits(rest, &left[at..]))
+        }),
+    }
+}
+
+fn plan(namespace: &str) -> Result<Request, Error> {
+    let doing = format!("trying whether a token has submit-job in namespace {namespace:?}");
+    let task = json!({"Name": NOBODY, "Driver": "raw_exec", "Config": {"command": "/bin/true"}});
+    let job = json!({
+        "ID": NOBODY, "Name": NOBODY, "Type": "batch", "Namespace": namespace, "Datacenters": ["*"],
+        "TaskGroups": [{"Name": NOBODY, "Count": 0, "Tasks": [task]}],
+    });
+    Request::new(Method::POST, &["job", NOBODY, "plan"], doing)
+        .query("namespace", namespace)
+        .json(&json!({"Job": job, "Diff": false}))
+}
+
+/// Whether it was allowed, where what was asked for does not matter.
+fn allowed<T>(answer: Result<T, Error>) -> Result<bool, Error> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == Kind::Forbidden => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Client {
+    /// What Nomad's clock says, to the second.
+    pub async fn clock(&self) -> Result<Option<DateTime<Utc>>, Error> {
+        let request = Request::get(&["status", "leader"], "asking Nomad for the time".to_owned());
+        let answer = self.open(request, PATIENCE).await?;
+        let date = answer.headers().get(reqwest::header::DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        Ok(date.map(|date| date.to_utc()))
+    }
+
+    /// This client's token. [`super::Kind::Forbidden`] where Nomad does not know it.
+    pub async fn token(&self) -> Result<TokenInfo, Error> {
+        let doing = "asking Nomad what kind of token this is".to_owned();
+        Ok(self.call(Request::get(&["acl", "token", "self"], doing)).await?.value)
+    }
+
+    /// Whether this client's token may list the jobs of a namespace.
+    pub async fn may_list_jobs(&self, namespace: &str) -> Result<bool, Error> {
+        allowed(self.jobs(namespace, NOBODY).await)
+    }
+
+    /// Whether it may register jobs there: one is planned, and nothing is registered.
+    pub async fn may_submit(&self, namespace: &str) -> Result<bool, Error> {
+        allowed(self.call::<Value>(plan(namespace)?).await)
+    }
+
+    /// The nodes. It takes `node:read`.
+    pub async fn nodes(&self) -> Result<Vec<NodeStub>, Error> {
+        Ok(self.call(Request::get(&["nodes"], "listing the nodes".to_owned())).await?.value)
+    }
+
+    /// Every ACL policy. It takes a management token.
+    pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
+        let listed = Request::get(&["acl", "policies"], "listing the ACL policies".to_owned());
+        let mut policies = Vec::new();
+        for PolicyStub { name } in self.call::<Vec<PolicyStub>>(listed).await?.value {
+            let read = Request::get(&["acl", "policy", &name], format!("reading ACL policy {name:?}"));
+            policies.push(self.call(read).await?.value);
+        }
+        Ok(policies)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_submit_is_said_by_the_rule_that_fits_best() {
+        for (rules, want) in [
+            (json!([{"Name": "builds", "Policy": "write"}]), true),
+            (json!([{"Name": "builds", "Capabilities": ["read-job", "submit-job"]}]), true),
+            (json!([{"Name": "builds", "Capabilities": ["read-job"]}]), false),
+            (json!([{"Name": "*", "Policy": "write"}]), true),
+            (json!([{"Name": "*", "Policy": "write"}, {"Name": "builds", "Policy": "read"}]), false),
+            (json!([{"Name": "bu*", "Policy": "deny"}, {"Name": "*", "Policy": "write"}]), false),
+            (json!([{"Name": "b*d*s", "Policy": "write"}]), true),
+            (json!([{"Name": "b*x*s", "Policy": "write"}]), false),
+            (json!([{"Name": "builds", "Capabilities": ["submit-job", "deny"]}]), false),
+            (json!([{"Name": "other", "Policy": "write"}]), false),
+            (json!(null), false),
+        ] {
+            let policy: Policy =
+                serde_json::from_value(json!({"Name": "p", "RulesJSON": {"Namespaces": rules}})).unwrap();
+            assert_eq!(policy.may_submit("builds"), want, "{rules}");
+        }
+    }
+}
