@@ -2,9 +2,9 @@
 #
 #   nomad job run -var image=registry.example.com/nomad-build:1.0.0 nomad-jobs/nomad-build.nomad.hcl
 #
-# With ACLs on, give the job the policy of the README before it runs; its workload identity carries it:
+# With ACLs on, give the job its policy before it runs; its workload identity carries it:
 #
-#   nomad acl policy apply -namespace default -job nomad-build nomad-build policy.hcl
+#   nomad acl policy apply -namespace default -job nomad-build nomad-build nomad-jobs/policies/service.hcl
 
 variable "image" {
   type        = string

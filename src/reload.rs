@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What tells a file from what it was.
-type Stamp = Option<(u64, i64, i64, u64)>;
+type Stamp = Option<[i128; 6]>;
 
 fn stamp(path: &Path) -> Stamp {
     let found = std::fs::metadata(path).ok()?;
-    Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
+    let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()].map(i128::from);
+    let [modified, modified_ns, changed, changed_ns] = times;
+    Some([found.ino().into(), found.len().into(), modified, modified_ns, changed, changed_ns])
 }
 
 fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
@@ -28,6 +30,8 @@ struct Made<T> {
     value: T,
     stamps: Vec<Stamp>,
     looked: Instant,
+    /// The files could not be used as they were last.
+    failed: bool,
 }
 
 /// Something made of files.
@@ -60,7 +64,7 @@ impl<T: Clone, E: Error> Reloaded<T, E> {
     ) -> Result<Self, E> {
         // Before they are read: a change in between is seen later.
         let stamps = stamps(&files);
-        let first = Made { value: make()?, stamps, looked: Instant::now() };
+        let first = Made { value: make()?, stamps, looked: Instant::now(), failed: false };
         Ok(Self { what, files, make: Box::new(make), made: Mutex::new(first) })
     }
 
@@ -70,22 +74,26 @@ impl<T: Clone, E: Error> Reloaded<T, E> {
         if !self.files.is_empty() && made.looked.elapsed() >= LOOK {
             made.looked = Instant::now();
             let stamps = stamps(&self.files);
-            if stamps != made.stamps {
+            let is_new = stamps != made.stamps;
+            // What keeps a file from being read may pass without changing it.
+            if is_new || made.failed {
                 made.stamps = stamps;
-                self.renew(&mut made);
+                self.renew(&mut made, is_new);
             }
         }
         made.value.clone()
     }
 
-    fn renew(&self, made: &mut Made<T>) {
+    fn renew(&self, made: &mut Made<T>, is_new: bool) {
         let what = self.what;
         match (self.make)() {
             Ok(value) => {
                 tracing::info!(what, "read again, as its files have changed");
-                made.value = value;
+                (made.value, made.failed) = (value, false);
             }
+            Err(_) if !is_new => {}
             Err(error) => {
+                made.failed = true;
                 let cause = error.source().map(tracing::field::display);
                 tracing::warn!(what, %error, cause, "its files have changed, and cannot be used: it stays");
             }

@@ -223,6 +223,7 @@ impl From<TicketError> for Problem {
     fn from(error: TicketError) -> Self {
         match error {
             TicketError::Unknown => Self::new(Code::Unauthorized, &error.to_string()),
+            TicketError::TooMany => Self::new(Code::TooManyRequests, &error.to_string()),
             TicketError::Nomad(ref cause) => Self::of_nomad(cause, &error),
             TicketError::Unmade => Self::caused(Code::Internal, error.to_string(), &error),
         }

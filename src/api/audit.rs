@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::answer::{ErrorCode, rfc3339};
 use super::caller::token;
 use crate::job::JobId;
-use crate::service::Service;
+use crate::service::{Caller, Service};
 use crate::telemetry::chain;
 
 /// The job that an answer is about, where its path does not say.
@@ -26,7 +26,7 @@ pub(super) struct About(pub(super) JobId);
 
 /// Who asked, where the request does not say it by a token.
 #[derive(Clone)]
-pub(super) struct By(pub(super) SecretString);
+pub(super) struct By(pub(super) Caller);
 
 /// Beside an answer to a submission that registered nothing, and was not to.
 #[derive(Clone, Copy)]
@@ -105,13 +105,19 @@ impl Asked {
     pub(super) async fn tell(self, service: &Service, file: &Path, request: &str, answer: Answer) {
         let Answer { status, about, by, error, is_dry } = answer;
         let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-        let is_nothing = is_dry || status == StatusCode::METHOD_NOT_ALLOWED;
+        // Who is refused for asking too fast is not to have more done than that.
+        let is_nothing =
+            is_dry || matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::TOO_MANY_REQUESTS);
         if is_nothing || (self.action == "read_status" && !is_refused) {
             return;
         }
         let about = about.map(|About(job)| job.to_string()).or(self.job);
         let error = error.map(|ErrorCode(code)| code);
-        let who = service.name_of(by.map(|By(token)| token).or(self.token)).await;
+        let who = match by {
+            Some(By(Caller { subject: Some(subject), .. })) => Some(subject),
+            Some(By(Caller { token, .. })) => service.name_of(token).await,
+            None => service.name_of(self.token).await,
+        };
         let line = Line {
             time: Utc::now(),
             request,

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::App;
 use super::answer::{Code, Problem};
@@ -73,6 +74,38 @@ pub(super) async fn keep_rate(State(app): State<App>, request: Request, next: Ne
                    stream (its operator sets NOMAD_BUILD_MAX_RATE)";
     let seconds = wait.as_secs().saturating_add(1).to_string();
     ([(RETRY_AFTER, seconds)], Problem::new(Code::TooManyRequests, message)).into_response()
+}
+
+/// How many file handles are left to everything but connections: Nomad, the archive, files.
+const RESERVE: u64 = 512;
+
+/// How many of so many connections there may be by the file handles that this process may have, which are made as many as they may
+/// be; and how many of them one address may have: not so many that it is left with all.
+pub(super) fn connections(wanted: usize, of_an_address: usize) -> (usize, usize) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        }
+        Ok(hard)
+    });
+    let most = match raised {
+        Ok(handles) => {
+            usize::try_from(handles.saturating_sub(RESERVE).max(handles / 2)).unwrap_or(usize::MAX)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "how many files this process may have open could not be set");
+            wanted
+        }
+    };
+    if most < wanted {
+        tracing::warn!(
+            wanted,
+            most,
+            "fewer connections than wanted: this process may have no more file handles (ulimit -n)"
+        );
+    }
+    let connections = wanted.min(most).max(1);
+    (connections, of_an_address.min((connections / 2).max(1)))
 }
 
 /// The connections of each address.

@@ -141,19 +141,19 @@ pub(super) async fn stream(
     // A browser's event source resumes by this header.
     let last_event = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     request.cursor = request.cursor.or_else(|| last_event.and_then(|text| text.parse().ok()));
+    if upgrade.is_err() && !wants_events(&headers) {
+        let message = "open this as a WebSocket, or with Accept: text/event-stream";
+        return Err(Problem::new(Code::InvalidRequest, message));
+    }
     let caller = app.or_by_ticket(caller, &id, query.ticket.as_deref()).await?;
-    let by = query.ticket.and(caller.token.clone()).map(|token| Extension(By(token)));
-    let messages = open(&app, caller, &id, request).await?;
-    let answer = match upgrade {
-        Ok(upgrade) => upgrade.on_upgrade(async move |socket| {
+    let by = query.ticket.map(|_| Extension(By(caller.clone())));
+    let answer = match (open(&app, caller, &id, request).await, upgrade) {
+        (Err(problem), _) => problem.into_response(),
+        (Ok(messages), Ok(upgrade)) => upgrade.on_upgrade(async move |socket| {
             let _held = held;
             by_websocket(socket, messages, app.stopping).await;
         }),
-        Err(_) if wants_events(&headers) => by_events(messages, app.stopping),
-        Err(_) => {
-            let message = "open this as a WebSocket, or with Accept: text/event-stream";
-            return Err(Problem::new(Code::InvalidRequest, message));
-        }
+        (Ok(messages), Err(_)) => by_events(messages, app.stopping),
     };
     Ok((by, answer).into_response())
 }

@@ -60,8 +60,9 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: impl 
     let stopping = CancellationToken::new();
     let app = App::new(Arc::clone(&service), stopping.clone());
     let (config, rate) = (service.config(), app.rate.clone());
-    let most =
-        Most { connections: config.max_connections, of_an_address: config.max_connections_of_an_address };
+    let (connections, of_an_address) =
+        limits::connections(config.max_connections, config.max_connections_of_an_address);
+    let most = Most { connections, of_an_address };
     let shutdown = async move {
         shutdown.await;
         stopping.cancel();
@@ -77,7 +78,7 @@ const PROBES: usize = 64;
 
 /// Serves only the metrics and the probes, on an address of their own and without TLS.
 pub async fn serve_probes(listener: TcpListener, service: Arc<Service>, shutdown: impl Future<Output = ()>) {
-    let most = Most { connections: PROBES, of_an_address: PROBES };
+    let most = Most { connections: PROBES, of_an_address: PROBES / 4 };
     let app = App::new(service, CancellationToken::new());
     server::serve(listener, probes().with_state(app), None, most, shutdown).await;
 }

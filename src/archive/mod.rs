@@ -144,9 +144,9 @@ impl Archive {
         const DOING: &str = "trying out the archive";
         let path = self.of(job).join("doctor.json");
         self.put(&path, "was here", DOING).await?;
-        let read: Option<String> = self.read(&path, DOING).await?;
+        let read: Result<Option<String>, Error> = self.read(&path, DOING).await;
         self.remove(job).await?;
-        read.map(drop).ok_or_else(|| Error::new(DOING, "what was written is not there"))
+        read?.map(drop).ok_or_else(|| Error::new(DOING, "what was written is not there"))
     }
 
     async fn put<T: Serialize>(&self, path: &Path, content: T, doing: &str) -> Result<(), Error> {

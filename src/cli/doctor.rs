@@ -28,7 +28,9 @@ pub(super) async fn run(args: Args, output: &mut Output) -> Result<Exit, Error> 
         examine_node(&Node { engine_socket: socket.unwrap_or_else(|| "/var/run/docker.sock".to_owned()) })
             .await
     } else {
-        let config = Config::read(&environment::process)
+        // The service makes its audit log, and owns it then.
+        let variable = |name: &str| environment::process(name).filter(|_| name != "NOMAD_BUILD_AUDIT_FILE");
+        let config = Config::read(&variable)
             .map_err(|source| Error::new(Exit::Usage, "reading the configuration").caused_by(source))?;
         let management = args.management_token_file.map(token).transpose()?;
         let examined = examine_cluster(&config, management).await;

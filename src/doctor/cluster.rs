@@ -11,7 +11,7 @@ use super::Report;
 use crate::archive::Archive;
 use crate::config::Config;
 use crate::job::JobId;
-use crate::nomad::{Capability, Client, Error, Kind, NodeStub};
+use crate::nomad::{Capability, Client, Error, Kind, NodeStub, fits};
 use crate::registry::{self, Endpoint, PlainHttp};
 use crate::render::Runner;
 use crate::telemetry::chain;
@@ -37,6 +37,8 @@ struct Doctor<'a> {
     nomad: Client,
     /// The same, asked with a management token.
     manager: Option<Client>,
+    /// The policies of the service's token, where that has any.
+    own: Option<Vec<String>>,
     report: Report,
 }
 
@@ -47,7 +49,7 @@ struct Doctor<'a> {
 pub async fn examine(config: &Config, management: Option<SecretString>) -> Result<Report, Error> {
     let nomad = Client::new(&config.nomad)?;
     let manager = management.map(|token| nomad.with_token(Some(token)));
-    let mut doctor = Doctor { config, nomad, manager, report: Report::default() };
+    let mut doctor = Doctor { config, nomad, manager, own: None, report: Report::default() };
     if doctor.nomad().await {
         let guarded = doctor.acls().await;
         if guarded {
@@ -138,24 +140,30 @@ impl Doctor<'_> {
 
     async fn token(&mut self) {
         let report = &mut self.report;
+        let remedy = "set NOMAD_TOKEN_FILE to a file with one that is good";
         match self.nomad.token().await {
+            Ok(token) if token.accessor == "anonymous" => report.bad("token", "there is none", remedy),
             Ok(token) if token.kind == "management" => {
                 let remedy = format!("give the service one that has what it needs and no more: {SHIPPED}");
                 report.warn("token", "it is a management token, which may do everything", remedy);
             }
-            Ok(token) => match token.expiration_time.map(|end| end - Utc::now()) {
-                Some(left) if left < ENDS => {
-                    let message = format!("it ends in {} minutes", left.num_minutes());
-                    report.warn("token", message, "see to it that NOMAD_TOKEN_FILE gets a new one before: it is read again when it changes");
+            Ok(token) => {
+                match token.expiration_time.map(|end| end - Utc::now()) {
+                    Some(left) if left < ENDS => {
+                        let message = format!("it ends in {} minutes", left.num_minutes());
+                        let remedy = "see to it that NOMAD_TOKEN_FILE gets a new one before: it is read again when it changes";
+                        report.warn("token", message, remedy);
+                    }
+                    _ => report.good("token", "Nomad knows it"),
                 }
-                _ => report.good("token", "Nomad knows it"),
-            },
+                self.own = token.policies;
+            }
             Err(error) if error.kind == Kind::Forbidden => {
-                report.bad(
-                    "token",
-                    "Nomad does not know it",
-                    "set NOMAD_TOKEN_FILE to a file with one that is good",
-                );
+                report.bad("token", "Nomad does not know it", remedy);
+            }
+            // What Nomad says of a workload's identity, which is none of its tokens.
+            Err(error) if error.kind == Kind::NotFound => {
+                report.good("token", "it is a workload's identity: what it is good for, the rights say");
             }
             Err(error) => report.unknown("token", chain(&error), "run this again"),
         }
@@ -168,7 +176,7 @@ impl Doctor<'_> {
         let rights = [
             ("list-jobs", nomad.may_list_jobs(namespace).await),
             ("read-job", nomad.may(namespace, Capability::ReadJob).await),
-            ("submit-job", nomad.may_submit(namespace).await),
+            ("submit-job", nomad.may_submit(namespace, self.driver()).await),
             ("read-logs", nomad.may(namespace, Capability::ReadLogs).await),
         ];
         for (right, may) in rights {
@@ -205,26 +213,31 @@ impl Doctor<'_> {
                     let remedy = format!(
                         "let the service's policy list, write and destroy {below}, and read nomad-build/*: {SHIPPED}"
                     );
-                    self.report.bad("variables", chain(&error), remedy);
+                    self.report.bad("variables", error, remedy);
                 }
             }
         }
     }
 
-    async fn try_variable(&self, path: &str, reads: bool) -> Result<(), Error> {
+    async fn try_variable(&self, path: &str, reads: bool) -> Result<(), String> {
         let (nomad, namespace) = (&self.nomad, &self.config.namespace);
         let items = BTreeMap::from([("doctor".to_owned(), "was here".to_owned())]);
-        nomad.set_variable(namespace, path, &items).await?;
         let tried = async {
-            nomad.variables(namespace, path).await?;
+            nomad.set_variable(namespace, path, &items).await?;
             if reads {
                 nomad.variable(namespace, path).await?;
             }
-            Ok(())
+            Ok::<_, Error>(nomad.variables(namespace, path).await?.value)
         };
         let tried = tried.await;
+        // Also where no answer came.
         let removed = nomad.delete_variable(namespace, path).await;
-        tried.and(removed)
+        let listed = tried.map_err(|error| chain(&error))?;
+        // Nomad leaves out of a list what may not be listed.
+        if !listed.iter().any(|stub| stub.path == path) {
+            return Err(format!("the token may not list {path}"));
+        }
+        removed.map_err(|error| chain(&error))
     }
 
     /// Who else may register jobs among the builds, and whether their tasks may say how they ended.
@@ -245,21 +258,18 @@ impl Doctor<'_> {
                 );
             }
         };
-        let may: Vec<_> = policies
-            .iter()
-            .filter(|policy| policy.may_submit(namespace))
-            .map(|policy| policy.name.as_str())
-            .collect();
-        if may.len() > 1 {
-            let message =
-                format!("{} let their holders register jobs in namespace {namespace:?}", may.join(", "));
-            let remedy = "one of them, the service's, is needed: who has another can overwrite a build and read the credentials of its tasks";
-            report.warn("policies", message, remedy);
+        let own = self.own.as_deref().unwrap_or_default();
+        let may = policies.iter().filter(|policy| policy.may_submit(namespace));
+        let others: Vec<_> =
+            may.map(|policy| policy.name.as_str()).filter(|name| own.iter().all(|own| own != name)).collect();
+        if others.is_empty() {
+            let message = format!("nobody but the service may register jobs in namespace {namespace:?}");
+            report.good("policies", message);
         } else {
-            report.good(
-                "policies",
-                format!("nobody but the service may register jobs in namespace {namespace:?}"),
-            );
+            let message =
+                format!("{} let their holders register jobs in namespace {namespace:?}", others.join(", "));
+            let remedy = "take it from whoever is not the service: who has it can overwrite a build and read the credentials of its tasks";
+            report.warn("policies", message, remedy);
         }
         let is_runners =
             |of: &crate::nomad::Policy| of.workloads.as_ref().is_some_and(|of| of.namespace == *namespace);
@@ -273,8 +283,14 @@ impl Doctor<'_> {
         }
     }
 
+    /// By which driver phases are run, if the template is one of ours.
+    fn driver(&self) -> &'static str {
+        if matches!(self.config.render.runner, Runner::Image(_)) { "docker" } else { "raw_exec" }
+    }
+
     /// Where builds may run.
     async fn nodes(&mut self) {
+        let driver = self.driver();
         let asked = self.manager.as_ref().unwrap_or(&self.nomad).nodes().await;
         let report = &mut self.report;
         let nodes = match asked {
@@ -289,10 +305,9 @@ impl Doctor<'_> {
             Err(error) => return report.unknown("nodes", chain(&error), "run this again"),
         };
         let settings = &self.config.render;
-        let driver = if matches!(settings.runner, Runner::Image(_)) { "docker" } else { "raw_exec" };
         let may_run = |node: &&NodeStub| {
-            let datacenter = |of: &String| of == "*" || *of == node.datacenter;
-            node.node_pool == settings.node_pool && settings.datacenters.iter().any(datacenter)
+            let pool = settings.node_pool == "all" || node.node_pool == settings.node_pool;
+            pool && settings.datacenters.iter().any(|of| fits(of, &node.datacenter))
         };
         let ours: Vec<_> = nodes.iter().filter(may_run).collect();
         let is_ready =

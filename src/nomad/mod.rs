@@ -19,7 +19,7 @@ pub use client::{Client, Settings};
 pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};
 pub use files::{Frame, FrameStream, Origin};
-pub use inquiry::{NodeStub, Policy, TokenInfo};
+pub use inquiry::{NodeStub, Policy, TokenInfo, fits};
 pub use jobs::Registration;
 pub use retry::patiently;
 pub use transport::{Tls, Token};

@@ -22,12 +22,12 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use tokio::sync::watch::Receiver;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, Archive};
@@ -53,6 +53,7 @@ use keys::Keys;
 use logins::Logins;
 use store::Store;
 use sweeper::Sweeper;
+use tickets::Outstanding;
 use undertaker::Undertaker;
 use watch::Watcher;
 
@@ -61,6 +62,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a phase that has ended its job is waited for to tell of itself.
 const TOLD: Duration = Duration::from_secs(3);
+
+/// How long it is believed that Nomad answers.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// Longer than any service lives: the patience of what nobody else would end.
 const FOR_EVER: Duration = Duration::from_hours(10 * 365 * 24);
@@ -79,6 +83,10 @@ pub struct Service {
     archive: Option<Archive>,
     /// The turns of those who clean up.
     cleanups: Semaphore,
+    /// Whether Nomad answered, and when it was asked.
+    doubted: Mutex<Option<(Option<String>, Instant)>>,
+    /// Tickets that may still be used.
+    tickets: Outstanding,
     telemetry: Arc<Telemetry>,
 }
 
@@ -142,6 +150,8 @@ impl Service {
             hub,
             archive,
             cleanups,
+            doubted: Mutex::default(),
+            tickets: Outstanding::default(),
             telemetry,
         })
     }
@@ -221,12 +231,18 @@ impl Service {
         self.store.live()
     }
 
-    /// Why the service cannot do its work; none where it can.
+    /// Why the service cannot do its work; none where it can. However many ask, Nomad is asked once a second.
     pub async fn doubt(&self) -> Option<String> {
         if let Some(why) = self.freshness.doubt() {
             return Some(why);
         }
-        self.nomad.leader().await.err().map(|error| error.to_string())
+        let mut known = self.doubted.lock().await;
+        if let Some((doubt, _)) = known.as_ref().filter(|(_, at)| at.elapsed() < DOUBT) {
+            return doubt.clone();
+        }
+        let doubt = self.nomad.leader().await.err().map(|error| error.to_string());
+        *known = Some((doubt.clone(), Instant::now()));
+        doubt
     }
 
     /// When what is shown was last known to be all there is: seconds ago, and longer where Nomad does not answer.

@@ -26,6 +26,9 @@ const EVERY: Duration = Duration::from_hours(1);
 /// How long after a sweep that failed the next one is tried.
 const AGAIN: Duration = Duration::from_mins(1);
 
+/// Where `doctor` tries what the service's token may.
+const CHECKS: &str = "nomad-build/doctor/";
+
 /// How old a ticket is that whoever made it has not removed.
 const TICKETS: Duration = Duration::from_mins(5);
 
@@ -130,8 +133,8 @@ fn leftovers<'a>(
             let left = need(&id) != Need::Live && is_older(variable, settings.keep_credentials);
             return left.then_some(Leftover::Credentials);
         }
-        // What it is good for ends within a minute.
-        if tickets::is_ticket(&variable.path) {
+        // What it is good for ends within a minute, as does a check of `doctor`.
+        if tickets::is_ticket(&variable.path) || variable.path.starts_with(CHECKS) {
             return is_older(variable, TICKETS).then_some(Leftover::Credentials);
         }
         // A node that is there replaces its report every hour.
@@ -186,6 +189,7 @@ mod tests {
             ("nomad-build/keys/28900495-0bfd-50db-bc3b-c039a851cba0".to_owned(), Gone, 99, None),
             (format!("nomad-build/tickets/{}", "0a".repeat(16)), Gone, 301, Some(Credentials)),
             (format!("nomad-build/tickets/{}", "0a".repeat(16)), Gone, 299, None),
+            ("nomad-build/doctor/x".to_owned(), Gone, 301, Some(Credentials)),
             ("nomad-build/tickets/other".to_owned(), Gone, 500, None),
             ("nomad-build/sweeps/b3b1cd4e".to_owned(), Gone, 86_401, Some(Ledger)),
             ("nomad-build/sweeps/b3b1cd4e".to_owned(), Gone, 86_399, None),

@@ -217,21 +217,26 @@ impl Watcher {
         job: &JobId,
         read: Vec<(VariableStub, Result<Option<Variable>, Error>)>,
     ) -> Result<(), Error> {
-        let mut variables = Vec::new();
+        let (mut variables, mut done) = (Vec::new(), Ok(()));
         for (stub, variable) in read {
             match variable {
                 // None where it was removed since it was listed.
                 Ok(variable) => variables.extend(variable),
-                Err(error) => seen.could_not_read(stub, error)?,
+                Err(error) => done = done.and(seen.could_not_read(stub, error)),
             }
         }
+        done?;
         let pages: Vec<_> = variables.iter().filter_map(understood).collect();
+        seen.indexes.extend(variables.into_iter().map(|variable| (variable.path, variable.modify_index)));
+        // Of a job of which nothing is understood nothing is remembered.
+        if pages.is_empty() {
+            return Ok(());
+        }
         self.store.see(job, |known| {
             // Each of them, whether one before was news or not.
             let news: Vec<_> = pages.into_iter().map(|page| page.tell(&self.namespace, known)).collect();
             news.contains(&true)
         });
-        seen.indexes.extend(variables.into_iter().map(|variable| (variable.path, variable.modify_index)));
         Ok(())
     }
 }
