@@ -23,6 +23,9 @@ use crate::job::{Phase, Record, Status};
 /// How long a reader tries by itself to catch up: an agent that starts may not know its allocations yet.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How many runs of a task are remembered by where they ended, the latest ones.
+const RUNS: usize = 16;
+
 /// How often Nomad is asked whether it placed a job that was killed before its place was heard of.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -37,8 +40,8 @@ pub(super) struct Reader {
     /// For each phase, the allocation whose log was read.
     read_of: [Option<Uuid>; 3],
     mark: Mark,
-    /// Whether the run whose lines were counted was read to its end, whatever ran after it.
-    is_whole: bool,
+    /// Where the runs before this one ended, the latest first.
+    ends: Vec<Mark>,
     tail: Option<u64>,
     handle: Option<(Arc<Handle>, watch::Receiver<()>)>,
     chunk: Option<(Arc<Chunk>, usize)>,
@@ -63,7 +66,7 @@ impl Reader {
             asked,
             read_of: [None; 3],
             mark: Mark::START,
-            is_whole: false,
+            ends: Vec::new(),
             tail: request.tail,
             handle: None,
             chunk: None,
@@ -146,7 +149,9 @@ impl Reader {
             return Some(gap);
         }
         if entry.position.run != at.run {
-            self.is_whole |= self.mark.is_behind_all(&self.record.borrow(), phase);
+            // How many lines were counted may be told later.
+            self.ends.truncate(RUNS - 1);
+            self.ends.insert(0, self.mark);
         }
         self.mark = Mark::after(entry);
         let message = Message::Log {
@@ -259,6 +264,11 @@ impl Reader {
         }
     }
 
+    /// Whether the run whose lines were counted was read to its end, whatever ran after it.
+    fn is_whole(&self, record: &Record, phase: Phase) -> bool {
+        self.ends.iter().any(|end| end.is_behind_all(record, phase))
+    }
+
     /// The follower is done.
     fn ended(&mut self, phase: Phase, record: &Record, ending: Ending) -> Option<Message> {
         let (at, lines) = (self.mark.position, record.lines[phase as usize]);
@@ -270,7 +280,7 @@ impl Reader {
                 let what = if at == Position::default() { "the whole log" } else { "the rest of the log" };
                 Some(self.gap(phase, all, format!("{what} of this phase is missing: {text}")))
             }
-            (Ending::Done, Some(lines)) if lines > known && !self.is_whole => {
+            (Ending::Done, Some(lines)) if lines > known && !self.is_whole(record, phase) => {
                 self.reason = self.reason.max(Some(EndReason::Unavailable));
                 // Those of an earlier run do not count.
                 let run = at.run.saturating_add(u32::from(known < at.seq));
@@ -378,7 +388,7 @@ impl Reader {
 
     fn restart(&mut self) {
         self.mark = Mark::START;
-        self.is_whole = false;
+        self.ends.clear();
         self.chunk = None;
         self.turn = None;
         self.handle = None;

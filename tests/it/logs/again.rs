@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use nomad_build::job::{Phase, Status};
-use nomad_build::service::logs::{InvalidCursor, Request};
+use nomad_build::service::logs::{InvalidCursor, Message, Request};
 
 use super::job::{Job, Seen, all, now, text};
 use crate::support::agent::wait_for;
@@ -177,5 +178,29 @@ async fn what_was_counted_is_all_there_though_a_run_behind_it_says_a_word() {
     .await;
     assert_eq!(logs.missing.len(), 0, "{:?}", logs.missing);
     let seen = all(job.read(&hub, Request::default())).await;
+    assert_eq!((seen.gaps, seen.end), (Vec::new(), Some((Status::Failed, None))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_counted_after_a_run_behind_it_said_a_word_is_all_there_too() {
+    let mut job = Job::building(10, 10).await;
+    job.lines(Phase::Build, 50).await;
+    let hub = job.hub();
+    let mut reader = job.read(&hub, Request::default());
+    let lines = async |reader: &mut BoxStream<'static, Message>, count: usize| {
+        let mut left = count;
+        while left > 0 {
+            let message = tokio::time::timeout(Duration::from_secs(30), reader.next()).await;
+            left -= usize::from(matches!(message.expect("a line comes"), Some(Message::Log { .. })));
+        }
+    };
+    lines(&mut reader, 50).await;
+    job.run_again(Phase::Build).await;
+    job.lines(Phase::Build, 1).await;
+    lines(&mut reader, 1).await;
+    // Only now it is heard how long the first run's log is: Nomad did not answer before.
+    job.change(|record| record.lines = [Some(50), Some(0), Some(0)]);
+    job.finish(Status::Failed);
+    let seen = all(reader).await;
     assert_eq!((seen.gaps, seen.end), (Vec::new(), Some((Status::Failed, None))));
 }
