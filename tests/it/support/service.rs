@@ -26,6 +26,8 @@ impl Service {
             .env("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https,ssh,http,file")
             .env("NOMAD_BUILD_INSECURE_REGISTRIES", registry)
             .env("NOMAD_BUILD_LOG_FORMAT", "json")
+            // All tests are one address.
+            .env("NOMAD_BUILD_MAX_RATE", "0")
             .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
