@@ -16,7 +16,7 @@ use super::types::Allocation;
 const NO_ACLS: &str = "acls-disabled";
 
 /// The name of a job and of a task that are not there: Nomad looks at a token before it looks for them.
-const NOBODY: &str = "nomad-build-nobody";
+pub(super) const NOBODY: &str = "nomad-build-nobody";
 
 /// What Nomad says, with no status of its own, of a token that it does not have, or not any more, or that is none.
 const NO_TOKEN: [&str; 2] = ["ACL token", "failed to parse signed token"];
@@ -76,7 +76,7 @@ fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<SecretString, D::Error> 
     Ok(String::deserialize(from)?.into())
 }
 
-fn whose() -> Request {
+pub(super) fn whose() -> Request {
     Request::get(&["acl", "token", "self"], "asking Nomad whose token this is".to_owned())
 }
 

@@ -7,11 +7,9 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::acl::{NOBODY, whose};
 use super::client::{Client, Request};
 use super::error::{Error, Kind};
-
-/// The name of a job that is not there.
-const NOBODY: &str = "nomad-build-nobody";
 
 /// How long an answer that says the time may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -173,8 +171,7 @@ impl Client {
 
     /// This client's token. [`super::Kind::Forbidden`] where Nomad does not know it.
     pub async fn token(&self) -> Result<TokenInfo, Error> {
-        let doing = "asking Nomad what kind of token this is".to_owned();
-        Ok(self.call(Request::get(&["acl", "token", "self"], doing)).await?.value)
+        Ok(self.call(whose()).await?.value)
     }
 
     /// Whether this client's token may list the jobs of a namespace.
