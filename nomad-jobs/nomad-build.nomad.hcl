@@ -29,10 +29,10 @@ variable "nomad_address" {
   description = "Nomad's HTTP API; empty for that of the node a replica is placed on"
 }
 
-variable "builds_namespace" {
-  type        = string
-  default     = "default"
-  description = "the namespace that builds run in"
+variable "builds_namespaces" {
+  type        = list(string)
+  default     = ["default"]
+  description = "the namespaces that builds run in; the first is that of a submission that names none"
 }
 
 variable "template" {
@@ -151,7 +151,7 @@ job "nomad-build" {
         NOMAD_ADDR                      = var.nomad_address == "" ? "http://$${attr.unique.network.ip-address}:4646" : var.nomad_address
         NOMAD_BUILD_LISTEN              = "$${NOMAD_ADDR_http}"
         NOMAD_BUILD_OPEN                = var.open ? "true" : "false"
-        NOMAD_BUILD_NAMESPACE           = var.builds_namespace
+        NOMAD_BUILD_NAMESPACES          = join(",", var.builds_namespaces)
         NOMAD_BUILD_TEMPLATE            = var.template
         NOMAD_BUILD_RUNNER              = var.template == "docker" ? var.image : var.runner
         NOMAD_BUILD_INSECURE_REGISTRIES = join(",", var.insecure_registries)

@@ -1,5 +1,6 @@
 //! The service's configuration: variables and flags in, a checked struct out, with every error at once.
 
+mod namespaces;
 mod variables;
 
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use crate::job::{Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, Re
 use crate::render::{self, Runner, TEMPLATES};
 use crate::telemetry::{Format, LogFilter, chain};
 use crate::{nomad, tls};
+pub use namespaces::Namespaces;
 pub use variables::VARIABLES;
 
 /// Everything `serve` needs to know.
@@ -44,8 +46,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Nomad.
     pub nomad: nomad::Settings,
-    /// The namespace of the builds.
-    pub namespace: String,
+    /// The namespaces of the builds.
+    pub namespaces: Namespaces,
     /// What submissions may ask for.
     pub policy: Policy,
     /// Registries that are reached by plain HTTP.
@@ -113,7 +115,7 @@ impl Config {
     pub fn read(source: Source<'_>) -> Result<Self, BadConfiguration> {
         let mut reader = Reader::new(source);
         let address = "an address and port, for example 127.0.0.1:8080";
-        let namespace = reader.text("NOMAD_BUILD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let namespaces = Namespaces::read(&mut reader);
         let archive = archive::Settings::read(&mut reader);
         let config = Self {
             listen: reader
@@ -137,13 +139,13 @@ impl Config {
             insecure_registries: reader
                 .list("NOMAD_BUILD_INSECURE_REGISTRIES", "host:port")
                 .unwrap_or_default(),
-            render: render_settings(&mut reader, &namespace, archive.as_ref()),
+            render: render_settings(&mut reader, &namespaces.first, archive.as_ref()),
             sweep: sweep_settings(&mut reader),
             archive,
             keep_archive: seconds(&mut reader, "NOMAD_BUILD_KEEP_ARCHIVE")
                 .unwrap_or(Duration::from_hours(2160)),
             keep_archive_jobs: reader.parsed("NOMAD_BUILD_KEEP_ARCHIVE_JOBS", "a number of jobs"),
-            namespace,
+            namespaces,
             log_limit: reader.parsed("NOMAD_BUILD_LOG_LIMIT_BYTES", "a number of bytes").unwrap_or(16 << 20),
             log_format: reader.parsed("NOMAD_BUILD_LOG_FORMAT", "text or json").unwrap_or_default(),
             log_filter: reader.parsed("NOMAD_BUILD_LOG", "a filter, for example info,nomad_build=debug"),

@@ -3,17 +3,16 @@
 //! What happens to jobs is seen by every replica. So that adding replicas up makes sense, only the replica that holds
 //! the reporter's lock counts it; what a replica does itself (HTTP, logs, watching) every one counts for itself.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+mod share;
 
-use chrono::Utc;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
-use crate::job::{Phase, Record};
-
+use crate::job::Record;
+pub use share::Share;
 /// Which of the program's own log lines are written.
 pub use tracing_subscriber::EnvFilter as LogFilter;
 /// From a second to the longest timeout.
@@ -24,8 +23,6 @@ const FAST: [f64; 12] = [0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.
 /// The service's metrics.
 pub struct Telemetry {
     registry: Registry,
-    reports: AtomicBool,
-    live: std::sync::atomic::AtomicI64,
     phase_seconds: HistogramVec,
     jobs: IntCounterVec,
     concurrent: IntGauge,
@@ -151,85 +148,8 @@ impl Telemetry {
             log_followers: gauge("nomad_build_log_followers", "Task logs that are being followed.")?,
             log_readers: gauge("nomad_build_log_readers", "Readers of logs.")?,
             log_bytes: total("nomad_build_log_bytes_total", "Bytes of task logs read from Nomad.")?,
-            reports: AtomicBool::default(),
-            live: std::sync::atomic::AtomicI64::default(),
             registry,
         })
-    }
-
-    /// Sets whether this replica counts what happens to jobs.
-    pub fn set_reports(&self, reports: bool) {
-        self.reports.store(reports, Ordering::Relaxed);
-        self.concurrent.set(if reports { self.live() } else { 0 });
-        if !reports {
-            // What it found on duty is for the next one to tell, or the replicas would add up to more than there is.
-            for kind in Leftover::ALL {
-                self.leftovers(kind, 0);
-            }
-            self.archive_pending(0);
-        }
-    }
-
-    fn reports(&self) -> bool {
-        self.reports.load(Ordering::Relaxed)
-    }
-
-    /// How many jobs have not ended.
-    pub fn live(&self) -> i64 {
-        self.live.load(Ordering::Relaxed)
-    }
-
-    fn add_live(&self, change: i64) {
-        let live = self.live.fetch_add(change, Ordering::Relaxed) + change;
-        if self.reports() {
-            self.concurrent.set(live);
-        }
-    }
-
-    /// A job was heard of for the first time.
-    pub fn job_seen(&self, record: &Record) {
-        if !record.status.is_final() {
-            self.add_live(1);
-        }
-    }
-
-    /// A job's record is forgotten.
-    pub fn job_forgotten(&self, record: &Record) {
-        if !record.status.is_final() {
-            self.add_live(-1);
-        }
-    }
-
-    /// A job's record changed; whether that is news, or was put together of what happened before this replica began.
-    pub fn job_changed(&self, before: &Record, now: &Record, is_news: bool) {
-        let ended = now.status.is_final() && !before.status.is_final();
-        if ended {
-            self.add_live(-1);
-        }
-        if !is_news {
-            return;
-        }
-        let (was, is) = (&before.timestamps, &now.timestamps);
-        for phase in Phase::ALL {
-            if let ((_, None), (Some(start), Some(end))) = (was.of(phase), is.of(phase)) {
-                self.watch_lag.observe((Utc::now() - end).as_seconds_f64().max(0.0));
-                if self.reports() {
-                    let failed = ended && now.phase == Some(phase) && now.failure.is_some();
-                    let result = if failed { "failed" } else { "succeeded" };
-                    let seconds = (end - start).as_seconds_f64().max(0.0);
-                    self.phase_seconds.with_label_values(&[phase.as_str(), result]).observe(seconds);
-                }
-            }
-        }
-        if !self.reports() {
-            return;
-        }
-        if let (None, Some(start), Some(accepted)) = (was.build_start, is.build_start, is.job_start) {
-            self.queue_wait.observe((start - accepted).as_seconds_f64().max(0.0));
-        }
-        if ended {
-            self.jobs.with_label_values(&[now.status.as_str()]).inc();
-        }
     }
 
     /// Watching broke.
@@ -249,11 +169,6 @@ impl Telemetry {
         self.watch_corrections.with_label_values(&[part]).inc_by(facts);
     }
 
-    /// How many leftovers a sweep found.
-    pub fn leftovers(&self, kind: Leftover, count: u64) {
-        self.leftovers.with_label_values(&[kind.as_str()]).set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
     /// Leftovers were removed.
     pub fn leftovers_removed(&self, kind: Leftover, count: u64) {
         self.leftovers_removed.with_label_values(&[kind.as_str()]).inc_by(count);
@@ -262,11 +177,6 @@ impl Telemetry {
     /// The service archived a job, or could not, or let go of one.
     pub fn archived(&self, result: Archived) {
         self.archived.with_label_values(&[result.as_str()]).inc();
-    }
-
-    /// How many ended jobs wait to be archived.
-    pub fn archive_pending(&self, jobs: usize) {
-        self.archive_pending.set(i64::try_from(jobs).unwrap_or(i64::MAX));
     }
 
     /// A request was answered. The route is the pattern, never the path.

@@ -1,13 +1,13 @@
 //! The audit log: who did what to which job, and what came of it, one JSON object a line.
 //!
-//! Told are submissions, kills, cleanups, reads of logs, and whatever was refused for who asked. Statuses are not: there are
-//! thousands a second. The file is opened for each line, so that it can be moved away at any time.
+//! Told are submissions, kills, cleanups, reads of logs, and whatever was refused for who asked. Statuses and lists are not:
+//! there are thousands a second. The file is opened for each line, so that it can be moved away at any time.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use axum::extract::{ConnectInfo, RawPathParams, Request};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use secrecy::SecretString;
@@ -76,11 +76,16 @@ struct Line<'a> {
     error: Option<&'a str>,
 }
 
+/// What is done too often to be told, unless it was refused.
+const STATUS: &str = "read_status";
+const LIST: &str = "list_jobs";
+
 /// What a route does, in the words of the audit log.
-fn action(route: &str) -> Option<&'static str> {
+fn action(method: &Method, route: &str) -> Option<&'static str> {
     match route {
-        "/jobs" => Some("submit"),
-        "/jobs/{id}/status" => Some("read_status"),
+        "/jobs" if method == Method::POST => Some("submit"),
+        "/jobs" => Some(LIST),
+        "/jobs/{id}/status" => Some(STATUS),
         "/jobs/{id}/logs" => Some("read_logs"),
         "/jobs/{id}/logs/stream" => Some("follow_logs"),
         "/jobs/{id}/logs/tickets" => Some("ticket"),
@@ -93,7 +98,7 @@ fn action(route: &str) -> Option<&'static str> {
 impl Asked {
     /// What is to be told of a request, if anything may be.
     pub(super) fn of(request: &Request, route: &str, parameters: Option<&RawPathParams>) -> Option<Self> {
-        let action = action(route)?;
+        let action = action(request.method(), route)?;
         let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| *from);
         // As the route reads it; what is no ID may be anything.
         let id = parameters.and_then(|all| all.iter().find(|(name, _)| *name == "id")).map(|(_, id)| id);
@@ -108,7 +113,7 @@ impl Asked {
         // Who is refused for asking too fast is not to have more done than that.
         let is_nothing =
             is_dry || matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::TOO_MANY_REQUESTS);
-        if is_nothing || (self.action == "read_status" && !is_refused) {
+        if is_nothing || (matches!(self.action, STATUS | LIST) && !is_refused) {
             return;
         }
         let about = about.map(|About(job)| job.to_string()).or(self.job);

@@ -64,7 +64,7 @@ async fn foreign_host(app: &App, headers: &HeaderMap, path: &str) -> Option<Stri
     if !is_for_this_machine || !path.starts_with("/jobs") {
         return None;
     }
-    let is_guarded = app.service.authority().is_guarded().await;
+    let is_guarded = app.service.is_guarded().await;
     (!is_guarded).then(|| {
         format!("Nomad has no ACLs, so only this machine is served, and {host:?} is no name or address of it")
     })

@@ -1,18 +1,21 @@
 //! Who is asking, and whether that may be: each route names the capability that it needs.
 
+use std::sync::Arc;
+
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use secrecy::SecretString;
 
 use super::App;
 use super::answer::Problem;
-use crate::job::JobId;
+use crate::job::{FieldError, JobId};
 use crate::nomad::Capability;
 use crate::service::logs::Message;
-use crate::service::{Caller, Denied, FindError};
+use crate::service::{Caller, Denied, FindError, Tenant};
 
 /// What a caller sent to show who it is.
 pub(super) fn token(headers: &HeaderMap) -> Option<SecretString> {
@@ -30,31 +33,151 @@ impl FromRequestParts<App> for Caller {
     }
 }
 
+/// What a caller may do with the jobs of a namespace.
+enum Sight {
+    /// What is asked for.
+    Allowed,
+    /// See them; what is asked for, not, or nobody knows.
+    Visible(Denied),
+    /// Nothing.
+    Hidden(Denied),
+}
+
+impl Sight {
+    /// What a caller may do in a namespace, or why that cannot be known.
+    async fn of(tenant: &Tenant, caller: &Caller, capability: Capability) -> Result<Self, Denied> {
+        let (authority, token) = (tenant.authority(), caller.token.as_ref());
+        let Err(denied) = authority.check(token, capability).await else { return Ok(Self::Allowed) };
+        let sees = match capability {
+            Capability::ReadJob => Err(denied),
+            _ => authority.check(token, Capability::ReadJob).await.map(|()| denied),
+        };
+        match sees {
+            Ok(denied) => Ok(Self::Visible(denied)),
+            Err(denied @ (Denied::Anonymous | Denied::Forbidden(..))) => Ok(Self::Hidden(denied)),
+            Err(unknown) => Err(unknown),
+        }
+    }
+}
+
 impl App {
-    /// Lets a caller do what is no one job's.
-    pub(super) async fn allow(&self, caller: &Caller, capability: Capability) -> Result<(), Problem> {
-        Ok(self.service.authority().check(caller.token.as_ref(), capability).await?)
+    /// The namespace that a submission names, or the first one, if its caller may do something there. What is wrong with the
+    /// name is told beside what else is wrong with the submission.
+    pub(super) async fn allow_in(
+        &self,
+        caller: &Caller,
+        named: Result<Option<&str>, FieldError>,
+        capability: Capability,
+    ) -> Result<Result<Arc<Tenant>, FieldError>, Problem> {
+        let (service, token) = (&self.service, caller.token.as_ref());
+        let is_named = |tenant: &&Arc<Tenant>| matches!(named, Ok(Some(name)) if tenant.namespace() == name);
+        let tenant = match (&named, service.tenants().iter().find(is_named)) {
+            (_, Some(tenant)) => tenant,
+            (Ok(Some(name)), None) => {
+                // To who may do nothing there it looks like one that there is.
+                service.first().authority().check_elsewhere(token, name, capability).await?;
+                return Ok(Err(self.no_such_namespace(caller, capability).await));
+            }
+            (Ok(None) | Err(_), None) => service.first(),
+        };
+        tenant.authority().check(token, capability).await?;
+        Ok(named.map(|_| Arc::clone(tenant)))
     }
 
-    /// Lets a caller do something with a job. To who may not see jobs, none is there.
+    /// The namespaces whose jobs a caller may see: that which is named, or all of them.
+    pub(super) async fn seen_by(
+        &self,
+        caller: &Caller,
+        named: Option<&str>,
+    ) -> Result<Vec<Arc<Tenant>>, Problem> {
+        const NEEDED: Capability = Capability::ReadJob;
+        if named.is_some() {
+            let tenant = self.allow_in(caller, Ok(named), NEEDED).await?;
+            let wrong = |wrong: FieldError| Problem::parameter(&wrong.field, &wrong.message);
+            return tenant.map(|tenant| vec![tenant]).map_err(wrong);
+        }
+        let (mut seen, mut denied) = (Vec::new(), None);
+        for tenant in self.service.tenants() {
+            match tenant.authority().check(caller.token.as_ref(), NEEDED).await {
+                Ok(()) => seen.push(Arc::clone(tenant)),
+                Err(why @ (Denied::Anonymous | Denied::Forbidden(..))) => drop(denied.get_or_insert(why)),
+                Err(unknown) => return Err(unknown.into()),
+            }
+        }
+        match denied {
+            Some(denied) if seen.is_empty() => Err(denied.into()),
+            _ => Ok(seen),
+        }
+    }
+
+    /// Says where builds are taken, of the namespaces that a caller may use.
+    async fn no_such_namespace(&self, caller: &Caller, capability: Capability) -> FieldError {
+        let token = caller.token.as_ref();
+        let mut names = Vec::new();
+        for tenant in self.service.tenants() {
+            if tenant.authority().check(token, capability).await.is_ok() {
+                names.push(format!("{:?}", tenant.namespace()));
+            }
+        }
+        let message = match names.join(", ") {
+            names if names.is_empty() => "is none that this service takes builds for".to_owned(),
+            names => format!("is none that this service takes builds for: those you may use are {names}"),
+        };
+        FieldError { field: "namespace".to_owned(), message }
+    }
+
+    /// The namespace of a job, if its caller may do something with the jobs there. To who may not see jobs, none is there.
     pub(super) async fn allow_on(
         &self,
         caller: &Caller,
         job: &JobId,
         capability: Capability,
-    ) -> Result<(), Problem> {
-        let (authority, token) = (self.service.authority(), caller.token.as_ref());
-        match authority.check(token, capability).await {
-            Err(denied @ Denied::Forbidden(..)) if capability != Capability::ReadJob => {
-                match authority.check(token, Capability::ReadJob).await {
-                    Ok(()) => Err(denied.into()),
-                    Err(Denied::Forbidden(..)) => Err(FindError::Unknown(job.clone()).into()),
-                    Err(other) => Err(other.into()),
+    ) -> Result<Arc<Tenant>, Problem> {
+        let home = self.service.home_of(job);
+        if let Some(tenant) = home {
+            match Sight::of(tenant, caller, capability).await? {
+                Sight::Allowed => return Ok(Arc::clone(tenant)),
+                Sight::Visible(denied) => return Err(denied.into()),
+                Sight::Hidden(denied) if self.service.tenants().len() == 1 => {
+                    return Err(hidden(job, denied));
                 }
+                // As if nobody had heard of it, also in how long that takes.
+                Sight::Hidden(_) => {}
             }
-            Err(Denied::Forbidden(..)) => Err(FindError::Unknown(job.clone()).into()),
-            other => Ok(other?),
         }
+        self.search(caller, job, capability).await
+    }
+
+    /// Looks for a job in every namespace that its caller may see.
+    async fn search(
+        &self,
+        caller: &Caller,
+        job: &JobId,
+        capability: Capability,
+    ) -> Result<Arc<Tenant>, Problem> {
+        let tenants = self.service.tenants();
+        let looked = tenants.iter().map(async |tenant| {
+            let sight = Sight::of(tenant, caller, capability).await;
+            let found = match sight {
+                Ok(Sight::Allowed | Sight::Visible(_)) => tenant.follow(job).await.map(drop),
+                _ => Err(FindError::Unknown(job.clone())),
+            };
+            (tenant, sight, found)
+        });
+        let mut denied = None;
+        let mut failed = None;
+        for (tenant, sight, found) in join_all(looked).await {
+            match (sight, found) {
+                (Ok(Sight::Allowed), Ok(())) => return Ok(Arc::clone(tenant)),
+                (Ok(Sight::Visible(denied)), Ok(())) => return Err(denied.into()),
+                (Ok(Sight::Hidden(why)), _) => drop(denied.get_or_insert(why)),
+                (Ok(_), Err(FindError::Unknown(_))) => {}
+                (Ok(_), Err(error)) => drop(failed.get_or_insert(Problem::from(error))),
+                (Err(unknown), _) => drop(failed.get_or_insert(unknown.into())),
+            }
+        }
+        let nobody = || Problem::from(FindError::Unknown(job.clone()));
+        Err(failed.unwrap_or_else(|| denied.map_or_else(nobody, |denied| hidden(job, denied))))
     }
 
     /// The caller, or who asked for the ticket that the caller has.
@@ -72,15 +195,22 @@ impl App {
             Some(ticket) => Ok(self.service.redeem(job, ticket).await?),
         }
     }
+}
 
-    /// Ends a stream once its caller may not read it any more: a reader that resumes it is told.
-    pub(super) fn while_allowed(
-        &self,
-        messages: BoxStream<'static, Message>,
-        caller: Caller,
-    ) -> BoxStream<'static, Message> {
-        let service = std::sync::Arc::clone(&self.service);
-        let lost = async move { service.authority().lost(caller.token.as_ref(), Capability::ReadLogs).await };
-        messages.take_until(Box::pin(lost)).boxed()
+/// Ends a stream once its caller may not read it any more: a reader that resumes it is told.
+pub(super) fn while_allowed(
+    messages: BoxStream<'static, Message>,
+    caller: Caller,
+    tenant: Arc<Tenant>,
+) -> BoxStream<'static, Message> {
+    let lost = async move { tenant.authority().lost(caller.token.as_ref(), Capability::ReadLogs).await };
+    messages.take_until(Box::pin(lost)).boxed()
+}
+
+/// What somebody is told of a job that is not to be seen: whoever shows no token is asked for one, whether it is there or not.
+fn hidden(job: &JobId, denied: Denied) -> Problem {
+    match denied {
+        Denied::Anonymous => denied.into(),
+        _ => FindError::Unknown(job.clone()).into(),
     }
 }

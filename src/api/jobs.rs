@@ -1,6 +1,5 @@
 //! Submitting, reading, killing and cleaning up jobs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
@@ -18,7 +17,8 @@ use super::App;
 use super::answer::{Code, Data, Problem, rfc3339};
 use super::audit::{About, DryRun};
 use crate::job::{
-    Failure, Git, IdempotencyKey, Image, InvalidKey, JobId, Location, Phase, Record, Status, Timestamps,
+    Failure, FieldError, Git, IdempotencyKey, Image, Invalid, InvalidKey, JobId, Location, Phase, Record,
+    Status, Timestamps, take_text,
 };
 use crate::nomad::Capability;
 use crate::service::{Caller, Killed};
@@ -68,8 +68,11 @@ pub(super) struct SubmitQuery {
 /// How long a submission's body may take.
 const BODY: Duration = Duration::from_secs(30);
 
-/// The body of a submission.
-pub(super) struct Body(Value);
+/// The body of a submission: the namespace that it names, and the rest.
+pub(super) struct Body {
+    namespace: Result<Option<String>, FieldError>,
+    job: Value,
+}
 
 impl FromRequest<App> for Body {
     type Rejection = Problem;
@@ -77,8 +80,8 @@ impl FromRequest<App> for Body {
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         let read = tokio::time::timeout(BODY, Json::from_request(request, app)).await;
         let late = || Problem::new(Code::RequestTimeout, "the body did not come within 30 s: send it again");
-        let Json(body) = read.map_err(|_| late())??;
-        Ok(Self(body))
+        let Json(mut job) = read.map_err(|_| late())??;
+        Ok(Self { namespace: take_text(&mut job, "namespace"), job })
     }
 }
 
@@ -98,15 +101,24 @@ pub(super) async fn submit(
     headers: HeaderMap,
     body: Result<Body, Problem>,
 ) -> Result<Response, Problem> {
-    app.allow(&caller, Capability::DispatchJob).await?;
-    let (Query(query), Body(body)) = (query?, body?);
+    // Who may not submit is told that, and not what is wrong with what was sent.
+    let named = body.as_ref().map_or(Ok(None), |body| body.namespace.as_ref().map(Option::as_deref));
+    let tenant = app.allow_in(&caller, named.map_err(FieldError::clone), Capability::DispatchJob).await?;
+    let (Query(query), Body { job, .. }) = (query?, body?);
+    let tenant = match tenant {
+        Ok(tenant) => tenant,
+        Err(wrong) => {
+            let further = app.service.validate(job).err().map(|Invalid(further)| further);
+            return Err(Invalid(std::iter::once(wrong).chain(further.into_iter().flatten()).collect()).into());
+        }
+    };
     if query.dry_run {
-        app.service.validate(body)?;
+        app.service.validate(job)?;
         let valid = Data(Submitted { job_id: None, valid: Some(true) });
         return Ok((Extension(DryRun), valid).into_response());
     }
     let key = idempotency_key(&headers)?;
-    let submitted = async move { app.service.submit(body, key.as_ref(), caller).await };
+    let submitted = async move { tenant.submit(job, key.as_ref(), caller).await };
     let job_id = to_its_end(submitted).await??;
     let about = Extension(About(job_id.clone()));
     Ok((about, Data(Submitted { job_id: Some(job_id), valid: None })).into_response())
@@ -195,12 +207,12 @@ pub(super) async fn status(
     caller: Caller,
     Id(id): Id,
 ) -> Result<impl IntoResponse, Problem> {
-    app.allow_on(&caller, &id, Capability::ReadJob).await?;
+    let tenant = app.allow_on(&caller, &id, Capability::ReadJob).await?;
     // Before the record is read, which may be newer than this says, and never older.
-    let as_of = app.service.as_of();
-    let record = app.service.record(&id).await?;
+    let as_of = tenant.as_of();
+    let record = tenant.record(&id).await?;
     let age = (Utc::now() - as_of).num_seconds().max(0).to_string();
-    Ok(([(AGE, age)], Data(StatusBody::new(&record, app.service.live(), as_of))))
+    Ok(([(AGE, age)], Data(StatusBody::new(&record, tenant.live(), as_of))))
 }
 
 #[derive(Serialize)]
@@ -212,9 +224,8 @@ pub(super) struct Done {
 
 /// `POST /jobs/{id}/kill`
 pub(super) async fn kill(State(app): State<App>, caller: Caller, Id(id): Id) -> Result<Data<Done>, Problem> {
-    app.allow_on(&caller, &id, Capability::DispatchJob).await?;
-    let service = Arc::clone(&app.service);
-    Ok(Data(match to_its_end(async move { service.kill(&id).await }).await?? {
+    let tenant = app.allow_on(&caller, &id, Capability::DispatchJob).await?;
+    Ok(Data(match to_its_end(async move { tenant.kill(&id).await }).await?? {
         Killed::Yes => Done { success: true, reason: None },
         Killed::No(reason) => Done { success: false, reason: Some(reason) },
     }))
@@ -226,7 +237,7 @@ pub(super) async fn clean_up(
     caller: Caller,
     Id(id): Id,
 ) -> Result<Data<Done>, Problem> {
-    app.allow_on(&caller, &id, Capability::DispatchJob).await?;
-    to_its_end(async move { app.service.clean_up(&id).await }).await??;
+    let tenant = app.allow_on(&caller, &id, Capability::DispatchJob).await?;
+    to_its_end(async move { tenant.clean_up(&id).await }).await??;
     Ok(Data(Done { success: true, reason: None }))
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use super::answer::{Code, Data, Problem, Unread, rfc3339};
 use super::audit::By;
+use super::caller::while_allowed;
 use super::jobs::Id;
 use super::server::Held;
 use crate::job::{JobId, Phase};
@@ -72,7 +73,7 @@ pub(super) async fn whole(
     Id(id): Id,
     query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    app.allow_on(&caller, &id, Capability::ReadLogs).await?;
+    let tenant = app.allow_on(&caller, &id, Capability::ReadLogs).await?;
     let Query(query) = query?;
     let (phases, tail) = (query.phases()?, query.tail()?.and_then(|tail| usize::try_from(tail).ok()));
     for (name, value) in [("cursor", &query.cursor), ("ticket", &query.ticket)] {
@@ -80,7 +81,7 @@ pub(super) async fn whole(
             return Err(Problem::parameter(name, "belongs to /logs/stream"));
         }
     }
-    let record = app.service.record_for_logs(&id).await?;
+    let record = tenant.record_for_logs(&id).await?;
     let limit = app.service.config().log_limit;
     let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
     let (logs, turn) = logs.map_err(|cause| Problem::from(Unread { job: id, cause }))?;
@@ -119,9 +120,9 @@ pub(super) async fn ticket(
     caller: Caller,
     Id(id): Id,
 ) -> Result<Data<TicketBody>, Problem> {
-    app.allow_on(&caller, &id, Capability::ReadLogs).await?;
-    app.service.record(&id).await?;
-    let ticket = app.service.ticket(&id, &caller).await?;
+    let tenant = app.allow_on(&caller, &id, Capability::ReadLogs).await?;
+    tenant.record(&id).await?;
+    let ticket = tenant.ticket(&id, &caller).await?;
     let (ticket, expires_at) = (ticket.secret.expose_secret().to_owned(), ticket.expires);
     Ok(Data(TicketBody { ticket, expires_at }))
 }
@@ -165,15 +166,15 @@ async fn open(
     id: &JobId,
     request: Request,
 ) -> Result<BoxStream<'static, Message>, Problem> {
-    app.allow_on(&caller, id, Capability::ReadLogs).await?;
-    let record = app.service.follow(id).await?;
+    let tenant = app.allow_on(&caller, id, Capability::ReadLogs).await?;
+    let record = tenant.follow(id).await?;
     let mut messages = app.service.hub().read(record, request.clone());
     if let Err(InvalidCursor::Foreign) = messages {
         // Given out by a replica that knew of the allocation first: a client takes a refusal as final.
-        messages = app.service.hub().read(app.service.follow_anew(id).await?, request);
+        messages = app.service.hub().read(tenant.follow_anew(id).await?, request);
     }
     let messages = messages.map_err(|error| Problem::parameter("cursor", &error.to_string()))?;
-    Ok(app.while_allowed(messages, caller))
+    Ok(while_allowed(messages, caller, tenant))
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {

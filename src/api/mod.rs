@@ -8,6 +8,7 @@ mod browser;
 mod caller;
 mod jobs;
 mod limits;
+mod list;
 mod logs;
 mod openapi;
 mod probes;
@@ -85,7 +86,7 @@ pub async fn serve_probes(listener: TcpListener, service: Arc<Service>, shutdown
 
 fn router(app: App) -> Router {
     Router::new()
-        .route("/jobs", only(post(jobs::submit)))
+        .route("/jobs", only(get(list::list).post(jobs::submit)))
         .route("/jobs/{id}/status", only(get(jobs::status)))
         .route("/jobs/{id}/logs", only(get(logs::whole)))
         .route("/jobs/{id}/logs/stream", only(get(logs::stream)))

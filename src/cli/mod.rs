@@ -14,6 +14,7 @@ mod fields;
 mod follow;
 mod harmless;
 mod lines;
+mod list;
 mod logs;
 mod order;
 mod output;
@@ -94,6 +95,8 @@ pub(crate) enum Format {
 enum Command {
     /// Submit a build and print its job ID
     Submit(submit::Args),
+    /// List the latest jobs
+    List(list::Args),
     /// Show where a job stands
     Status(status::Args),
     /// Print a job's log, or follow it live
@@ -150,6 +153,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, Error> {
     let globals = cli.globals;
     match cli.command {
         Command::Submit(args) => block_on(submit::run(args, &globals, output)),
+        Command::List(args) => block_on(list::run(args, &globals, output)),
         Command::Status(args) => block_on(status::run(args, &globals, output)),
         Command::Logs(args) => block_on(logs::run(args, &globals, output)),
         Command::Kill(args) => block_on(order::give(&order::KILL, args, &globals, output)),

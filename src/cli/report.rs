@@ -147,7 +147,7 @@ fn labelled(label: &str, values: &[String]) -> Vec<String> {
     labels.zip(values).map(|(label, value)| format!("{label:<LABEL$}{value}")).collect()
 }
 
-fn colour_of(status: &str) -> Colour {
+pub(super) fn colour_of(status: &str) -> Colour {
     match status {
         "SUCCEEDED" => Colour::Green,
         "FAILED" | "LOST" => Colour::Red,

@@ -20,6 +20,9 @@ pub(super) struct Submission {
     /// Who the build is for
     #[arg(long)]
     owner: Option<String>,
+    /// The Nomad namespace to build in, one of the service's
+    #[arg(long)]
+    namespace: Option<String>,
     /// The git repository
     #[arg(long, visible_alias = "repo", value_name = "URL")]
     repo_url: Option<String>,
@@ -100,6 +103,7 @@ impl Submission {
     fn values(&self, body: &mut Map<String, Value>) {
         let strings = [
             ("owner", &self.owner),
+            ("namespace", &self.namespace),
             ("repo_url", &self.repo_url),
             ("git_ref", &self.git_ref),
             ("git_credentials_path", &self.git_credentials_path),
@@ -225,6 +229,7 @@ mod tests {
     fn every_field_has_a_flag() {
         let flags = [
             "--owner=me",
+            "--namespace=team-a",
             "--repo=https://h/r.git",
             "--ref=v1",
             "--git-credentials-path=a",
@@ -251,7 +256,7 @@ mod tests {
             "--priority=70",
         ];
         let expected = json!({
-            "owner": "me", "repo_url": "https://h/r.git", "git_ref": "v1", "git_credentials_path": "a",
+            "owner": "me", "namespace": "team-a", "repo_url": "https://h/r.git", "git_ref": "v1", "git_credentials_path": "a",
             "dockerfile_path": "D", "context_path": "sub", "image_tags": ["1", "2"], "registry_url": "h:5000",
             "registry_credentials_path": "b", "image_name": "n", "test_commands": ["--version"],
             "test_entry_point": true, "test_env": {"A": "b=c"}, "build_args": {"V": "$(id)"}, "target": "t",

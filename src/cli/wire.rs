@@ -75,6 +75,27 @@ pub(super) struct Status {
     pub(super) nomad: Nomad,
 }
 
+/// Some of the jobs there are.
+#[derive(Debug, Deserialize)]
+pub(super) struct Listed {
+    pub(super) jobs: Vec<ListedJob>,
+    pub(super) next: Option<String>,
+}
+
+/// A job, in few words.
+#[derive(Debug, Deserialize)]
+pub(super) struct ListedJob {
+    pub(super) job_id: String,
+    pub(super) status: String,
+    #[serde(default)]
+    pub(super) owner: String,
+    #[serde(default)]
+    pub(super) repo_url: String,
+    pub(super) git_ref: Option<String>,
+    pub(super) reason: Option<String>,
+    pub(super) job_start: Option<String>,
+}
+
 /// What is built.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Git {

@@ -59,7 +59,11 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "PEM file of the service's own certificate for Nomad, read again when it changes",
     ),
     ("NOMAD_CLIENT_KEY", "", "PEM file of its key"),
-    ("NOMAD_BUILD_NAMESPACE", "default", "namespace of the builds"),
+    (
+        "NOMAD_BUILD_NAMESPACES",
+        "default",
+        "namespaces that builds are taken for, separated by commas; the first is that of a submission that names none",
+    ),
     ("NOMAD_BUILD_TEMPLATE", "raw_exec", "raw_exec, docker, or the path of a job template"),
     (
         "NOMAD_BUILD_RUNNER",

@@ -55,10 +55,12 @@ pub async fn examine(config: &Config, management: Option<SecretString>) -> Resul
         if guarded {
             doctor.token().await;
         }
-        doctor.rights().await;
-        doctor.variables().await;
-        if guarded {
-            doctor.policies().await;
+        for namespace in config.namespaces.iter() {
+            doctor.rights(namespace).await;
+            doctor.variables(namespace).await;
+            if guarded {
+                doctor.policies(namespace).await;
+            }
         }
         doctor.nodes().await;
     }
@@ -169,9 +171,8 @@ impl Doctor<'_> {
         }
     }
 
-    /// What the service has to be able to do in the namespace.
-    async fn rights(&mut self) {
-        let namespace = &self.config.namespace;
+    /// What the service has to be able to do in a namespace.
+    async fn rights(&mut self, namespace: &str) {
         let nomad = &self.nomad;
         let rights = [
             ("list-jobs", nomad.may_list_jobs(namespace).await),
@@ -202,13 +203,15 @@ impl Doctor<'_> {
     }
 
     /// Writes, lists, reads and removes Variables where the service does.
-    async fn variables(&mut self) {
+    async fn variables(&mut self, namespace: &str) {
         let id = JobId::from_uuid(Uuid::new_v4());
         let ledger = format!("nomad-build/doctor/{}", Uuid::new_v4());
         let copy = format!("nomad/jobs/{id}/doctor");
         for (path, below, reads) in [(ledger, "nomad-build/*", true), (copy, "nomad/jobs/nb-*", false)] {
-            match self.try_variable(&path, reads).await {
-                Ok(()) => self.report.good("variables", format!("{below} can be used")),
+            match self.try_variable(namespace, &path, reads).await {
+                Ok(()) => {
+                    self.report.good("variables", format!("{below} in namespace {namespace:?} can be used"));
+                }
                 Err(error) => {
                     let remedy = format!(
                         "let the service's policy list, write and destroy {below}, and read nomad-build/*: {SHIPPED}"
@@ -219,8 +222,8 @@ impl Doctor<'_> {
         }
     }
 
-    async fn try_variable(&self, path: &str, reads: bool) -> Result<(), String> {
-        let (nomad, namespace) = (&self.nomad, &self.config.namespace);
+    async fn try_variable(&self, namespace: &str, path: &str, reads: bool) -> Result<(), String> {
+        let nomad = &self.nomad;
         let items = BTreeMap::from([("doctor".to_owned(), "was here".to_owned())]);
         let tried = async {
             nomad.set_variable(namespace, path, &items).await?;
@@ -235,16 +238,16 @@ impl Doctor<'_> {
         let listed = tried.map_err(|error| chain(&error))?;
         // Nomad leaves out of a list what may not be listed.
         if !listed.iter().any(|stub| stub.path == path) {
-            return Err(format!("the token may not list {path}"));
+            return Err(format!("the token may not list {path} in namespace {namespace:?}"));
         }
         removed.map_err(|error| chain(&error))
     }
 
     /// Who else may register jobs among the builds, and whether their tasks may say how they ended.
-    async fn policies(&mut self) {
-        let (report, namespace) = (&mut self.report, &self.config.namespace);
+    async fn policies(&mut self, namespace: &str) {
+        let report = &mut self.report;
         let Some(manager) = &self.manager else {
-            let message = "who may submit-job in the builds' namespace is not known";
+            let message = format!("who may submit-job in namespace {namespace:?} is not known");
             report.unknown("policies", message, "run this once with --management-token-file");
             return;
         };
@@ -272,7 +275,7 @@ impl Doctor<'_> {
             report.warn("policies", message, remedy);
         }
         let is_runners =
-            |of: &crate::nomad::Policy| of.workloads.as_ref().is_some_and(|of| of.namespace == *namespace);
+            |of: &crate::nomad::Policy| of.workloads.as_ref().is_some_and(|of| of.namespace == namespace);
         if policies.iter().any(is_runners) {
             report.good("policies", format!("workloads of namespace {namespace:?} have a policy"));
         } else {
@@ -342,7 +345,7 @@ impl Doctor<'_> {
             return report.warn("archive", message, "set NOMAD_BUILD_ARCHIVE to keep them");
         };
         let tried = async {
-            let archive = Archive::open(settings, &self.config.namespace)?;
+            let archive = Archive::open(settings, &self.config.namespaces.first)?;
             archive.try_out(&JobId::from_uuid(Uuid::new_v4())).await
         };
         match tried.await {

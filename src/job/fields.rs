@@ -184,6 +184,21 @@ impl Fields {
     }
 }
 
+/// Takes a text out of an object, which may be absent: what is read before the rest, and apart from it.
+///
+/// # Errors
+/// Where it is something else.
+pub fn take_text(object: &mut Value, name: &str) -> Result<Option<String>, FieldError> {
+    match object.as_object_mut().and_then(|fields| fields.remove(name)) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => {
+            let message = format!("is {}: a string is wanted", kind(&other));
+            Err(FieldError { field: name.to_owned(), message })
+        }
+    }
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -24,7 +24,7 @@ mod sweep;
 pub use allowed::{Allowed, NameRule, RegistryRule, RepoRule};
 pub use claim::{Claim, Verdict};
 pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
-pub use fields::{FieldError, Invalid};
+pub use fields::{FieldError, Invalid, take_text};
 pub use id::{IdempotencyKey, InvalidId, InvalidKey, JobId};
 pub use labels::Labels;
 #[cfg(feature = "fuzz")]

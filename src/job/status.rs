@@ -26,6 +26,16 @@ pub enum Status {
     Lost,
 }
 
+impl std::str::FromStr for Status {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = || Self::ALL.map(Self::as_str).join(", ");
+        let found = Self::ALL.into_iter().find(|status| status.as_str() == text);
+        found.ok_or_else(|| format!("is not a status, or statuses separated by commas: there are {}", all()))
+    }
+}
+
 impl Status {
     /// Every status, in the order a job goes through them.
     pub const ALL: [Self; 8] = [

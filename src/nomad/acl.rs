@@ -163,7 +163,8 @@ impl Client {
         }
     }
 
-    /// Logs belong to allocations, so one has to be there: which, this client asks for by itself, and not by that token.
+    /// Logs belong to allocations, so one has to be there: which, this client asks for by itself, and not by that token. Where there
+    /// is none, the policies of the token say.
     async fn may_read_logs(&self, namespace: &str) -> Result<bool, Error> {
         let capability = Capability::ReadLogs;
         // A node that was asked once lets a token in long after its end (Nomad 1.11: over a minute after).
@@ -180,7 +181,12 @@ impl Client {
                 (None, _) => {}
             }
         }
-        let why = "it has no allocation there to try the token on: there is one once a build has run";
+        // All that there were may be collected, and what they wrote is archived.
+        if let Some(may) = self.may_by_its_policies(namespace, capability).await? {
+            return Ok(may);
+        }
+        let why = "it has no allocation there to try the token on, and the token is no ACL token, which has policies to read: \
+                   there is one once a build has run";
         Err(Error::undecided(&trying(namespace, capability), why))
     }
 }

@@ -24,12 +24,23 @@ pub struct TokenInfo {
     /// The names of its policies.
     #[serde(default)]
     pub policies: Option<Vec<String>>,
+    /// Its roles.
+    #[serde(default)]
+    pub(super) roles: Option<Vec<RoleLink>>,
     /// `client` or `management`.
     #[serde(rename = "Type")]
     pub kind: String,
     /// When it ends; never without.
     #[serde(default)]
     pub expiration_time: Option<DateTime<Utc>>,
+}
+
+/// A role, as a token names it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct RoleLink {
+    #[serde(rename = "ID")]
+    pub(super) id: String,
 }
 
 /// A node, as a list shows it.
@@ -61,80 +72,6 @@ pub struct Driver {
     /// Whether tasks can be started by it.
     #[serde(default)]
     pub healthy: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct PolicyStub {
-    name: String,
-}
-
-/// An ACL policy.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Policy {
-    /// Its name.
-    pub name: String,
-    /// The workloads that have it by themselves.
-    #[serde(default, rename = "JobACL")]
-    pub workloads: Option<Workloads>,
-    /// What it allows, as Nomad read it.
-    #[serde(default, rename = "RulesJSON")]
-    rules: Option<Rules>,
-}
-
-/// Which workloads have a policy.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Workloads {
-    /// Those of this namespace.
-    #[serde(default)]
-    pub namespace: String,
-    /// Of this job alone; of all without.
-    #[serde(default, rename = "JobID")]
-    pub job: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Rules {
-    #[serde(default)]
-    namespaces: Option<Vec<NamespaceRule>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct NamespaceRule {
-    name: String,
-    #[serde(default)]
-    policy: String,
-    #[serde(default)]
-    capabilities: Option<Vec<String>>,
-}
-
-impl Policy {
-    /// Whether it lets its holders register jobs in a namespace. A rule of a longer name that fits comes before one of a shorter.
-    pub fn may_submit(&self, namespace: &str) -> bool {
-        let rules = self.rules.as_ref().and_then(|rules| rules.namespaces.as_ref());
-        let fitting = rules.into_iter().flatten().filter(|rule| fits(&rule.name, namespace));
-        let most = fitting.max_by_key(|rule| (rule.name == namespace, rule.name.len()));
-        most.is_some_and(|rule| {
-            let has = |name: &str| rule.capabilities.iter().flatten().any(|capability| capability == name);
-            !has("deny")
-                && rule.policy != "deny"
-                && (["submit-job", "register-job"].into_iter().any(has) || rule.policy == "write")
-        })
-    }
-}
-
-/// Whether a name of a rule, in which `*` is any text, is that of a namespace.
-pub fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((begin, rest)) => name.strip_prefix(begin).is_some_and(|left| {
-            (0..=left.len()).filter(|at| left.is_char_boundary(*at)).any(|at| fits(rest, &left[at..]))
-        }),
-    }
 }
 
 fn register_nothing(namespace: &str, driver: &str) -> Result<Request, Error> {
@@ -190,43 +127,5 @@ impl Client {
     /// The nodes. It takes `node:read`.
     pub async fn nodes(&self) -> Result<Vec<NodeStub>, Error> {
         Ok(self.call(Request::get(&["nodes"], "listing the nodes".to_owned())).await?.value)
-    }
-
-    /// Every ACL policy. It takes a management token.
-    pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
-        let listed = Request::get(&["acl", "policies"], "listing the ACL policies".to_owned());
-        let mut policies = Vec::new();
-        for PolicyStub { name } in self.call::<Vec<PolicyStub>>(listed).await?.value {
-            let read = Request::get(&["acl", "policy", &name], format!("reading ACL policy {name:?}"));
-            policies.push(self.call(read).await?.value);
-        }
-        Ok(policies)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_may_submit_is_said_by_the_rule_that_fits_best() {
-        for (rules, want) in [
-            (json!([{"Name": "builds", "Policy": "write"}]), true),
-            (json!([{"Name": "builds", "Capabilities": ["read-job", "submit-job"]}]), true),
-            (json!([{"Name": "builds", "Capabilities": ["register-job"]}]), true),
-            (json!([{"Name": "builds", "Capabilities": ["read-job"]}]), false),
-            (json!([{"Name": "*", "Policy": "write"}]), true),
-            (json!([{"Name": "*", "Policy": "write"}, {"Name": "builds", "Policy": "read"}]), false),
-            (json!([{"Name": "bu*", "Policy": "deny"}, {"Name": "*", "Policy": "write"}]), false),
-            (json!([{"Name": "b*d*s", "Policy": "write"}]), true),
-            (json!([{"Name": "b*x*s", "Policy": "write"}]), false),
-            (json!([{"Name": "builds", "Capabilities": ["submit-job", "deny"]}]), false),
-            (json!([{"Name": "other", "Policy": "write"}]), false),
-            (json!(null), false),
-        ] {
-            let policy: Policy =
-                serde_json::from_value(json!({"Name": "p", "RulesJSON": {"Namespaces": rules}})).unwrap();
-            assert_eq!(policy.may_submit("builds"), want, "{rules}");
-        }
     }
 }

@@ -9,6 +9,7 @@ mod events;
 mod files;
 mod inquiry;
 mod jobs;
+mod policies;
 mod retry;
 mod transport;
 mod types;
@@ -19,8 +20,9 @@ pub use client::{Client, Settings};
 pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};
 pub use files::{Frame, FrameStream, Origin};
-pub use inquiry::{NodeStub, Policy, TokenInfo, fits};
+pub use inquiry::{NodeStub, TokenInfo};
 pub use jobs::Registration;
+pub use policies::{Policy, fits};
 pub use retry::patiently;
 pub use transport::{Tls, Token};
 pub use types::{

@@ -99,8 +99,8 @@ fn build_request(
         no_cache: spec.no_cache,
         registry_auth: own.into_iter().chain(credentials.base_logins()).collect(),
         secrets: credentials.build_secrets(),
-        // Caches are shared by one owner's builds and by nobody else's.
-        cache_namespace: format!("nomad-build-{}", spec.owner),
+        // Caches are shared by the builds that one owner has in one namespace, and by no others.
+        cache_namespace: format!("nomad-build-{}/{}", around.namespace, spec.owner),
         network,
     }
 }

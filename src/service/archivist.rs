@@ -14,7 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::watch;
 
-use super::{Service, translate};
+use super::{Tenant, translate};
 use crate::archive::{self, Archive, Index, Log, LogWriter};
 use crate::job::{JobId, Phase, Record};
 use crate::nomad::{self, Kind, Origin};
@@ -42,7 +42,7 @@ const AT_A_PASS: usize = 100;
 const EXPIRES: Duration = Duration::from_hours(1);
 
 pub(super) struct Archivist<'a> {
-    pub(super) service: &'a Service,
+    pub(super) tenant: &'a Tenant,
     pub(super) on_duty: watch::Receiver<bool>,
 }
 
@@ -76,12 +76,12 @@ pub enum Unkept {
 impl Archivist<'_> {
     /// Archives while this replica is on duty; ends only by being dropped.
     pub(super) async fn run(mut self) {
-        let Some(archive) = self.service.archive.clone() else { return };
+        let Some(archive) = self.tenant.archive.clone() else { return };
         let mut states = HashMap::new();
         let mut expired: Option<Instant> = None;
         while self.on_duty.wait_for(|on| *on).await.is_ok() {
             // Half of what is to be known makes records that are wrong.
-            if self.service.freshness.is_complete() {
+            if self.tenant.freshness.is_complete() {
                 self.pass(&archive, &mut states).await;
                 if expired.is_none_or(|at| at.elapsed() > EXPIRES) {
                     expired = Some(Instant::now());
@@ -94,7 +94,7 @@ impl Archivist<'_> {
 
     /// Looks through the ended jobs.
     async fn pass(&self, archive: &Archive, states: &mut HashMap<JobId, State>) {
-        let store = &self.service.store;
+        let store = &self.tenant.store;
         let now = Utc::now();
         let ids = store.ids();
         let records: HashMap<JobId, Arc<Record>> =
@@ -126,7 +126,7 @@ impl Archivist<'_> {
                 Err(error) => {
                     let error = chain(&error);
                     tracing::warn!(job = %id, error, "jobs cannot be archived now; will be tried again");
-                    self.service.telemetry.archived(Archived::Failed);
+                    self.tenant.telemetry.all().archived(Archived::Failed);
                     states.insert(id, State::Later(Instant::now() + AGAIN));
                     break;
                 }
@@ -134,17 +134,17 @@ impl Archivist<'_> {
         }
         let pending = |id: &JobId| matches!(states.get(id), Some(State::Later(_)));
         let pending = records.keys().filter(|id| pending(id)).count();
-        self.service.telemetry.archive_pending(pending);
+        self.tenant.telemetry.archive_pending(pending);
     }
 
     async fn look_after(&self, archive: &Archive, record: &Record) -> Result<State, archive::Error> {
-        let done = match self.service.archive_job(archive, record).await {
+        let done = match self.tenant.archive_job(archive, record).await {
             Ok(done) => done,
             Err(Unkept::Archive(error)) => return Err(error),
             Err(Unkept::Nomad(error)) => {
                 let error = chain(&error);
                 tracing::warn!(job = %record.id, error, "a job's log cannot be archived now; will be tried again");
-                self.service.telemetry.archived(Archived::Failed);
+                self.tenant.telemetry.all().archived(Archived::Failed);
                 false
             }
         };
@@ -153,15 +153,15 @@ impl Archivist<'_> {
 
     /// Removes what was kept long enough.
     async fn expire(&self, archive: &Archive) {
-        let config = &self.service.config;
+        let config = &self.tenant.config;
         let expire = async || {
             let old =
                 expired(archive.jobs().await?, config.keep_archive, config.keep_archive_jobs, Utc::now());
             // What the store still knows would be archived again.
-            for id in old.into_iter().filter(|id| self.service.store.record(id).is_none()) {
+            for id in old.into_iter().filter(|id| self.tenant.store.record(id).is_none()) {
                 archive.remove(&id).await?;
                 tracing::info!(job = %id, "an archived job was kept long enough and is removed");
-                self.service.telemetry.archived(Archived::Expired);
+                self.tenant.telemetry.all().archived(Archived::Expired);
             }
             Ok::<_, archive::Error>(())
         };
@@ -171,7 +171,7 @@ impl Archivist<'_> {
     }
 }
 
-impl Service {
+impl Tenant {
     /// Archives what is not archived of a job; whether that is all there will be.
     pub(super) async fn archive_job(&self, archive: &Archive, record: &Record) -> Result<bool, Unkept> {
         let mut written = false;
@@ -204,7 +204,7 @@ impl Service {
         }
         if written {
             tracing::info!(job = %record.id, "a job is archived");
-            self.telemetry.archived(Archived::Written);
+            self.telemetry.all().archived(Archived::Written);
         }
         Ok(whole)
     }

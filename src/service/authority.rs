@@ -102,6 +102,23 @@ impl Authority {
         }
     }
 
+    /// The same of any other namespace, which is no namespace of builds, so that nothing of it is kept.
+    pub(crate) async fn check_elsewhere(
+        &self,
+        caller: Option<&SecretString>,
+        namespace: &str,
+        capability: Capability,
+    ) -> Result<(), Denied> {
+        if !self.has_acls().await? {
+            return if self.open == Open::Nobody { Err(Denied::Closed) } else { Ok(()) };
+        }
+        match (self.nomad.with_token(caller.cloned()).may(namespace, capability).await?, caller) {
+            (true, _) => Ok(()),
+            (false, None) => Err(Denied::Anonymous),
+            (false, Some(_)) => Err(Denied::Forbidden(capability, namespace.to_owned())),
+        }
+    }
+
     /// Whether it is known that Nomad has ACLs.
     pub(crate) async fn is_guarded(&self) -> bool {
         self.has_acls().await.unwrap_or_default()

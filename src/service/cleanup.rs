@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::archivist::Unkept;
-use super::{FindError, Service, translate};
+use super::{FindError, Tenant, translate};
 use crate::job::JobId;
 use crate::ledger::LedgerError;
 use crate::nomad::{Allocation, Client, Error, Job, Kind};
@@ -63,13 +63,13 @@ pub(super) async fn sweep_of(nomad: &Client, namespace: &str, id: &JobId) -> Res
     }
 }
 
-impl Service {
+impl Tenant {
     /// Removes the Nomad job, its Variables and what it left on its nodes. Again is harmless.
     pub async fn clean_up(&self, id: &JobId) -> Result<(), CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
         // Each waits at Nomad, which takes only so many connections.
         let _turn = self.cleanups.acquire().await;
-        let earlier = sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(failed)?;
+        let earlier = sweep_of(&self.nomad, &self.namespace, id).await.map_err(failed)?;
         let record = match self.record(id).await {
             Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),
             // Nomad has forgotten where it ran. Its ledger stays until it is swept: a node may come back with its tasks.
@@ -81,7 +81,7 @@ impl Service {
             Err(FindError::Unknown(_)) if earlier.is_some() => None,
             Err(error) => return Err(error.into()),
         };
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         self.nomad.stop(namespace, id.as_str(), false).await.map_err(failed)?;
         // First: no phase of an ended job needs them, and a node that is gone must not keep them.
         self.remove_credentials_of_phases(id).await.map_err(failed)?;
@@ -110,7 +110,7 @@ impl Service {
         }
         // Those that are still listed say it. Nomad (1.11) forgets them with a job that is purged.
         Ok(self.store.is_gone(id)
-            && self.nomad.job_allocations(&self.config.namespace, id.as_str()).await?.is_empty())
+            && self.nomad.job_allocations(&self.namespace, id.as_str()).await?.is_empty())
     }
 
     /// Waits until every task of the job has ended, so that none of them leaves anything behind the removal.
@@ -118,7 +118,7 @@ impl Service {
         let deadline = tokio::time::Instant::now() + WAIT;
         let mut index = 0;
         loop {
-            let listed = self.nomad.job_allocations_after(&self.config.namespace, id.as_str(), index, WAIT);
+            let listed = self.nomad.job_allocations_after(&self.namespace, id.as_str(), index, WAIT);
             let listed = match tokio::time::timeout_at(deadline, listed).await {
                 Ok(listed) => listed.map_err(|error| CleanupError::Nomad(id.clone(), error))?,
                 Err(_) => return Err(CleanupError::Running(id.clone())),
@@ -138,7 +138,7 @@ impl Service {
         allocations: &[Allocation],
     ) -> Result<(), CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         let sweep = sweep_id(id);
         let mut nodes = BTreeMap::new();
         let mut since = None;
@@ -180,7 +180,7 @@ impl Service {
     /// Begins a sweep of some nodes, in place of one that failed or was never placed; the index of its registration.
     async fn begin_sweep(&self, id: &JobId, sweep: &str, nodes: &[&str]) -> Result<u64, CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         let job = render::render_sweep(id, sweep, namespace, nodes, &self.config.render)?;
         self.nomad.stop(namespace, sweep, true).await.map_err(failed)?;
         match self.nomad.register(namespace, sweep, &job).await {
@@ -195,7 +195,7 @@ impl Service {
 
     /// How far a sweep got that has not ended, in words.
     async fn stands(&self, sweep: &str, since: u64) -> Result<String, Error> {
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         let all = self.nomad.job_allocations(namespace, sweep).await?;
         if let Some(ours) = all.iter().find(|each| counts(since, each)) {
             return Ok(format!("its task is {}", ours.client_status));
@@ -209,7 +209,7 @@ impl Service {
     async fn wait_for_sweep(&self, sweep: &str, since: u64, nodes: usize) -> Result<bool, Error> {
         let mut index = 0;
         loop {
-            let listed = self.nomad.job_allocations_after(&self.config.namespace, sweep, index, WAIT).await?;
+            let listed = self.nomad.job_allocations_after(&self.namespace, sweep, index, WAIT).await?;
             if let Some(ended) = swept(since, nodes, &listed.value) {
                 return Ok(ended);
             }

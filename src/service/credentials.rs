@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use secrecy::SecretString;
 
 use super::submit::Doubt;
-use super::{FOR_EVER, PATIENCE, Service};
+use super::{FOR_EVER, PATIENCE, Tenant};
 use crate::archive::Settings;
 use crate::job::credentials::{self, ForRegistry, Items};
 use crate::job::{BUILD_SECRET, FieldError, JobId, Phase, Spec, Task, VariablePath};
@@ -123,7 +123,7 @@ impl Reading<'_> {
     }
 }
 
-impl Service {
+impl Tenant {
     /// Reads what a specification names, with the caller's token.
     pub(super) async fn read_credentials(
         &self,
@@ -131,7 +131,7 @@ impl Service {
         spec: &Spec,
         caller: Option<SecretString>,
     ) -> Result<Copies, Unreadable> {
-        let (nomad, namespace) = (self.nomad.with_token(caller), self.config.namespace.as_str());
+        let (nomad, namespace) = (self.nomad.with_token(caller), self.namespace.as_str());
         let mut reading =
             Reading { nomad, namespace, read: BTreeMap::new(), errors: Vec::new(), is_forbidden: false };
         let path = spec.git_credentials_path.as_ref();
@@ -163,7 +163,7 @@ impl Service {
     /// Writes the copies, in place of those of an earlier attempt. On failure, what was written is removed again, unless
     /// another attempt for the same job may need it.
     pub(super) async fn write_credentials(&self, copies: &Copies, doubt: Doubt) -> Result<(), Error> {
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         for (path, items) in copies {
             let write = || self.nomad.set_variable(namespace, path, items);
             if let Err(error) = patiently(PATIENCE, write).await {
@@ -179,7 +179,7 @@ impl Service {
     /// Removes the copies, and goes on with that where the caller has waited long enough.
     pub(super) async fn remove_copies(&self, copies: &Copies) {
         let paths = copies.iter().map(|(path, _)| path.clone()).collect();
-        let removal = remove_copies(self.nomad.clone(), self.config.namespace.clone(), paths);
+        let removal = remove_copies(self.nomad.clone(), self.namespace.clone(), paths);
         tokio::time::timeout(PATIENCE, tokio::spawn(removal)).await.ok();
     }
 
@@ -196,7 +196,7 @@ impl Service {
 
     async fn remove_copies_for(&self, job: &JobId, tasks: &[Task]) -> Result<(), Error> {
         for &task in tasks {
-            self.nomad.delete_variable(&self.config.namespace, &task_variable(job, task)).await?;
+            self.nomad.delete_variable(&self.namespace, &task_variable(job, task)).await?;
         }
         Ok(())
     }

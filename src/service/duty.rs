@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::nomad::{Client, Error, Lock};
-use crate::telemetry::{Telemetry, chain};
+use crate::telemetry::{Share, chain};
 
 /// Below the ledger's prefix, so that one policy covers both.
 const VARIABLE: &str = "nomad-build/reporter";
@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_mins(5);
 pub(super) struct Duty {
     pub(super) nomad: Client,
     pub(super) namespace: String,
-    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) telemetry: Arc<Share>,
     /// Tells the others of this replica.
     pub(super) on: watch::Sender<bool>,
     /// When to give the lock back and end.

@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 
-use super::{FindError, PATIENCE, Service, cleanup};
+use super::{FindError, PATIENCE, Tenant, cleanup};
 use crate::job::{Claim, JobId, Reason, Record, Status, Verdict};
 use crate::ledger::LedgerError;
 use crate::nomad::{Error, patiently};
@@ -40,7 +40,7 @@ pub enum Killed {
     No(String),
 }
 
-impl Service {
+impl Tenant {
     /// Kills a job that has not claimed the right to publish. Again is harmless.
     pub async fn kill(&self, id: &JobId) -> Result<Killed, KillError> {
         let record = self.record(id).await?;
@@ -71,7 +71,7 @@ impl Service {
     async fn revoke_by_caller(&self, id: &JobId, record: &Record) -> Result<Killed, KillError> {
         let unknown = |error| KillError::Undecided(id.clone(), LedgerError::Nomad(id.clone(), error));
         // Another replica cleaned it up, and this one has yet to hear of that: nobody would remove what is decided now.
-        if cleanup::sweep_of(&self.nomad, &self.config.namespace, id).await.map_err(unknown)?.is_some()
+        if cleanup::sweep_of(&self.nomad, &self.namespace, id).await.map_err(unknown)?.is_some()
             && self.ledger.claim(id).await.map_err(|error| KillError::Undecided(id.clone(), error))?.is_none()
         {
             self.store.remove(id);
@@ -96,6 +96,6 @@ impl Service {
     }
 
     async fn stop(&self, id: &JobId) -> Result<(), Error> {
-        patiently(PATIENCE, || self.nomad.stop(&self.config.namespace, id.as_str(), false)).await
+        patiently(PATIENCE, || self.nomad.stop(&self.namespace, id.as_str(), false)).await
     }
 }

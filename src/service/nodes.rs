@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Service, translate};
+use super::{Tenant, translate};
 use crate::config::Sweep;
 use crate::job::SweepReport;
 use crate::nomad::{Error, Kind};
@@ -29,9 +29,8 @@ pub(super) enum Unswept {
 }
 
 /// Sweeps every node, and tells of what was found, unless another replica has gone on duty meanwhile and tells of it.
-pub(super) async fn sweep(service: &Service, on_duty: &watch::Receiver<bool>) -> Result<(), Unswept> {
-    let Service { nomad, config, telemetry, .. } = service;
-    let namespace = &config.namespace;
+pub(super) async fn sweep(tenant: &Tenant, on_duty: &watch::Receiver<bool>) -> Result<(), Unswept> {
+    let Tenant { nomad, namespace, config, telemetry, .. } = tenant;
     let dry_run = config.sweep.sweep == Sweep::DryRun;
     let ended = config.sweep.keep_images.as_secs();
     let job = render::render_node_sweep(ID, namespace, ended, dry_run, &config.render)?;
@@ -43,7 +42,7 @@ pub(super) async fn sweep(service: &Service, on_duty: &watch::Receiver<bool>) ->
         Err(error) => return Err(error.into()),
     };
     // A node that does not do its part in time does it at the next sweep.
-    if let Ok(done) = tokio::time::timeout(WAIT, wait(service, since)).await {
+    if let Ok(done) = tokio::time::timeout(WAIT, wait(tenant, since)).await {
         done?;
     }
     let mut all = SweepReport::default();
@@ -59,17 +58,17 @@ pub(super) async fn sweep(service: &Service, on_duty: &watch::Receiver<bool>) ->
     }
     telemetry.leftovers(Leftover::Containers, all.containers);
     telemetry.leftovers(Leftover::Images, all.images);
-    telemetry.leftovers_removed(Leftover::Containers, all.removed_containers);
-    telemetry.leftovers_removed(Leftover::Images, all.removed_images);
+    telemetry.all().leftovers_removed(Leftover::Containers, all.removed_containers);
+    telemetry.all().leftovers_removed(Leftover::Images, all.removed_images);
     Ok(())
 }
 
 /// Waits until the sweep that was registered at an index has ended on every node.
-async fn wait(service: &Service, since: u64) -> Result<(), Error> {
-    let Service { nomad, config, .. } = service;
+async fn wait(tenant: &Tenant, since: u64) -> Result<(), Error> {
+    let Tenant { nomad, namespace, .. } = tenant;
     let mut index = 0;
     loop {
-        let listed = nomad.job_allocations_after(&config.namespace, ID, index, WAIT).await?;
+        let listed = nomad.job_allocations_after(namespace, ID, index, WAIT).await?;
         let mut ours = listed.value.iter().filter(|allocation| allocation.create_index > since).peekable();
         if ours.peek().is_some() && !ours.any(translate::may_still_work) {
             return Ok(());

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::freshness::Freshness;
 use crate::job::{Claim, Due, Facts, JobId, Labels, Outcome, Record};
-use crate::telemetry::{JobEnded, Telemetry};
+use crate::telemetry::{JobEnded, Share};
 
 /// How long a job that was forgotten stays so: a list of jobs that was read before is applied long before.
 const FORGOTTEN: Duration = Duration::from_mins(10);
@@ -41,14 +41,14 @@ pub(super) struct Decided {
 pub(super) struct Store {
     jobs: RwLock<Jobs>,
     freshness: Arc<Freshness>,
-    telemetry: Arc<Telemetry>,
+    telemetry: Arc<Share>,
     /// Rung when something may have become due.
     due: Notify,
 }
 
 impl Store {
     /// An empty store.
-    pub(super) fn new(freshness: Arc<Freshness>, telemetry: Arc<Telemetry>) -> Self {
+    pub(super) fn new(freshness: Arc<Freshness>, telemetry: Arc<Share>) -> Self {
         Self { jobs: RwLock::default(), freshness, telemetry, due: Notify::new() }
     }
 
@@ -73,6 +73,18 @@ impl Store {
     /// How many jobs have not ended.
     pub(super) fn live(&self) -> i64 {
         self.telemetry.live()
+    }
+
+    /// The records that fit.
+    pub(super) fn records(&self, fits: impl Fn(&Record) -> bool) -> Vec<Arc<Record>> {
+        let jobs = self.read();
+        let records = jobs.known.values().filter_map(|entry| entry.record.as_ref());
+        records.map(|record| Arc::clone(&record.borrow())).filter(|record| fits(record)).collect()
+    }
+
+    /// Whether anything is known of a job.
+    pub(super) fn knows(&self, id: &JobId) -> bool {
+        self.read().known.contains_key(id)
     }
 
     /// The jobs that are known.
@@ -207,6 +219,7 @@ mod tests {
     use super::*;
     use crate::job::{JobFacts, Reason, Status, Verdict};
     use crate::service::freshness::Part;
+    use crate::telemetry::Telemetry;
 
     fn id(number: u128) -> JobId {
         JobId::from_uuid(Uuid::from_u128(number))
@@ -221,8 +234,12 @@ mod tests {
         store.see(id, |facts| facts.see_claim(6, Claim::revoked(verdict)));
     }
 
+    fn share() -> Arc<Share> {
+        Arc::new(Share::new(Arc::new(Telemetry::new().unwrap())))
+    }
+
     fn store() -> Store {
-        Store::new(Arc::default(), Arc::new(Telemetry::new().unwrap()))
+        Store::new(Arc::default(), share())
     }
 
     #[test]
@@ -241,10 +258,11 @@ mod tests {
 
     #[test]
     fn what_was_before_this_replica_began_is_no_news() {
-        let (freshness, telemetry) = (Arc::<Freshness>::default(), Arc::new(Telemetry::new().unwrap()));
+        let (freshness, telemetry) = (Arc::<Freshness>::default(), share());
         telemetry.set_reports(true);
         let store = Store::new(Arc::clone(&freshness), Arc::clone(&telemetry));
-        let ended = || telemetry.text().unwrap().contains("nomad_build_jobs_total{status=\"KILLED\"} 1");
+        let ended =
+            || telemetry.all().text().unwrap().contains("nomad_build_jobs_total{status=\"KILLED\"} 1");
         submitted(&store, &id(1));
         submitted(&store, &id(2));
         assert_eq!(store.live(), 2);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::credentials::{Copies, Unreadable, remove_copies};
 use super::keys::{KeyError, Reservation, Reserved};
 use super::logins::Caller;
-use super::{FOR_EVER, FindError, PATIENCE, Service, translate};
+use super::{FOR_EVER, FindError, PATIENCE, Tenant, translate};
 use crate::job::{
     Claim, FieldError, IdempotencyKey, Invalid, JobFacts, JobId, Payload, Reason, Spec, Status, Verdict,
 };
@@ -84,12 +84,7 @@ enum Registered {
     Somehow,
 }
 
-impl Service {
-    /// Checks a submission and does nothing else.
-    pub fn validate(&self, body: Value) -> Result<Spec, Invalid> {
-        Spec::from_json(body, &self.config.policy)
-    }
-
+impl Tenant {
     /// Accepts a submission: once this returns, the job is in Nomad. With a key it is the job that the key's first
     /// submission made, on whatever replica.
     pub async fn submit(
@@ -100,7 +95,7 @@ impl Service {
     ) -> Result<JobId, SubmitError> {
         let now = to_milliseconds(Utc::now());
         let reservation = Reservation::new(&body, now);
-        let spec = self.validate(body)?;
+        let spec = Spec::from_json(body, &self.config.policy)?;
         let Some(key) = key else {
             return self.accept(reservation.job, spec, now, caller.token, Doubt::Withdraw).await;
         };
@@ -157,7 +152,7 @@ impl Service {
         if self.store.record(id).is_some() {
             return Ok(true);
         }
-        match patiently(PATIENCE, || self.nomad.job(&self.config.namespace, id.as_str())).await {
+        match patiently(PATIENCE, || self.nomad.job(&self.namespace, id.as_str())).await {
             Ok(_) => Ok(true),
             Err(Error { kind: Kind::NotFound, .. }) => {
                 Ok(self.ledger.claim(id).await?.is_some() || self.archived(id).await?.is_some())
@@ -180,7 +175,7 @@ impl Service {
             policy: self.config.policy.clone(),
             insecure_registries: self.config.insecure_registries.clone(),
         };
-        let job = render::render(&payload, &self.config.namespace, now, &self.config.render)?;
+        let job = render::render(&payload, &self.namespace, now, &self.config.render)?;
         let copies =
             self.read_credentials(&id, &payload.spec, caller).await.map_err(|error| match error {
                 Unreadable::Fields(fields) => SubmitError::Invalid(Invalid(fields)),
@@ -188,7 +183,7 @@ impl Service {
                 Unreadable::Nomad(error) => SubmitError::Nomad(error),
             })?;
         let registered = self.register(&id, &job, copies, doubt).await?;
-        let facts = |index| JobFacts::new(index, &self.config.namespace, payload.spec.labels_for_lists(now));
+        let facts = |index| JobFacts::new(index, &self.namespace, payload.spec.labels_for_lists(now));
         let facts = match registered {
             Registered::Now(index) => Some(facts(index)),
             Registered::Before(job) => translate::job(&job).map(|(_, facts)| facts),
@@ -213,7 +208,7 @@ impl Service {
         copies: Copies,
         doubt: Doubt,
     ) -> Result<Registered, SubmitError> {
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         self.write_credentials(&copies, doubt).await?;
         let mut attempts = 0;
         let registered = patiently(PATIENCE, || {
@@ -244,7 +239,7 @@ impl Service {
     /// Withdraws a job that may or may not be registered, and goes on with that where its caller has waited long enough.
     async fn withdraw(&self, id: &JobId, copies: Copies, error: Error) -> Result<Registered, SubmitError> {
         let paths = copies.into_iter().map(|(path, _)| path).collect();
-        let withdrawal = withdraw(self.nomad.clone(), self.config.namespace.clone(), id.clone(), paths);
+        let withdrawal = withdraw(self.nomad.clone(), self.namespace.clone(), id.clone(), paths);
         match tokio::time::timeout(PATIENCE, tokio::spawn(withdrawal)).await {
             // Decided already, so it is registered, and stands.
             Ok(Ok(false)) => Ok(Registered::Somehow),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::watch;
 
-use super::{Service, keys, nodes, tickets};
+use super::{Tenant, keys, nodes, tickets};
 use crate::config::{Sweep, SweepSettings};
 use crate::job::{JobId, SweepReport};
 use crate::ledger;
@@ -35,20 +35,20 @@ const TICKETS: Duration = Duration::from_mins(5);
 const DAY: Duration = Duration::from_hours(24);
 
 pub(super) struct Sweeper<'a> {
-    pub(super) service: &'a Service,
+    pub(super) tenant: &'a Tenant,
     pub(super) on_duty: watch::Receiver<bool>,
 }
 
 impl Sweeper<'_> {
     /// Sweeps while this replica is on duty; ends only by being dropped.
     pub(super) async fn run(mut self) {
-        if self.service.config.sweep.sweep == Sweep::Off {
+        if self.tenant.config.sweep.sweep == Sweep::Off {
             return;
         }
         while self.on_duty.wait_for(|on| *on).await.is_ok() {
             let swept = async {
                 self.sweep().await?;
-                nodes::sweep(self.service, &self.on_duty).await
+                nodes::sweep(self.tenant, &self.on_duty).await
             };
             let pause = match swept.await {
                 Ok(()) => EVERY,
@@ -65,8 +65,7 @@ impl Sweeper<'_> {
     }
 
     async fn sweep(&self) -> Result<(), Error> {
-        let Service { nomad, store, config, telemetry, .. } = self.service;
-        let namespace = &config.namespace;
+        let Tenant { nomad, namespace, store, config, telemetry, .. } = self.tenant;
         // The jobs last: one that is registered meanwhile needs what was written for it.
         let mut variables = nomad.variables(namespace, ledger::PREFIX).await?.value;
         variables.extend(nomad.variables(namespace, &format!("nomad/jobs/{}", JobId::PREFIX)).await?.value);
@@ -90,7 +89,7 @@ impl Sweeper<'_> {
             let removed = nomad.delete_variable_at(namespace, &variable.path, variable.modify_index).await?;
             if let Put::Written(_) = removed {
                 tracing::info!(variable = variable.path, kind = kind.as_str(), "a leftover is removed");
-                telemetry.leftovers_removed(kind, 1);
+                telemetry.all().leftovers_removed(kind, 1);
             }
         }
         Ok(())

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::tokens::{Hash, hash_of, lock};
-use super::{Caller, Service};
+use super::{Caller, Tenant};
 use crate::job::JobId;
 use crate::nomad::{Error, Put};
 
@@ -177,7 +177,7 @@ pub(super) fn is_ticket(path: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-impl Service {
+impl Tenant {
     /// Makes a ticket for the log of a job, which opens what its caller may open.
     ///
     /// # Errors
@@ -190,8 +190,8 @@ impl Service {
         let token = caller.token.as_ref().map(|token| token.expose_secret().to_owned());
         let expires = Utc::now() + LIVES;
         let items = key.seal(job, &Holder { token, subject: caller.subject.clone() }, expires)?;
-        self.nomad.set_variable(&self.config.namespace, &key.path, &items).await?;
-        let (nomad, namespace) = (self.nomad.clone(), self.config.namespace.clone());
+        self.nomad.set_variable(&self.namespace, &key.path, &items).await?;
+        let (nomad, namespace) = (self.nomad.clone(), self.namespace.clone());
         tokio::spawn(async move {
             let _counted = counted;
             tokio::time::sleep(FORGOTTEN).await;
@@ -208,10 +208,10 @@ impl Service {
     ///
     /// # Errors
     /// Where it is not good, or Nomad does not say.
-    pub async fn redeem(&self, job: &JobId, ticket: &str) -> Result<Caller, TicketError> {
+    pub(super) async fn redeem(&self, job: &JobId, ticket: &str) -> Result<Caller, TicketError> {
         let secret = ticket.strip_prefix(BEGIN).and_then(|text| BASE64_URL_SAFE_NO_PAD.decode(text).ok());
         let key = Key::of(&secret.ok_or(TicketError::Unknown)?);
-        let (nomad, namespace) = (&self.nomad, &self.config.namespace);
+        let (nomad, namespace) = (&self.nomad, &self.namespace);
         let found = nomad.variable(namespace, &key.path).await?.ok_or(TicketError::Unknown)?;
         let holder = key.open(job, &found.items, Utc::now())?;
         // Of those who come with it at one moment, one is the first.

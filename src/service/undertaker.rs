@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
 
-use super::{Service, cleanup, translate};
+use super::{Tenant, cleanup, translate};
 use crate::job::{Claim, Due, JobId, Phase, Reason, Verdict};
 use crate::ledger::LedgerError;
 
@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_secs(5);
 const UNHEARD: Duration = Duration::from_mins(1);
 
 pub(super) struct Undertaker<'a> {
-    service: &'a Service,
+    tenant: &'a Tenant,
     /// Since when Nomad was seen to have forgotten a job that has claimed and not ended.
     unheard: HashMap<JobId, Instant>,
 }
@@ -35,15 +35,15 @@ enum Undone {
 }
 
 impl<'a> Undertaker<'a> {
-    pub(super) fn new(service: &'a Service) -> Self {
-        Self { service, unheard: HashMap::new() }
+    pub(super) fn new(tenant: &'a Tenant) -> Self {
+        Self { tenant, unheard: HashMap::new() }
     }
 
     /// Works for ever; ends only by being dropped.
     pub(super) async fn run(mut self) {
-        let store = &self.service.store;
+        let store = &self.tenant.store;
         // Of half of what is to be known, jobs that ended long ago look as if nobody had ended them.
-        self.service.freshness.completed().await;
+        self.tenant.freshness.completed().await;
         loop {
             let all = store.due(Utc::now());
             self.unheard.retain(|id, _| all.iter().any(|(due, _)| due == id));
@@ -66,24 +66,24 @@ impl<'a> Undertaker<'a> {
 
     /// Whether half of a job's ledger may be gone, because it is as old as what is swept: what is left says nothing.
     fn is_being_swept(&self, id: &JobId) -> bool {
-        let keep = TimeDelta::from_std(self.service.config.sweep.keep_ledger).unwrap_or(TimeDelta::MAX);
-        let record = self.service.store.record(id).filter(|record| record.remembered);
+        let keep = TimeDelta::from_std(self.tenant.config.sweep.keep_ledger).unwrap_or(TimeDelta::MAX);
+        let record = self.tenant.store.record(id).filter(|record| record.remembered);
         record.is_some_and(|record| Utc::now().signed_duration_since(record.labels.submitted_at) > keep)
     }
 
     /// Whether a job that Nomad has forgotten, with all its allocations, may still tell how its publish ended.
     fn may_be_heard_of(&mut self, id: &JobId) -> bool {
-        self.service.store.is_gone(id)
+        self.tenant.store.is_gone(id)
             && self.unheard.entry(id.clone()).or_insert_with(Instant::now).elapsed() < UNHEARD
     }
 
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
-        let Service { nomad, ledger, store, config, .. } = self.service;
+        let Tenant { nomad, namespace, ledger, store, .. } = self.tenant;
         let record = store.record(id);
         let labels = record.as_ref().map(|record| &record.labels);
         // Nomad forgets a job that is purged at once, while its tasks are still being stopped: they may tell how it ended.
         if record.as_ref().is_some_and(|record| record.remembered) {
-            let allocations = nomad.job_allocations(&config.namespace, id.as_str()).await?;
+            let allocations = nomad.job_allocations(namespace, id.as_str()).await?;
             if allocations.iter().any(translate::may_still_work) {
                 return Ok(());
             }
@@ -98,7 +98,7 @@ impl<'a> Undertaker<'a> {
             }
             Due::Revoke(verdict) => self.revoke(id, verdict).await?,
             // A cleanup was begun: what is left of the ledger says nothing, and whoever cleans up again needs none of it.
-            Due::Conclude(_) if cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some() => {
+            Due::Conclude(_) if cleanup::sweep_of(nomad, namespace, id).await?.is_some() => {
                 store.remove(id);
             }
             Due::Conclude(_) if ledger.claim(id).await?.is_none() => {}
@@ -106,15 +106,15 @@ impl<'a> Undertaker<'a> {
                 let (index, progress) = ledger.record(id, labels, Phase::Publish, &outcome).await?;
                 store.see(id, |facts| facts.see_progress(index, progress));
             }
-            Due::Stop => nomad.stop(&config.namespace, id.as_str(), false).await?,
+            Due::Stop => nomad.stop(namespace, id.as_str(), false).await?,
             Due::Look => self.look(id).await?,
         }
         Ok(())
     }
 
     async fn look(&self, id: &JobId) -> Result<(), Undone> {
-        let Service { nomad, store, config, .. } = self.service;
-        let allocations = nomad.job_allocations(&config.namespace, id.as_str()).await?;
+        let Tenant { nomad, namespace, store, .. } = self.tenant;
+        let allocations = nomad.job_allocations(namespace, id.as_str()).await?;
         store.see(id, |known| {
             let facts = allocations.iter().filter_map(translate::allocation);
             facts.fold(false, |news, (_, facts)| known.see_allocation(facts) || news)
@@ -123,10 +123,10 @@ impl<'a> Undertaker<'a> {
     }
 
     async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<(), Undone> {
-        let Service { nomad, ledger, store, config, .. } = self.service;
+        let Tenant { nomad, namespace, ledger, store, .. } = self.tenant;
         // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
         if matches!(verdict.reason, Reason::Stopped | Reason::NodeLost)
-            && cleanup::sweep_of(nomad, &config.namespace, id).await?.is_some()
+            && cleanup::sweep_of(nomad, namespace, id).await?.is_some()
             && ledger.claim(id).await?.is_none()
         {
             store.remove(id);
@@ -136,7 +136,7 @@ impl<'a> Undertaker<'a> {
         let record = store.record(id);
         let never_ran = record.as_ref().is_some_and(|record| record.nomad.allocation.is_none());
         if never_ran {
-            self.service.remove_credentials(id).await?;
+            self.tenant.remove_credentials(id).await?;
         }
         let labels = record.as_ref().map(|record| &record.labels);
         let decision = ledger.decide(id, labels, &Claim::revoked(verdict)).await?;
@@ -145,9 +145,9 @@ impl<'a> Undertaker<'a> {
             Claim::Claimed { .. } => {}
             Claim::Revoked { .. } if never_ran => {}
             Claim::Revoked { verdict, .. } if verdict.reason == Reason::NodeLost => {
-                self.service.remove_credentials(id).await?;
+                self.tenant.remove_credentials(id).await?;
             }
-            Claim::Revoked { .. } => self.service.remove_credentials_of_phases(id).await?,
+            Claim::Revoked { .. } => self.tenant.remove_credentials_of_phases(id).await?,
         }
         store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
         Ok(())

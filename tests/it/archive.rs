@@ -320,7 +320,7 @@ async fn jobs_that_were_kept_long_enough_are_let_go_of() {
     let young = archived(&format!("nb-{}", uuid::Uuid::now_v7()));
     let others = archived("somebody-elses");
     let url = format!("file://{}", archive.path().display());
-    let variables = [("NOMAD_BUILD_NAMESPACE", namespace.0.as_str()), ("NOMAD_BUILD_ARCHIVE", url.as_str())];
+    let variables = [("NOMAD_BUILD_NAMESPACES", namespace.0.as_str()), ("NOMAD_BUILD_ARCHIVE", url.as_str())];
     let _service = Service::start(&world().nomad, &world().registry, &variables);
     eventually("the old job is let go of", async || (!old.exists()).then_some(())).await;
     assert!(young.join("record.json").exists() && others.join("a/build.log").exists());

@@ -1,6 +1,7 @@
 //! What a caller may do: what the caller's own Nomad token could.
 
 mod audit;
+mod tenants;
 mod tickets;
 
 use std::time::Duration;
@@ -36,7 +37,7 @@ async fn guard(
     std::fs::write(token.path(), nomad.token().await.secret).unwrap();
     let file = token.path().to_str().unwrap();
     let variables = [
-        ("NOMAD_BUILD_NAMESPACE", NAMESPACE),
+        ("NOMAD_BUILD_NAMESPACES", NAMESPACE),
         ("NOMAD_TOKEN_FILE", file),
         ("NOMAD_BUILD_SWEEP", "off"),
         ("NOMAD_BUILD_JWT_AUTH_METHOD", "ci"),
@@ -57,16 +58,22 @@ fn waiting() -> Value {
 
 /// Something to try a token's `read-logs` on.
 async fn run_something(nomad: &Guarded) {
+    run_something_in(nomad, NAMESPACE).await;
+}
+
+/// The same, in another namespace.
+async fn run_something_in(nomad: &Guarded, namespace: &str) {
     let job = json!({"Job": {
-        "ID": "something", "Name": "something", "Type": "batch", "Datacenters": ["*"], "Namespace": NAMESPACE,
+        "ID": "something", "Name": "something", "Type": "batch", "Datacenters": ["*"], "Namespace": namespace,
         "TaskGroups": [{"Name": "one", "Tasks": [
             {"Name": "one", "Driver": "raw_exec", "Config": {"command": "/bin/true"}, "Resources": {"CPU": 20, "MemoryMB": 16}},
         ]}],
     }});
-    nomad.call(Method::POST, "jobs?namespace=builds", &job).await;
+    nomad.call(Method::POST, &format!("jobs?namespace={namespace}"), &job).await;
     nomad.owns("something");
     eventually("an allocation", async || {
-        let found = nomad.call(Method::GET, "job/something/allocations?namespace=builds", &Value::Null).await;
+        let path = format!("job/something/allocations?namespace={namespace}");
+        let found = nomad.call(Method::GET, &path, &Value::Null).await;
         (found[0]["ClientStatus"] == "complete").then_some(())
     })
     .await;
@@ -182,17 +189,33 @@ async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_
 }
 
 #[tokio::test]
-async fn a_log_that_no_token_can_be_tried_on_is_read_by_nobody_and_that_is_said() {
+async fn where_no_allocation_is_left_a_log_is_read_by_those_whose_policies_say_so() {
     let (nomad, service, _token) = guarded().await;
-    let api = Api::with_token(&service.url, nomad.management());
-    let id = api.submit(&waiting()).await;
+    let all = Api::with_token(&service.url, nomad.management());
+    let id = all.submit(&waiting()).await;
     nomad.owns(&id);
-    let (status, body) = api.call(Method::GET, &format!("/jobs/{id}/logs"), None).await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
-    let message = body["error"]["message"].as_str().unwrap();
-    assert!(message.contains("no allocation there to try the token on"), "{message}");
-    run_something(&nomad).await;
-    api.logs(&id).await;
+    let logs = format!("/jobs/{id}/logs");
+    all.logs(&id).await;
+    let builder = Api::with_token(&service.url, &nomad.builder().await.secret);
+    builder.logs(&id).await;
+    for (rules, wanted) in [
+        ("namespace \"builds\" { capabilities = [\"read-logs\"] }", StatusCode::OK),
+        ("namespace \"b*\" { policy = \"write\" }", StatusCode::OK),
+        ("namespace \"builds\" { policy = \"read\" }", StatusCode::FORBIDDEN),
+        (
+            "namespace \"b*\" { policy = \"write\" }\nnamespace \"builds\" { policy = \"deny\" }",
+            StatusCode::NOT_FOUND,
+        ),
+        ("namespace \"default\" { policy = \"write\" }", StatusCode::NOT_FOUND),
+    ] {
+        let token = nomad.caller(rules).await;
+        let answer = Api::with_token(&service.url, &token.secret).call(Method::GET, &logs, None).await;
+        assert_eq!(answer.0, wanted, "{rules} {}", answer.1);
+        // The same rights by a role.
+        let token = nomad.caller_by_role(rules).await;
+        let answer = Api::with_token(&service.url, &token.secret).call(Method::GET, &logs, None).await;
+        assert_eq!(answer.0, wanted, "by a role: {rules} {}", answer.1);
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::support::{
 
 fn service(nomad: &Guarded, token: &Path) -> Service {
     let token = token.to_str().unwrap();
-    let variables = [("NOMAD_BUILD_NAMESPACE", NAMESPACE), ("NOMAD_TOKEN_FILE", token)];
+    let variables = [("NOMAD_BUILD_NAMESPACES", NAMESPACE), ("NOMAD_TOKEN_FILE", token)];
     Service::start_unready(&nomad.url, &world().registry, &variables)
 }
 
@@ -151,7 +151,7 @@ async fn read_to_the_close(url: &str, id: &str) -> (Vec<String>, String, u16) {
 async fn a_service_that_is_told_to_stop_ends_what_it_began_and_lets_go() {
     let namespace = Namespace::new();
     let slow = Faults::before(&world().nomad).await;
-    let variables = [("NOMAD_BUILD_NAMESPACE", namespace.0.as_str())];
+    let variables = [("NOMAD_BUILD_NAMESPACES", namespace.0.as_str())];
     let stopped = Service::start(&slow.url, &world().registry, &variables);
     let api = Api::new(&stopped.url);
     let reporter = format!("/v1/var/nomad-build/reporter?namespace={}", namespace.0);

@@ -29,6 +29,7 @@ mod isolation;
 mod kill;
 mod leaders;
 mod life;
+mod list;
 mod logs;
 mod main_job;
 mod memory;

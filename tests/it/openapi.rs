@@ -35,9 +35,10 @@ fn matching(pattern: &str) -> impl Strategy<Value = String> + use<> {
 #[test]
 fn every_route_is_in_the_document_and_nothing_else_is() {
     let source = include_str!("../../src/api/mod.rs").split("fn router").nth(1).unwrap();
-    let routes = source.split(".route(\"").skip(1).map(|route| {
+    let routes = source.split(".route(\"").skip(1).flat_map(|route| {
         let (path, rest) = route.split_once("\", only(").unwrap();
-        (path.to_owned(), rest.split('(').next().unwrap().to_owned())
+        let methods = rest.lines().next().unwrap().split('(').filter(|of| !of.contains("))"));
+        methods.map(|of| (path.to_owned(), of.rsplit('.').next().unwrap().to_owned())).collect::<Vec<_>>()
     });
     let paths = DOCUMENT["paths"].as_object().unwrap();
     let operations = |of: &Value| {

@@ -192,7 +192,8 @@ async fn front_that_shows_old_progress(nomad: &str, namespace: &str) -> String {
 async fn a_job_that_failed_is_heard_of_with_the_begin_of_the_phase_that_failed() {
     let (world, namespace) = (world(), Namespace::new());
     let nomad = front_that_shows_old_progress(&world.nomad, &namespace.0).await;
-    let replica = Service::start(&nomad, &world.registry, &[("NOMAD_BUILD_NAMESPACE", namespace.0.as_str())]);
+    let replica =
+        Service::start(&nomad, &world.registry, &[("NOMAD_BUILD_NAMESPACES", namespace.0.as_str())]);
     let repository = world.repository("RUN exit 3");
     let (_, status) = Api::new(&replica.url).run(&world.job(&repository)).await;
     assert_eq!((&status["status"], &status["failure"]["phase"]), (&json!("FAILED"), &json!("build")));

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::agent::LAZY;
+
 /// A running stack without the service.
 pub(crate) struct Stack {
     pub(crate) child: Child,
@@ -19,6 +21,7 @@ impl Stack {
         let mut child = Command::new(env!("CARGO_BIN_EXE_nomad-build"))
             .args(["dev", "--no-service", "--while-stdin-open"])
             .args(arguments)
+            .env(LAZY.0, LAZY.1)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

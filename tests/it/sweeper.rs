@@ -9,7 +9,7 @@ use crate::support::{
 /// A service of a namespace that sweeps what is a second old.
 fn sweeping(namespace: &Namespace, sweep: &str) -> Service {
     let variables = [
-        ("NOMAD_BUILD_NAMESPACE", namespace.0.as_str()),
+        ("NOMAD_BUILD_NAMESPACES", namespace.0.as_str()),
         ("NOMAD_BUILD_SWEEP", sweep),
         ("NOMAD_BUILD_KEEP_CREDENTIALS", "PT1S"),
         ("NOMAD_BUILD_KEEP_LEDGER", "PT1S"),

@@ -7,7 +7,7 @@
 //! Invariant: a line is shown exactly as written, once, in order, or the gap is named.
 //! Invariant: memory is bounded by the settings, whatever a reader or a log does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,8 +55,8 @@ pub struct Settings {
     pub bites: usize,
     /// How long after a job's end its log is waited for.
     pub patience: Duration,
-    /// Where the logs of ended jobs are, if they are archived.
-    pub archive: Option<Archive>,
+    /// Where the logs of ended jobs are, by namespace, if they are archived.
+    pub archives: HashMap<String, Archive>,
 }
 
 impl Default for Settings {
@@ -68,7 +68,7 @@ impl Default for Settings {
             texts: 8,
             bites: 64,
             patience: Duration::from_mins(1),
-            archive: None,
+            archives: HashMap::new(),
         }
     }
 }
@@ -231,7 +231,8 @@ impl Inner {
     /// Whether a log that Nomad no longer has may still come to be in the archive.
     fn may_be_archived(&self, record: &Record) -> bool {
         let end = record.timestamps.job_end;
-        self.settings.archive.is_some() && end.is_none_or(|end| Utc::now() - end < ARCHIVED)
+        self.settings.archives.contains_key(&record.nomad.namespace)
+            && end.is_none_or(|end| Utc::now() - end < ARCHIVED)
     }
 
     /// Whether a job was killed so recently that its runner may not have heard of it.

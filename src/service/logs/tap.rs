@@ -43,7 +43,7 @@ impl Target {
     pub(super) fn of(inner: &Inner, record: &Record, phase: Phase) -> Self {
         Self {
             nomad: inner.nomad.clone(),
-            archive: inner.settings.archive.clone(),
+            archive: inner.settings.archives.get(&record.nomad.namespace).cloned(),
             namespace: record.nomad.namespace.clone(),
             job: record.id.clone(),
             allocation: record.allocation_of(phase).unwrap_or_default().to_owned(),

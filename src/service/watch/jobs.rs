@@ -38,7 +38,7 @@ impl Watcher {
             let Err(error) = self.list_and_listen(&mut highest, &mut took).await;
             highest.failed(&error);
             self.freshness.broken(Part::Jobs, &error);
-            self.telemetry.watch_broken("jobs", &error);
+            self.telemetry.all().watch_broken("jobs", &error);
             // All is listed again: a stream that breaks again and again must not keep Nomad busy with that.
             tokio::time::sleep(took * REST).await;
             pause.after(began).await;
@@ -74,7 +74,7 @@ impl Watcher {
             let list = self.list();
             listed = self.listen_during(&mut events, listed.jobs.index, highest, list).await??;
             let corrected = self.take_lists(&listed, highest).await?;
-            self.telemetry.corrected("jobs", corrected);
+            self.telemetry.all().corrected("jobs", corrected);
             *took = listed.took;
             self.began.notify_one();
         }
@@ -145,7 +145,7 @@ impl Watcher {
         }
         self.forget(absent).await?;
         self.freshness.current(Part::Jobs);
-        self.telemetry.listed("jobs");
+        self.telemetry.all().listed("jobs");
         Ok(news)
     }
 

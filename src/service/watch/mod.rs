@@ -15,7 +15,7 @@ use super::freshness::Freshness;
 use super::store::Store;
 use crate::ledger::Ledger;
 use crate::nomad::{Client, Error, Kind};
-use crate::telemetry::Telemetry;
+use crate::telemetry::Share;
 
 /// How long a blocking query waits at Nomad.
 const WAIT: Duration = Duration::from_secs(25);
@@ -41,7 +41,7 @@ pub(super) struct Watcher {
     pub(super) ledger: Ledger,
     pub(super) store: Arc<Store>,
     pub(super) freshness: Arc<Freshness>,
-    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) telemetry: Arc<Share>,
     /// Rung when jobs were listed: then it is asked why those wait of which that was not heard.
     pub(super) began: Notify,
 }

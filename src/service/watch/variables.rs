@@ -105,7 +105,7 @@ impl Watcher {
                     index = 0;
                     highest.failed(&error);
                     self.freshness.broken(Part::Ledger, &error);
-                    self.telemetry.watch_broken("ledger", &error);
+                    self.telemetry.all().watch_broken("ledger", &error);
                     pause.after(began).await;
                 }
             }
@@ -169,7 +169,7 @@ impl Watcher {
         if is_whole {
             seen.unread.retain(|(path, index), _| seen.indexes.get(path).is_none_or(|read| read < index));
             seen.settled = Some(Instant::now() + quiet(began.elapsed()));
-            self.telemetry.listed("ledger");
+            self.telemetry.all().listed("ledger");
         }
         let mut changed = seen.take(Entry::Claim, first.as_ref(), claims.value);
         changed.extend(seen.take(Entry::Progress, first.as_ref(), progress.value));

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use nomad_build::archive::{self, Archive};
 use nomad_build::environment::Reader;
 use nomad_build::job::{Phase, Status};
-use nomad_build::nomad::Origin;
+use nomad_build::nomad::{Allocation, Origin};
 use nomad_build::service::logs::{EndReason, Hub, Message, Request, Settings};
 
 use super::job::{Job, Seen, all, now};
@@ -31,6 +31,22 @@ async fn hub_with(
     let front = nomad_front(&nomad, move |_, path| instead(path)).await;
     let front = client(front.strip_prefix("http://").unwrap().parse().unwrap());
     Hub::new(front, settings)
+}
+
+/// What Nomad has of a job's build: its log, and how its task is.
+async fn read(job: &Job) -> (String, Option<Allocation>) {
+    let allocation = job.record.borrow().nomad.allocation.clone().unwrap();
+    let log = job.nomad.task_log("default", &allocation, "build", Origin::Start(0), false).await;
+    let mut text = String::new();
+    match log {
+        Ok(mut log) => {
+            while let Ok(Some(frame)) = log.next().await {
+                text.push_str(&String::from_utf8_lossy(&frame.data));
+            }
+        }
+        Err(error) => text = format!("{error:?}"),
+    }
+    (text, job.nomad.allocation("default", &allocation).await.ok())
 }
 
 /// Waits until Nomad has a log of so many bytes.
@@ -182,7 +198,8 @@ async fn seen_of_a_purged_build(shown: &str, of_it: Instead, archived: Option<&s
     let archive = Archive::open(&settings, "default").unwrap();
     let (purged, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let (is_purged, counter) = (Arc::clone(&purged), Arc::clone(&asked));
-    let settings = Settings { archive: Some(archive.clone()), ..Settings::default() };
+    let settings =
+        Settings { archives: [("default".to_owned(), archive.clone())].into(), ..Settings::default() };
     let hub = hub_with(&job, settings, move |path| match path {
         _ if !is_purged.load(Relaxed) => None,
         path if path.starts_with("/v1/client/fs/logs/") => Some(Instead::Unknown),
@@ -198,7 +215,8 @@ async fn seen_of_a_purged_build(shown: &str, of_it: Instead, archived: Option<&s
     if !shown.is_empty() {
         job.raw(Phase::Build, format!("{shown}\n").into_bytes()).await;
         let first = async { while !matches!(reader.next().await, Some(Message::Log { .. })) {} };
-        tokio::time::timeout(Duration::from_secs(30), first).await.unwrap();
+        let in_time = tokio::time::timeout(Duration::from_secs(30), first).await;
+        assert!(in_time.is_ok(), "no line was shown; Nomad has {:?}, {:?}", read(&job).await, hub.counters());
     }
     purged.store(true, Relaxed);
     job.change(|record| {

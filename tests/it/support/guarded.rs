@@ -35,8 +35,9 @@ impl Guarded {
         Self::start_in(&["SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, authority.file()))).await
     }
 
-    async fn start_in(environment: &[(&str, PathBuf)]) -> Self {
+    async fn start_in(environment: &[(&'static str, PathBuf)]) -> Self {
         let mut agent = Agent::start_in("acl {\n enabled = true\n}", environment);
+        agent.get_past_its_keyring().await;
         let url = format!("http://{}", agent.address());
         let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
         let bootstrapped = wait_for("a management token", Duration::from_mins(1), async || {
@@ -64,6 +65,18 @@ impl Guarded {
         guarded
     }
 
+    /// Adds a namespace of builds: what the service and its runners may do in the first one, they may do there, too.
+    pub(crate) async fn add_namespace(&self, name: &str) {
+        self.call(Method::PUT, &format!("namespace/{name}"), &json!({ "Name": name })).await;
+        let [_, service, runner] = shipped_policies();
+        let there = |rules: &str| rules.replace("namespace \"builds\"", &format!("namespace {name:?}"));
+        let policy = json!({ "Name": "nomad-build", "Rules": format!("{service}\n{}", there(&service)) });
+        self.call(Method::PUT, "acl/policy/nomad-build", &policy).await;
+        let policy = format!("nomad-build-runner-{name}");
+        let body = json!({ "Name": policy, "Rules": there(&runner), "JobACL": { "Namespace": name } });
+        self.call(Method::PUT, &format!("acl/policy/{policy}"), &body).await;
+    }
+
     /// Asks Nomad with every right.
     pub(crate) async fn call(&self, method: Method, path: &str, body: &Value) -> Value {
         let request = self.http.request(method, format!("{}/v1/{path}", self.url));
@@ -80,16 +93,34 @@ impl Guarded {
 
     /// A new token of somebody who has some rights in a namespace, as a policy's rules have them.
     pub(crate) async fn caller(&self, rules: &str) -> Token {
+        let policy = self.policy(rules).await;
+        self.token_of(&policy).await
+    }
+
+    /// The same, by a role that has the policy.
+    pub(crate) async fn caller_by_role(&self, rules: &str) -> Token {
+        let policy = self.policy(rules).await;
+        let role = json!({"Name": policy, "Policies": [{"Name": policy}]});
+        self.call(Method::PUT, "acl/role", &role).await;
+        self.made(&json!({"Name": policy, "Type": "client", "Roles": [{"Name": policy}]})).await
+    }
+
+    async fn policy(&self, rules: &str) -> String {
         let policy = format!("caller-{}", uuid::Uuid::new_v4().simple());
         let body = json!({"Name": policy, "Rules": rules});
         self.call(Method::PUT, &format!("acl/policy/{policy}"), &body).await;
-        self.token_of(&policy).await
+        policy
     }
 
     /// A new token of one of those who submit, by the policy that is shipped.
     pub(crate) async fn builder(&self) -> Token {
+        self.builder_in(NAMESPACE).await
+    }
+
+    /// The same, for another namespace.
+    pub(crate) async fn builder_in(&self, namespace: &str) -> Token {
         let [callers, ..] = shipped_policies();
-        self.caller(&callers).await
+        self.caller(&callers.replace("namespace \"builds\"", &format!("namespace {namespace:?}"))).await
     }
 
     /// The name of a policy of those who submit.
@@ -106,8 +137,11 @@ impl Guarded {
     }
 
     async fn token_of(&self, policy: &str) -> Token {
-        let body = json!({"Name": policy, "Type": "client", "Policies": [policy]});
-        let made = self.call(Method::PUT, "acl/token", &body).await;
+        self.made(&json!({"Name": policy, "Type": "client", "Policies": [policy]})).await
+    }
+
+    async fn made(&self, token: &Value) -> Token {
+        let made = self.call(Method::PUT, "acl/token", token).await;
         let text = |name: &str| made[name].as_str().unwrap().to_owned();
         Token { secret: text("SecretID"), accessor: text("AccessorID") }
     }

@@ -1,0 +1,228 @@
+//! Namespaces are tenants: what a caller may do in one says nothing of another, and nothing of one is told in another.
+
+use futures_util::StreamExt as _;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{CAPABILITIES, guard, run_something, run_something_in, waiting};
+use crate::support::{Api, Guarded, NAMESPACE, Service, world};
+
+/// The other namespace.
+const OTHER: &str = "team-b";
+
+/// One in which nothing is built.
+const NONE: &str = "elsewhere";
+
+/// A service for two namespaces of a Nomad that has ACLs.
+async fn for_both(further: &[(&str, &str)]) -> (Guarded, Service, tempfile::NamedTempFile) {
+    let nomad = Guarded::start().await;
+    nomad.add_namespace(OTHER).await;
+    let both = format!("{NAMESPACE},{OTHER}");
+    let variables = [&[("NOMAD_BUILD_NAMESPACES", both.as_str())], further].concat();
+    guard(nomad, &world().registry, &variables).await
+}
+
+/// A job that no node can take.
+fn waiting_in(namespace: &str) -> Value {
+    let mut job = waiting();
+    job["namespace"] = json!(namespace);
+    job
+}
+
+/// Some of the capabilities.
+fn set(bits: usize) -> Vec<&'static str> {
+    (0..3).filter(|bit| bits & (1 << bit) != 0).map(|bit| CAPABILITIES[bit]).collect()
+}
+
+/// What a caller may do in each of the two.
+struct Role {
+    may: [(&'static str, Vec<&'static str>); 2],
+    api: Api,
+}
+
+impl Role {
+    async fn new(nomad: &Guarded, url: &str, bits: usize) -> Self {
+        let may = [(NAMESPACE, set(bits & 7)), (OTHER, set(bits >> 3))];
+        let rules = may.iter().map(|(name, has)| format!("namespace {name:?} {{ capabilities = {has:?} }}"));
+        let token = nomad.caller(&rules.collect::<Vec<_>>().join("\n")).await;
+        Self { may, api: Api::with_token(url, &token.secret) }
+    }
+
+    fn may(&self, namespace: &str, capability: &str) -> bool {
+        self.may.iter().any(|(name, has)| *name == namespace && has.contains(&capability))
+    }
+
+    /// What a route answers that needs a capability for a job of a namespace.
+    fn wanted(&self, namespace: &str, capability: &str) -> StatusCode {
+        match (self.may(namespace, capability), self.may(namespace, "read-job")) {
+            (true, _) => StatusCode::OK,
+            (false, true) => StatusCode::FORBIDDEN,
+            (false, false) => StatusCode::NOT_FOUND,
+        }
+    }
+
+    /// What was answered for a job of a namespace, or of none, by each route, and what should have been.
+    async fn try_job(&self, namespace: &str, id: &str) -> [Vec<(&'static str, StatusCode)>; 2] {
+        const ROUTES: [(Method, &str, &str); 6] = [
+            (Method::GET, "status", "read-job"),
+            (Method::GET, "logs", "read-logs"),
+            (Method::GET, "logs/stream", "read-logs"),
+            (Method::POST, "logs/tickets", "read-logs"),
+            (Method::POST, "kill", "dispatch-job"),
+            // What was killed before has ended.
+            (Method::POST, "cleanup", "dispatch-job"),
+        ];
+        let (mut got, mut wanted) = (Vec::new(), Vec::new());
+        for (method, route, capability) in ROUTES {
+            let answer = if route == "logs/stream" {
+                self.api.stream(id, "").await.status()
+            } else {
+                self.api.call(method, &format!("/jobs/{id}/{route}"), None).await.0
+            };
+            got.push((route, answer));
+            wanted.push((route, self.wanted(namespace, capability)));
+        }
+        [got, wanted]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_each_namespace_a_caller_may_do_what_its_token_may_there_and_is_told_of_nothing_else() {
+    let (nomad, service, _token) = for_both(&[]).await;
+    run_something(&nomad).await;
+    run_something_in(&nomad, OTHER).await;
+    let all = &Api::with_token(&service.url, nomad.management());
+    let (nomad, url) = (&nomad, &service.url);
+    // Every set of capabilities in the one with every set in the other.
+    let tried = futures_util::stream::iter(0..64).map(async |bits| {
+        let role = Role::new(nomad, url, bits).await;
+        let unknown = format!("nb-{}", Uuid::new_v4());
+        for namespace in [NAMESPACE, OTHER] {
+            let id = all.submit(&waiting_in(namespace)).await;
+            let before = role.api.call(Method::GET, &format!("/jobs/{id}/status"), None).await.1;
+            let [got, wanted] = role.try_job(namespace, &id).await;
+            assert_eq!(got, wanted, "{:?}, a job of {namespace}", role.may);
+            // What is hidden looks like what is not there.
+            let absent = role.api.call(Method::GET, &format!("/jobs/{unknown}/status"), None).await.1;
+            if !role.may(namespace, "read-job") {
+                let absent = absent["error"].to_string().replace(&unknown, &id);
+                assert_eq!(before["error"].to_string(), absent, "{:?}, a job of {namespace}", role.may);
+            }
+        }
+        let [got, _] = role.try_job(NONE, &unknown).await;
+        assert!(got.iter().all(|(_, status)| *status == StatusCode::NOT_FOUND), "{:?} {got:?}", role.may);
+        let listed = role.api.call(Method::GET, "/jobs", None).await;
+        let seen: Vec<_> = role.may.iter().filter(|(name, _)| role.may(name, "read-job")).collect();
+        assert_eq!(listed.0 == StatusCode::OK, !seen.is_empty(), "{:?} {}", role.may, listed.1);
+        for job in listed.1["data"]["jobs"].as_array().into_iter().flatten() {
+            assert!(seen.iter().any(|(name, _)| job["namespace"] == *name), "{:?} {job}", role.may);
+        }
+        for namespace in [NAMESPACE, OTHER, NONE] {
+            let (status, body) =
+                role.api.call(Method::GET, &format!("/jobs?namespace={namespace}"), None).await;
+            let wanted = if role.may(namespace, "read-job") { StatusCode::OK } else { StatusCode::FORBIDDEN };
+            assert_eq!(status, wanted, "{:?}, the jobs of {namespace}: {body}", role.may);
+        }
+        for (name, namespace) in
+            [(None, NAMESPACE), (Some(NAMESPACE), NAMESPACE), (Some(OTHER), OTHER), (Some(NONE), NONE)]
+        {
+            let mut job = waiting();
+            job["namespace"] = json!(name);
+            let may = role.may(namespace, "dispatch-job");
+            for route in ["/jobs?dry_run=true", "/jobs"] {
+                let (status, body) = role.api.call(Method::POST, route, Some(&job)).await;
+                let wanted = if may { StatusCode::OK } else { StatusCode::FORBIDDEN };
+                assert_eq!(status, wanted, "{:?}, a submission to {name:?}: {body}", role.may);
+            }
+        }
+    });
+    tried.buffer_unordered(4).collect::<Vec<()>>().await;
+    for jobs in [NAMESPACE, OTHER] {
+        let jobs = nomad.call(Method::GET, &format!("jobs?namespace={jobs}&prefix=nb-"), &Value::Null).await;
+        let asked_for = |job: &Value| job["Namespace"].as_str().unwrap().to_owned();
+        assert!(jobs.as_array().unwrap().iter().all(|job| [NAMESPACE, OTHER].contains(&&*asked_for(job))));
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_that_nothing_is_built_in_is_named_beside_what_else_is_wrong() {
+    let (nomad, service, _token) = for_both(&[]).await;
+    let all = Api::with_token(&service.url, nomad.management());
+    for (namespace, why) in
+        [(json!("nowhere"), "those you may use are \"builds\", \"team-b\""), (json!(7), "is a number")]
+    {
+        let mut job = waiting();
+        job["namespace"] = namespace;
+        job["image_tags"] = json!([]);
+        let (status, body) = all.call(Method::POST, "/jobs", Some(&job)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        let details = body["error"]["details"].as_array().unwrap();
+        let fields: Vec<_> = details.iter().map(|detail| detail["field"].as_str().unwrap()).collect();
+        assert_eq!(fields, ["namespace", "image_tags"], "{body}");
+        assert!(details[0]["message"].as_str().unwrap().contains(why), "{body}");
+    }
+    // Whoever may build in one only is told of that one only.
+    let one = Api::with_token(&service.url, &nomad.builder_in(OTHER).await.secret);
+    let (status, body) = one.call(Method::POST, "/jobs", Some(&waiting_in("nowhere"))).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
+    assert!(!body.to_string().contains(NAMESPACE), "{body}");
+}
+
+#[tokio::test]
+async fn builds_of_two_namespaces_are_kept_apart_and_told_after_their_end_by_any_replica() {
+    let world = world();
+    let folder = tempfile::tempdir().unwrap();
+    let archive = format!("file://{}", folder.path().display());
+    let archived = [("NOMAD_BUILD_ARCHIVE", archive.as_str())];
+    let (nomad, service, token) = for_both(&archived).await;
+    let secret = json!({ "Namespace": OTHER, "Path": "creds/acme/npm", "Items": { "token": "of team b" } });
+    nomad.call(Method::PUT, &format!("var/creds/acme/npm?namespace={OTHER}"), &secret).await;
+    let builder = Api::with_token(&service.url, &nomad.builder_in(OTHER).await.secret);
+    let step = format!(
+        "RUN --mount=type=secret,id=npm,required=true : {}; test \"$(cat /run/secrets/npm)\" = \"of team b\"",
+        Uuid::new_v4()
+    );
+    let repository = world.repository(&step);
+    let mut job = world.job(&repository);
+    job["namespace"] = json!(OTHER);
+    job["build_secrets"] = json!({ "npm": "creds/acme/npm#token" });
+    let id = builder.submit(&job).await;
+    // Of the same key each namespace has one of its own.
+    let all = Api::with_token(&service.url, nomad.management());
+    let first = all.submit_keyed("one", &waiting()).await;
+    let second = all.submit_keyed("one", &waiting_in(OTHER)).await;
+    assert_ne!(first, second);
+    assert_eq!(all.submit_keyed("one", &waiting_in(NAMESPACE)).await, first);
+    assert_eq!(all.status(&first).await["nomad"]["namespace"], NAMESPACE);
+    assert_eq!(all.status(&second).await["nomad"]["namespace"], OTHER);
+    let status = builder.wait_for_end(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}", builder.logs(&id).await);
+    assert_eq!(status["nomad"]["namespace"], OTHER);
+    for (id, live) in [(&first, 1), (&second, 1), (&id, 1)] {
+        assert_eq!(all.status(id).await["metrics"]["concurrent_jobs_total"], live, "{id}");
+    }
+    assert_eq!(service.metric("nomad_build_concurrent_jobs").await, Some(2));
+    let before = builder.logs(&id).await;
+    let record = folder.path().join(OTHER).join(&id).join("record.json");
+    crate::support::eventually("the job is archived", async || record.exists().then_some(())).await;
+    nomad.call(Method::DELETE, &format!("job/{id}?namespace={OTHER}&purge=true"), &Value::Null).await;
+    let both = format!("{NAMESPACE},{OTHER}");
+    let variables = [
+        ("NOMAD_BUILD_NAMESPACES", both.as_str()),
+        ("NOMAD_TOKEN_FILE", token.path().to_str().unwrap()),
+        ("NOMAD_BUILD_SWEEP", "off"),
+        archived[0],
+    ];
+    let replica = Service::start(&nomad.url, &world.registry, &variables);
+    let later = Api::with_token(&replica.url, nomad.management());
+    assert_eq!(later.logs(&id).await, before);
+    let told = later.status(&id).await;
+    assert_eq!((&told["status"], &told["image"]), (&status["status"], &status["image"]));
+    let stranger = Api::with_token(&replica.url, &nomad.builder().await.secret);
+    let hidden = stranger.call(Method::GET, &format!("/jobs/{id}/status"), None).await;
+    assert_eq!(hidden.0, StatusCode::NOT_FOUND, "{}", hidden.1);
+    for id in [first, second] {
+        assert_eq!(later.post(&format!("/jobs/{id}/kill")).await["success"], true);
+    }
+}
