@@ -15,7 +15,9 @@ use tokio::sync::Semaphore;
 
 use crate::archive;
 use crate::environment::{BadConfiguration, Reader, Source};
-use crate::job::{Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, Resources, Scheme, Spec};
+use crate::job::{
+    Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, RegistryRule, Resources, Scheme, Spec,
+};
 use crate::render::{self, Runner, TEMPLATES};
 use crate::telemetry::{Format, LogFilter, chain};
 use crate::{nomad, tls};
@@ -30,6 +32,8 @@ pub struct Config {
     pub open: bool,
     /// Nomad's auth method at which callers' JWTs are traded, if they are.
     pub jwt_auth_method: Option<String>,
+    /// Nomad's auth methods at which people log in through the service.
+    pub login_methods: Vec<String>,
     /// The origins whose pages may use the service, `scheme://host[:port]`.
     pub allow_origins: Vec<String>,
     /// The file that is told who did what, if any.
@@ -123,6 +127,7 @@ impl Config {
                 .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
             open: reader.parsed("NOMAD_BUILD_OPEN", "true or false").unwrap_or_default(),
             jwt_auth_method: reader.text("NOMAD_BUILD_JWT_AUTH_METHOD"),
+            login_methods: reader.list("NOMAD_BUILD_LOGIN_METHODS", "an auth method").unwrap_or_default(),
             allow_origins: reader.list("NOMAD_BUILD_ALLOW_ORIGINS", "an origin").unwrap_or_default(),
             audit_file: audit_file(&mut reader),
             tls: server_tls(&mut reader),
@@ -251,7 +256,7 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
         },
         default_resources: default.default_resources,
         allowed: Allowed {
-            registries: reader.list("NOMAD_BUILD_ALLOW_REGISTRIES", "host[:port][/path]").unwrap_or_default(),
+            registries: images(reader, "NOMAD_BUILD_ALLOW_REGISTRIES"),
             repositories: reader
                 .list(
                     "NOMAD_BUILD_ALLOW_REPOSITORIES",
@@ -261,6 +266,8 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
             forbidden_names: reader
                 .list("NOMAD_BUILD_FORBID_NAMES", "a name, or the begin of one and a *")
                 .unwrap_or_default(),
+            base_images: images(reader, "NOMAD_BUILD_ALLOW_BASE_IMAGES"),
+            frontends: images(reader, "NOMAD_BUILD_ALLOW_FRONTENDS"),
         },
         isolation: Isolation {
             build_network: reader.parsed("NOMAD_BUILD_BUILD_NETWORK", "true or false").unwrap_or(true),
@@ -268,6 +275,10 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
             max_pids: at_least(reader, "NOMAD_BUILD_MAX_PIDS", 1).unwrap_or(default.isolation.max_pids),
         },
     }
+}
+
+fn images(reader: &mut Reader<'_>, name: &str) -> Vec<RegistryRule> {
+    reader.list(name, "host[:port][/path]").unwrap_or_default()
 }
 
 fn sweep_settings(reader: &mut Reader<'_>) -> SweepSettings {

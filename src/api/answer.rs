@@ -146,6 +146,17 @@ impl Problem {
         Self { code: Code::InvalidRequest, message: format!("{field} {message}"), details }
     }
 
+    /// Several fields that are wrong.
+    pub(super) fn fields(details: Vec<FieldError>) -> Self {
+        let message = format!("the request has {} invalid field(s)", details.len());
+        Self { code: Code::InvalidRequest, message, details }
+    }
+
+    #[cfg(test)]
+    pub(super) fn details(&self) -> &[FieldError] {
+        &self.details
+    }
+
     /// A fault of ours or of Nomad's: the cause goes to the log, the caller learns what was being done.
     fn caused(code: Code, message: String, error: &dyn std::error::Error) -> Self {
         tracing::warn!(error = chain(error), "{message}");
@@ -214,6 +225,9 @@ impl From<LoginError> for Problem {
     fn from(error: LoginError) -> Self {
         match error {
             LoginError::Refused { .. } => Self::new(Code::Unauthorized, &error.to_string()),
+            LoginError::NotOffered { .. } => {
+                Self::fields(vec![FieldError { field: "method".to_owned(), message: error.to_string() }])
+            }
             LoginError::Nomad(ref cause) => Self::of_nomad(cause, &error),
         }
     }

@@ -85,6 +85,7 @@ fn action(method: &Method, route: &str) -> Option<&'static str> {
     match route {
         "/jobs" if method == Method::POST => Some("submit"),
         "/jobs" => Some(LIST),
+        "/auth/login" if method == Method::POST => Some("login"),
         "/jobs/{id}/status" => Some(STATUS),
         "/jobs/{id}/logs" => Some("read_logs"),
         "/jobs/{id}/logs/stream" => Some("follow_logs"),

@@ -9,6 +9,7 @@ mod caller;
 mod jobs;
 mod limits;
 mod list;
+mod login;
 mod logs;
 mod openapi;
 mod probes;
@@ -93,6 +94,7 @@ fn router(app: App) -> Router {
         .route("/jobs/{id}/logs/tickets", only(post(logs::ticket)))
         .route("/jobs/{id}/kill", only(post(jobs::kill)))
         .route("/jobs/{id}/cleanup", only(post(jobs::clean_up)))
+        .route("/auth/login", only(get(login::methods).post(login::log_in)))
         .merge(probes())
         .route("/openapi.json", only(get(openapi::document)))
         .route("/runner/{os}/{arch}/nomad-build", only(get(runner::binary)))

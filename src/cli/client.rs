@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use tokio_tungstenite::Connector;
 
 use super::fields::JobId;
+use super::tokens::Tokens;
 use super::wire::{Envelope, Refusal, Status};
 use super::{Error, Exit, Globals};
 use crate::tls::{ClientFiles, Identity};
@@ -38,8 +39,21 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client for the service that the arguments name. Nothing is sent yet.
+    /// A client for the service that the arguments name, with the token of the environment, or that of a login. Nothing is sent
+    /// yet.
     pub(super) fn new(globals: &Globals) -> Result<Self, Error> {
+        let mut client = Self::without_token(globals)?;
+        client.token = token(globals.nomad_token.as_ref())?;
+        if client.token.is_none()
+            && let Some(tokens) = Tokens::of_user()
+        {
+            client.token = token(tokens.find(&client.base)?.as_ref())?;
+        }
+        Ok(client)
+    }
+
+    /// The same, of somebody who has no token yet.
+    pub(super) fn without_token(globals: &Globals) -> Result<Self, Error> {
         let base = base(&globals.url)?;
         let tls = tls_config(globals)?;
         let http = match &tls {
@@ -58,7 +72,7 @@ impl Client {
             .user_agent(concat!("nomad-build/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|source| Error::new(Exit::Failure, "preparing the HTTP client").caused_by(source))?;
-        Ok(Self { http, base, token: token(globals.nomad_token.as_ref())?, tls })
+        Ok(Self { http, base, token: None, tls })
     }
 
     /// Where the service is, for messages.
@@ -243,6 +257,9 @@ fn refused(doing: &str, status: StatusCode, mut refusal: Refusal, request_id: Op
     let mut error = Error::new(exit, doing).caused_by(refusal);
     for detail in details {
         error = error.detail(format!("{}: {}", detail.field, detail.message));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        error = error.hint("set NOMAD_TOKEN to a Nomad token, or log in: nomad-build login");
     }
     if is_live {
         error = error.hint("it has to end first; `nomad-build kill` stops it");

@@ -15,6 +15,7 @@ mod follow;
 mod harmless;
 mod lines;
 mod list;
+mod login;
 mod logs;
 mod order;
 mod output;
@@ -26,6 +27,7 @@ mod status;
 mod stream;
 mod submission;
 mod submit;
+mod tokens;
 mod validate;
 mod version;
 mod wire;
@@ -95,6 +97,10 @@ pub(crate) enum Format {
 enum Command {
     /// Submit a build and print its job ID
     Submit(submit::Args),
+    /// Log in by an identity provider, for the commands after this one
+    Login(login::Args),
+    /// Forget a login
+    Logout,
     /// List the latest jobs
     List(list::Args),
     /// Show where a job stands
@@ -153,6 +159,8 @@ fn dispatch(cli: Cli, output: &mut Output) -> Result<Exit, Error> {
     let globals = cli.globals;
     match cli.command {
         Command::Submit(args) => block_on(submit::run(args, &globals, output)),
+        Command::Login(args) => block_on(login::run(args, &globals, output)),
+        Command::Logout => login::log_out(&globals, output),
         Command::List(args) => block_on(list::run(args, &globals, output)),
         Command::Status(args) => block_on(status::run(args, &globals, output)),
         Command::Logs(args) => block_on(logs::run(args, &globals, output)),

@@ -14,6 +14,11 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "Nomad auth method (JWT) at which the JWTs of a CI system are traded for Nomad tokens",
     ),
     (
+        "NOMAD_BUILD_LOGIN_METHODS",
+        "",
+        "Nomad auth methods at which people may log in through this service (nomad-build login), separated by commas",
+    ),
+    (
         "NOMAD_BUILD_ALLOW_ORIGINS",
         "",
         "origins whose pages may use the API, as https://host, separated by commas",
@@ -89,6 +94,16 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "NOMAD_BUILD_ALLOW_REPOSITORIES",
         "",
         "what may be built, as begins of addresses up to a /, separated by commas; without it, anything",
+    ),
+    (
+        "NOMAD_BUILD_ALLOW_BASE_IMAGES",
+        "",
+        "what Dockerfiles may build from, as host[:port][/path], separated by commas; without it, anything",
+    ),
+    (
+        "NOMAD_BUILD_ALLOW_FRONTENDS",
+        "",
+        "what a Dockerfile may name by # syntax=, written in the same way; without it anything, or nothing where base images are limited",
     ),
     (
         "NOMAD_BUILD_FORBID_NAMES",

@@ -8,6 +8,7 @@ mod context;
 mod docker;
 mod dockerignore;
 mod progress;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -19,6 +20,7 @@ use tokio::sync::mpsc::Sender;
 pub use docker::{About, DockerEngine};
 #[cfg(feature = "fuzz")]
 pub(crate) use progress::fuzz_progress;
+pub use sources::Source;
 
 /// An image to build.
 pub struct BuildRequest {
@@ -44,7 +46,12 @@ pub struct BuildRequest {
     pub cache_namespace: String,
     /// Whether its steps have a network.
     pub network: bool,
+    /// Whether it may take an image; the reason where it may not.
+    pub may_take: MayTake,
 }
+
+/// Judges what a build takes.
+pub type MayTake = Box<dyn Fn(Source<'_>) -> Result<(), String> + Send + Sync>;
 
 /// Credentials for one registry.
 pub struct RegistryAuth {
@@ -139,6 +146,14 @@ pub enum EngineError {
     Unauthorized {
         /// The engine's words.
         message: String,
+    },
+    /// It was stopped, because of an image that it was to take.
+    #[error("the build was stopped: it takes {reference}, which {why}")]
+    NotAllowed {
+        /// The image.
+        reference: String,
+        /// Why it may not be taken.
+        why: String,
     },
     /// It does not have the image.
     #[error("the container engine has no image {0}: somebody removed it")]

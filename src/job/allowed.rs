@@ -159,12 +159,35 @@ pub struct Allowed {
     pub repositories: Vec<RepoRule>,
     /// Names that build arguments and the variables of tests may not have.
     pub forbidden_names: Vec<NameRule>,
+    /// What a Dockerfile may build from.
+    pub base_images: Vec<RegistryRule>,
+    /// What may read a Dockerfile in place of the engine's own frontend.
+    pub frontends: Vec<RegistryRule>,
 }
 
 impl Allowed {
     /// Whether images may go to a repository in a registry, `host[:port]/name`.
     pub(super) fn image(&self, image: &str) -> Result<(), String> {
         held(&self.registries, |rule| rule.covers(image), "registries")
+    }
+
+    /// Whether a build may take an image, `host[:port]/name`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn base_image(&self, image: &str) -> Result<(), String> {
+        held(&self.base_images, |rule| rule.covers(image), "base images")
+    }
+
+    /// Whether an image may read a Dockerfile. One that may build from anything is as good as any base image.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn frontend(&self, image: &str) -> Result<(), String> {
+        if self.frontends.is_empty() && !self.base_images.is_empty() {
+            return Err("is a frontend, and none is allowed here: leave \"# syntax=\" out".to_owned());
+        }
+        held(&self.frontends, |rule| rule.covers(image), "frontends")
     }
 
     /// Whether a repository may be built.
@@ -210,6 +233,21 @@ mod tests {
         }
         assert!(Allowed::default().image("any.example/x").is_ok());
         assert!("https://ghcr.io".parse::<RegistryRule>().is_err());
+    }
+
+    #[test]
+    fn where_base_images_are_limited_a_frontend_has_to_be_named() {
+        let rule = |text: &str| vec![text.parse::<RegistryRule>().unwrap()];
+        let none = Allowed::default();
+        assert!(none.base_image("docker.io/library/alpine").is_ok());
+        assert!(none.frontend("docker.io/docker/dockerfile").is_ok());
+        let bases = Allowed { base_images: rule("docker.io/library"), ..Allowed::default() };
+        assert!(bases.base_image("docker.io/library/alpine").is_ok());
+        assert!(bases.base_image("docker.io/eve/alpine").is_err());
+        assert!(bases.frontend("docker.io/library/alpine").is_err());
+        let both = Allowed { frontends: rule("docker.io/docker/dockerfile"), ..bases };
+        assert!(both.frontend("docker.io/docker/dockerfile").is_ok());
+        assert!(both.frontend("docker.io/docker/dockerfile-upstream").is_err());
     }
 
     #[test]

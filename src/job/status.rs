@@ -169,6 +169,8 @@ pub enum Reason {
     RefNotFound,
     /// The Dockerfile, the context or the stage named does not exist in the checkout.
     InputMissing,
+    /// The build was to take an image that its operator does not allow.
+    ImageNotAllowed,
     /// The engine ran the build, and it failed.
     BuildFailed,
     /// A test ended with an exit code other than 0.
@@ -213,6 +215,7 @@ impl Reason {
             Self::CheckoutFailed => "checkout_failed",
             Self::RefNotFound => "ref_not_found",
             Self::InputMissing => "input_missing",
+            Self::ImageNotAllowed => "image_not_allowed",
             Self::BuildFailed => "build_failed",
             Self::TestFailed => "test_failed",
             Self::PushFailed => "push_failed",

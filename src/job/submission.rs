@@ -416,6 +416,7 @@ mod tests {
             registries: vec!["ghcr.io/acme".parse().unwrap()],
             repositories: vec!["https://example.com/acme".parse().unwrap()],
             forbidden_names: vec!["HTTP_*".parse().unwrap()],
+            ..Allowed::default()
         };
         let policy = Policy { allowed, ..Policy::default() };
         assert!(Spec::from_json(good(), &policy).is_ok());

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Utc};
 use reqwest::Method;
-use secrecy::{ExposeSecret as _, SecretString};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request};
@@ -61,21 +59,6 @@ struct Token {
     accessor: String,
 }
 
-/// A token that Nomad made for who has one of an identity provider.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Login {
-    /// The token.
-    #[serde(rename = "SecretID", deserialize_with = "secret")]
-    pub token: SecretString,
-    /// Until when it is good; for ever without.
-    pub expiration_time: Option<DateTime<Utc>>,
-}
-
-fn secret<'de, D: Deserializer<'de>>(from: D) -> Result<SecretString, D::Error> {
-    Ok(String::deserialize(from)?.into())
-}
-
 pub(super) fn whose() -> Request {
     Request::get(&["acl", "token", "self"], "asking Nomad whose token this is".to_owned())
 }
@@ -128,14 +111,6 @@ impl Client {
     /// same for everybody. [`super::Kind::Forbidden`] where Nomad does not know the token.
     pub async fn accessor(&self) -> Result<String, Error> {
         Ok(self.call::<Token>(whose()).await?.value.accessor)
-    }
-
-    /// Trades a JWT at an auth method for a token. [`super::Kind::Refused`], with Nomad's own words, where it is not taken.
-    pub async fn login(&self, method: &str, jwt: &SecretString) -> Result<Login, Error> {
-        let doing = format!("trading a JWT at Nomad's auth method {method:?}");
-        let body = json!({ "AuthMethodName": method, "LoginToken": jwt.expose_secret() });
-        let request = Request::new(Method::POST, &["acl", "login"], doing).json(&body)?;
-        Ok(self.with_token(None).call::<Login>(request).await?.value)
     }
 
     /// Whether Nomad looks at tokens at all.

@@ -8,9 +8,9 @@ use super::credentials::Credentials;
 use super::log::Log;
 use super::surroundings::Surroundings;
 use super::{Failure, Runner, Work};
-use crate::engine::{BuildRequest, Engine as _, EngineError, RegistryAuth};
+use crate::engine::{BuildRequest, Engine as _, EngineError, RegistryAuth, Source};
 use crate::git::{self, GitError};
-use crate::job::{GitRef, Outcome, Phase, Reason, Scheme, Spec, Stream, Task, image_labels};
+use crate::job::{GitRef, Outcome, Phase, Policy, Reason, Scheme, Spec, Stream, Task, image_labels};
 use crate::telemetry::chain;
 
 impl git::Output for Log {
@@ -39,8 +39,8 @@ impl Runner {
         let dockerfile = inside(&checkout, spec.dockerfile_path.as_str(), "dockerfile_path").await?;
         let created = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
         let labels = image_labels(spec, &checked_out.commit, &created, around.job.as_str());
-        let network = self.payload.policy.isolation.build_network;
-        let request = build_request(spec, around, &credentials, (context, dockerfile), network, labels);
+        let files = (context, dockerfile);
+        let request = build_request(spec, around, &credentials, files, &self.payload.policy, labels);
         // The commit is told while it is built, so that it is known of a build that fails or is killed, too.
         let told = around.tell(Phase::Build, &outcome);
         let built = self.log.with_output(|output| self.engine.build(request, output));
@@ -83,9 +83,10 @@ fn build_request(
     around: &Surroundings,
     credentials: &Credentials,
     (context, dockerfile): (PathBuf, PathBuf),
-    network: bool,
+    policy: &Policy,
     labels: std::collections::BTreeMap<String, String>,
 ) -> BuildRequest {
+    let allowed = policy.allowed.clone();
     let host = spec.registry_url.host().to_owned();
     let own =
         credentials.registry_login().map(|(username, password)| RegistryAuth { host, username, password });
@@ -101,7 +102,11 @@ fn build_request(
         secrets: credentials.build_secrets(),
         // Caches are shared by the builds that one owner has in one namespace, and by no others.
         cache_namespace: format!("nomad-build-{}/{}", around.namespace, spec.owner),
-        network,
+        network: policy.isolation.build_network,
+        may_take: Box::new(move |source| match source {
+            Source::Base(_) => allowed.base_image(source.name()),
+            Source::Frontend(_) => allowed.frontend(source.name()),
+        }),
     }
 }
 
@@ -145,6 +150,7 @@ pub(super) fn engine_failure(error: &EngineError, otherwise: Reason) -> Failure 
         EngineError::Unreachable { .. } => (Reason::EngineUnavailable, None),
         EngineError::Unauthorized { .. } => (Reason::Unauthorized, None),
         EngineError::ImageMissing(_) => (Reason::ImageMissing, None),
+        EngineError::NotAllowed { .. } => (Reason::ImageNotAllowed, None),
         EngineError::BuildFailed { exit_code, .. } => (Reason::BuildFailed, *exit_code),
         _ => (otherwise, None),
     };

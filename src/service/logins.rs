@@ -39,7 +39,7 @@ pub struct Caller {
 pub enum LoginError {
     /// Nomad does not take it.
     #[error(
-        "Nomad's auth method {method:?} does not take this JWT ({why}): send one that was made for it, or a Nomad token"
+        "Nomad's auth method {method:?} does not take this ({why}): send what was made for it, or a Nomad token"
     )]
     Refused {
         /// The auth method.
@@ -47,9 +47,31 @@ pub enum LoginError {
         /// Nomad's words.
         why: String,
     },
+    /// The operator does not offer it.
+    #[error("nobody logs in at {method:?} here: {}", offer(.offered))]
+    NotOffered {
+        /// The auth method.
+        method: String,
+        /// Those that are offered.
+        offered: Vec<String>,
+    },
     /// Nomad could not be asked.
-    #[error("the JWT could not be traded for a Nomad token")]
+    #[error("Nomad could not be asked for a token")]
     Nomad(#[from] Error),
+}
+
+impl LoginError {
+    pub(super) fn refused(method: &str, why: String) -> Self {
+        Self::Refused { method: method.to_owned(), why }
+    }
+}
+
+fn offer(offered: &[String]) -> String {
+    if offered.is_empty() {
+        "the operator can offer auth methods of Nomad's (NOMAD_BUILD_LOGIN_METHODS)".to_owned()
+    } else {
+        format!("the auth methods are {}", offered.join(", "))
+    }
 }
 
 /// The claims that are looked at.
@@ -149,8 +171,8 @@ impl Logins {
         jwt: &SecretString,
         hash: Hash,
     ) -> Result<SecretString, LoginError> {
-        let refused = |why: String| LoginError::Refused { method: method.to_owned(), why };
-        let Login { token, expiration_time } =
+        let refused = |why: String| LoginError::refused(method, why);
+        let Login { token, expiration_time, .. } =
             self.nomad.login(method, jwt).await.map_err(|error| match error.kind {
                 // The operator's to mend.
                 Kind::Refused { status: 400, ref message } if message.contains("not found") => error.into(),

@@ -1,6 +1,7 @@
 //! What a caller may do: what the caller's own Nomad token could.
 
 mod audit;
+mod login;
 mod tenants;
 mod tickets;
 

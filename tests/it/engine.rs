@@ -64,6 +64,7 @@ impl Bench {
             secrets: BTreeMap::new(),
             cache_namespace: self.id.clone(),
             network: true,
+            may_take: Box::new(|_| Ok(())),
         }
     }
 

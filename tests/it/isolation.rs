@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Api, Service, world};
+use crate::support::{Api, Repository, Service, docker, world};
 
 /// A job whose build and only test run these lines of a shell.
 async fn run(api: &Api, in_build: &str, in_test: &str) -> (String, serde_json::Value) {
@@ -74,4 +74,65 @@ async fn what_the_operator_forbids_is_refused_by_name() {
         body["error"]["details"].as_array().unwrap().iter().map(|detail| &detail["field"]).collect();
     fields.sort_by_key(ToString::to_string);
     assert_eq!(fields, ["build_args.LD_PRELOAD", "registry_url", "repo_url"]);
+}
+
+#[tokio::test]
+async fn a_build_takes_only_the_images_that_the_operator_allows() {
+    let world = world();
+    // Another name for the same image.
+    let other = format!("{}/other/base", world.registry);
+    for arguments in
+        [&["pull", &world.base][..], &["tag", &world.base, &other], &["push", &other], &["rmi", &other]]
+    {
+        docker(arguments);
+    }
+    let base = world.base.rsplit_once(':').unwrap().0;
+    let bases = [("NOMAD_BUILD_ALLOW_BASE_IMAGES", base)];
+    let frontends = [bases[0], ("NOMAD_BUILD_ALLOW_FRONTENDS", base)];
+    let services =
+        [&[][..], &bases, &frontends].map(|rules| Service::start(&world.nomad, &world.registry, rules));
+    let [anything, limited, with_frontend] = &services;
+    let unique = uuid::Uuid::new_v4();
+    let good =
+        format!("ARG BASE\nFROM $BASE AS one\nRUN echo {unique}\nFROM scratch\nCOPY --from=one /bin/sh /\n");
+    let told = |service: &Service, dockerfile: &str, build_args: serde_json::Value| {
+        let (api, repository) =
+            (Api::new(&service.url), Repository::new().file("Dockerfile", dockerfile).commit());
+        let mut job = world.job(&repository);
+        job["build_args"] = build_args;
+        async move {
+            let (id, status) = api.run(&job).await;
+            let _kept = repository;
+            let log = api.logs(&id).await["build"].as_str().unwrap().to_owned();
+            (status["status"].as_str().unwrap().to_owned(), status["failure"].clone(), log)
+        }
+    };
+    let only_base = || json!({ "BASE": world.base });
+    let (status, failure, log) = told(limited, &good, only_base()).await;
+    assert_eq!(status, "SUCCEEDED", "{failure}\n{log}");
+    // Whatever way it is named, a build that takes it fails.
+    let from_argument = "ARG BASE\nARG OTHER\nFROM ${OTHER:-$BASE}\n".to_owned();
+    let copied = format!("FROM {}\nCOPY --from={other} /bin/sh /two\n", world.base);
+    let mounted = format!("FROM {}\nRUN --mount=from={other},target=/m true\n", world.base);
+    for dockerfile in [from_argument, copied, mounted] {
+        let arguments = json!({ "BASE": world.base, "OTHER": other });
+        let used = if dockerfile.starts_with("ARG") { arguments } else { json!({}) };
+        let (status, failure, log) = told(limited, &dockerfile, used).await;
+        assert_eq!(
+            (&*status, &failure["reason"]),
+            ("FAILED", &json!("image_not_allowed")),
+            "{dockerfile}\n{log}"
+        );
+        let message = failure["message"].as_str().unwrap();
+        assert!(message.contains(&other) && message.contains(base), "{message}");
+    }
+    // A base image is no frontend, so where one is allowed the build fails by it, and where none is, before.
+    let syntax = format!("# syntax={}\n{good}", world.base);
+    let (_, failure, log) = told(limited, &syntax, only_base()).await;
+    assert_eq!(failure["reason"], "image_not_allowed", "{failure}\n{log}");
+    assert!(failure["message"].as_str().unwrap().contains("# syntax="), "{failure}");
+    for service in [anything, with_frontend] {
+        let (_, failure, log) = told(service, &syntax, only_base()).await;
+        assert_eq!(failure["reason"], "build_failed", "{failure}\n{log}");
+    }
 }

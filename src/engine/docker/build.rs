@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::Error as IoError;
 use std::time::Duration;
 
+use bollard::moby::buildkit::v1::StatusResponse;
 use bollard::models::{BuildInfo, BuildInfoAux};
 use bollard::query_parameters::{BuildImageOptions, BuildImageOptionsBuilder, BuilderVersion};
 use futures_util::stream::BoxStream;
@@ -18,7 +19,7 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
 use super::super::progress::{Progress, exit_code};
-use super::super::{BuildRequest, EngineError, Output, context};
+use super::super::{BuildRequest, EngineError, MayTake, Output, Source, context};
 use super::DockerEngine;
 use super::session::{Session, Unopened};
 
@@ -57,7 +58,7 @@ impl DockerEngine {
         let mut failure = context.failure;
         let built = async {
             let messages = self.begin(&engine, &options, context.body).await?;
-            self.follow(messages, output).await
+            self.follow(messages, &request.may_take, output).await
         };
         // The engine can only tell that the context broke off.
         built.await.map_err(|error| failure.try_recv().map_or(error, EngineError::Context))
@@ -118,6 +119,7 @@ impl DockerEngine {
     async fn follow(
         &self,
         messages: impl futures_util::Stream<Item = Result<BuildInfo, EngineError>>,
+        may_take: &MayTake,
         output: &Sender<Output>,
     ) -> Result<String, EngineError> {
         let mut messages = std::pin::pin!(messages);
@@ -145,6 +147,8 @@ impl DockerEngine {
             match info.aux {
                 Some(BuildInfoAux::BuildKit(status)) => {
                     pass_on(progress.take(&status), output).await;
+                    // Given up here, it is stopped: nothing that it made is kept.
+                    judge(&status, may_take)?;
                 }
                 Some(BuildInfoAux::Default(id)) => image = id.id.or(image),
                 None => {}
@@ -155,6 +159,15 @@ impl DockerEngine {
             message: "no image: is BuildKit switched off in the engine?".to_owned(),
         })
     }
+}
+
+/// Holds what a build is about to take against what it may.
+fn judge(status: &StatusResponse, may_take: &MayTake) -> Result<(), EngineError> {
+    for source in status.vertexes.iter().filter_map(|step| Source::of(&step.name)) {
+        let (Source::Base(reference) | Source::Frontend(reference)) = source;
+        may_take(source).map_err(|why| EngineError::NotAllowed { reference: reference.to_owned(), why })?;
+    }
+    Ok(())
 }
 
 fn refused(message: &str) -> EngineError {

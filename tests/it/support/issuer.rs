@@ -7,6 +7,9 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
+/// The name of its key.
+const KEY: &str = "one";
+
 pub(crate) struct Issuer {
     key: EcdsaKeyPair,
 }
@@ -34,8 +37,22 @@ impl Issuer {
             // So that no two are alike.
             "jti": uuid::Uuid::new_v4().to_string(),
         });
+        self.sign(&claims)
+    }
+
+    /// Its public key, as a set of JSON Web Keys has it.
+    pub(crate) fn jwk(&self) -> Value {
+        // A point, uncompressed: 4, and both of its coordinates.
+        let (x, y) = self.key.public_key().as_ref()[1..].split_at(32);
+        let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+        json!({ "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": KEY, "x": text(x), "y": text(y) })
+    }
+
+    /// A JWT that makes these claims.
+    pub(crate) fn sign(&self, claims: &Value) -> String {
         let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(&claims));
+        let signed =
+            format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT", "kid": KEY })), part(claims));
         let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
         format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }

@@ -17,6 +17,7 @@ mod nomad;
 mod nomad_front;
 pub(crate) mod openapi;
 pub(crate) mod ports;
+pub(crate) mod provider;
 pub(crate) mod proxy;
 mod random;
 mod registry;

@@ -1,0 +1,96 @@
+//! What a build takes from elsewhere, by BuildKit's own word.
+//!
+//! BuildKit tells of every image that a build takes, by a step of its own, with arguments put in. What stands in a Dockerfile is not
+//! read here: a frontend may read it otherwise.
+
+/// An image that a build takes: its reference as BuildKit completed it, `docker.io/library/alpine:3` for example.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// What a stage begins with, copies from or mounts.
+    Base(&'a str),
+    /// What reads the Dockerfile, by its `# syntax=`.
+    Frontend(&'a str),
+}
+
+impl<'a> Source<'a> {
+    /// What a step of BuildKit's takes; none where it takes nothing. The commands of a Dockerfile are steps `[STAGE N/M] …`, so none
+    /// of them can be taken for one of these.
+    pub(super) fn of(step: &'a str) -> Option<Self> {
+        if let Some(reference) = step.strip_prefix("[internal] load metadata for ") {
+            return Some(Self::Base(reference));
+        }
+        let resolved = step.strip_prefix("resolve image config for ");
+        let resolved = resolved.map(|of| of.strip_prefix("docker-image://").unwrap_or(of));
+        if let Some(reference) = resolved.or_else(|| step.strip_prefix("docker-image://")) {
+            return Some(Self::Frontend(reference));
+        }
+        // What is only copied from or mounted has no stage of its own.
+        let (_, command) =
+            step.strip_prefix('[').and_then(|step| step.split_once("] ")).unwrap_or(("", step));
+        command.strip_prefix("FROM ").map(Self::Base)
+    }
+
+    /// Its name, without tag and digest.
+    pub fn name(&self) -> &'a str {
+        let (Self::Base(reference) | Self::Frontend(reference)) = self;
+        let name = reference.split_once('@').map_or(*reference, |(name, _)| name);
+        match name.rsplit_once(':') {
+            // A port's number is followed by a path.
+            Some((before, tag)) if !tag.contains('/') => before,
+            _ => name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_takes_an_image_is_told_from_one_that_runs() {
+        use Source::{Base, Frontend};
+        for (step, source) in [
+            (
+                "[internal] load metadata for docker.io/library/alpine:3",
+                Some(Base("docker.io/library/alpine:3")),
+            ),
+            (
+                "[build 1/4] FROM docker.io/library/golang:1@sha256:aa",
+                Some(Base("docker.io/library/golang:1@sha256:aa")),
+            ),
+            (
+                "resolve image config for docker.io/docker/dockerfile:1",
+                Some(Frontend("docker.io/docker/dockerfile:1")),
+            ),
+            (
+                "resolve image config for docker-image://docker.io/docker/dockerfile:1",
+                Some(Frontend("docker.io/docker/dockerfile:1")),
+            ),
+            (
+                "docker-image://docker.io/docker/dockerfile:1@sha256:aa",
+                Some(Frontend("docker.io/docker/dockerfile:1@sha256:aa")),
+            ),
+            ("[internal] load build definition from Dockerfile", None),
+            ("FROM docker.io/eve/tools:latest", Some(Base("docker.io/eve/tools:latest"))),
+            ("[internal] load build context", None),
+            ("[2/3] RUN echo [internal] load metadata for evil", None),
+            ("[2/3] COPY . .", None),
+            ("exporting to image", None),
+        ] {
+            assert_eq!(Source::of(step), source, "{step}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_neither_tag_nor_digest() {
+        for (reference, name) in [
+            ("docker.io/library/alpine:3.19", "docker.io/library/alpine"),
+            ("docker.io/library/alpine:3@sha256:aa", "docker.io/library/alpine"),
+            ("127.0.0.1:5000/base@sha256:aa", "127.0.0.1:5000/base"),
+            ("127.0.0.1:5000/base", "127.0.0.1:5000/base"),
+            ("h:1/a/b:2", "h:1/a/b"),
+        ] {
+            assert_eq!(Source::Base(reference).name(), name);
+        }
+    }
+}
