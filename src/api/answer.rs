@@ -30,6 +30,11 @@ struct ErrorBody {
     details: Vec<FieldError>,
 }
 
+/// A time as RFC 3339 in UTC, to the millisecond.
+pub(super) fn milliseconds(time: Option<DateTime<Utc>>) -> Option<String> {
+    time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
 /// Writes a time as RFC 3339 in UTC, to the millisecond.
 pub(super) fn rfc3339<S: Serializer>(time: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time.to_rfc3339_opts(SecondsFormat::Millis, true))
@@ -158,7 +163,7 @@ impl Problem {
     }
 
     /// A fault of ours or of Nomad's: the cause goes to the log, the caller learns what was being done.
-    fn caused(code: Code, message: String, error: &dyn std::error::Error) -> Self {
+    pub(super) fn caused(code: Code, message: String, error: &dyn std::error::Error) -> Self {
         tracing::warn!(error = chain(error), "{message}");
         Self { code, message, details: Vec::new() }
     }
@@ -228,6 +233,7 @@ impl From<LoginError> for Problem {
             LoginError::NotOffered { .. } => {
                 Self::fields(vec![FieldError { field: "method".to_owned(), message: error.to_string() }])
             }
+            LoginError::Busy => Self::new(Code::Busy, &error.to_string()),
             LoginError::Nomad(ref cause) => Self::of_nomad(cause, &error),
         }
     }

@@ -28,7 +28,7 @@ pub(super) struct About(pub(super) JobId);
 #[derive(Clone)]
 pub(super) struct By(pub(super) Caller);
 
-/// Beside an answer to a submission that registered nothing, and was not to.
+/// Beside an answer that did nothing, and was not to: to a submission that is only checked, to the begin of a login.
 #[derive(Clone, Copy)]
 pub(super) struct DryRun;
 

@@ -11,7 +11,7 @@ use futures_util::stream::BoxStream;
 use secrecy::SecretString;
 
 use super::App;
-use super::answer::Problem;
+use super::answer::{Code, Problem};
 use crate::job::{FieldError, JobId};
 use crate::nomad::Capability;
 use crate::service::logs::Message;
@@ -96,16 +96,19 @@ impl App {
             let wrong = |wrong: FieldError| Problem::parameter(&wrong.field, &wrong.message);
             return tenant.map(|tenant| vec![tenant]).map_err(wrong);
         }
-        let (mut seen, mut denied) = (Vec::new(), None);
+        let (mut seen, mut denied, mut failed) = (Vec::new(), None, None);
         for tenant in self.service.tenants() {
             match tenant.authority().check(caller.token.as_ref(), NEEDED).await {
                 Ok(()) => seen.push(Arc::clone(tenant)),
                 Err(why @ (Denied::Anonymous | Denied::Forbidden(..))) => drop(denied.get_or_insert(why)),
-                Err(unknown) => return Err(unknown.into()),
+                Err(closed @ Denied::Closed) => return Err(closed.into()),
+                Err(unknown) => drop(failed.get_or_insert(nobody_knows(&unknown))),
             }
         }
-        match denied {
-            Some(denied) if seen.is_empty() => Err(denied.into()),
+        // What can be told is told, though of some namespaces nobody knows now.
+        match (failed, denied) {
+            (Some(failed), _) if seen.is_empty() => Err(failed),
+            (None, Some(denied)) if seen.is_empty() => Err(denied.into()),
             _ => Ok(seen),
         }
     }
@@ -134,14 +137,17 @@ impl App {
         capability: Capability,
     ) -> Result<Arc<Tenant>, Problem> {
         let home = self.service.home_of(job);
-        if let Some(tenant) = home {
-            match Sight::of(tenant, caller, capability).await? {
+        // One namespace is asked about first, whether the job is known or not: that nobody can tell by the time it takes.
+        let tenant = home.unwrap_or_else(|| self.service.first());
+        let sight = Sight::of(tenant, caller, capability).await;
+        if home.is_some() {
+            match sight? {
                 Sight::Allowed => return Ok(Arc::clone(tenant)),
                 Sight::Visible(denied) => return Err(denied.into()),
                 Sight::Hidden(denied) if self.service.tenants().len() == 1 => {
                     return Err(hidden(job, denied));
                 }
-                // As if nobody had heard of it, also in how long that takes.
+                // As if nobody had heard of it.
                 Sight::Hidden(_) => {}
             }
         }
@@ -173,7 +179,7 @@ impl App {
                 (Ok(Sight::Hidden(why)), _) => drop(denied.get_or_insert(why)),
                 (Ok(_), Err(FindError::Unknown(_))) => {}
                 (Ok(_), Err(error)) => drop(failed.get_or_insert(Problem::from(error))),
-                (Err(unknown), _) => drop(failed.get_or_insert(unknown.into())),
+                (Err(unknown), _) => drop(failed.get_or_insert(nobody_knows(&unknown))),
             }
         }
         let nobody = || Problem::from(FindError::Unknown(job.clone()));
@@ -205,6 +211,18 @@ pub(super) fn while_allowed(
 ) -> BoxStream<'static, Message> {
     let lost = async move { tenant.authority().lost(caller.token.as_ref(), Capability::ReadLogs).await };
     messages.take_until(Box::pin(lost)).boxed()
+}
+
+/// What somebody is told where nobody knows what a token may in some namespace: not in which one.
+fn nobody_knows(unknown: &Denied) -> Problem {
+    match unknown {
+        Denied::Closed => Problem::new(Code::Forbidden, &unknown.to_string()),
+        _ => Problem::caused(
+            Code::NomadUnavailable,
+            "what the token may cannot be found out now: ask again".to_owned(),
+            unknown,
+        ),
+    }
 }
 
 /// What somebody is told of a job that is not to be seen: whoever shows no token is asked for one, whether it is there or not.

@@ -1,21 +1,20 @@
 //! Submitting, reading, killing and cleaning up jobs.
 
-use std::time::Duration;
-
+use axum::Extension;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AGE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::App;
-use super::answer::{Code, Data, Problem, rfc3339};
+use super::answer::{Code, Data, Problem, milliseconds, rfc3339};
 use super::audit::{About, DryRun};
+use super::body::Sent;
 use crate::job::{
     Failure, FieldError, Git, IdempotencyKey, Image, Invalid, InvalidKey, JobId, Location, Phase, Record,
     Status, Timestamps, take_text,
@@ -65,9 +64,6 @@ pub(super) struct SubmitQuery {
     dry_run: bool,
 }
 
-/// How long a submission's body may take.
-const BODY: Duration = Duration::from_secs(30);
-
 /// The body of a submission: the namespace that it names, and the rest.
 pub(super) struct Body {
     namespace: Result<Option<String>, FieldError>,
@@ -78,9 +74,7 @@ impl FromRequest<App> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
-        let read = tokio::time::timeout(BODY, Json::from_request(request, app)).await;
-        let late = || Problem::new(Code::RequestTimeout, "the body did not come within 30 s: send it again");
-        let Json(mut job) = read.map_err(|_| late())??;
+        let Sent(mut job) = Sent::from_request(request, app).await?;
         Ok(Self { namespace: take_text(&mut job, "namespace"), job })
     }
 }
@@ -162,8 +156,7 @@ struct PhaseTimestamps {
 
 impl From<&Timestamps> for PhaseTimestamps {
     fn from(times: &Timestamps) -> Self {
-        let text =
-            |time: Option<DateTime<Utc>>| time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true));
+        let text = milliseconds;
         Self {
             job_start: text(times.job_start),
             build_start: text(times.build_start),

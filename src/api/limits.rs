@@ -20,6 +20,10 @@ use super::answer::{Code, Problem};
 /// What is asked whatever the rate: a probe that is refused has a service restarted that only has much to do.
 const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
 
+/// What Nomad remembers of each request to this for minutes, and of so many only: at most this often a second.
+const LOGIN: &str = "/auth/login";
+pub(super) const LOGINS: u32 = 2;
+
 /// The highest rate that is told from no limit, by a clock that counts nanoseconds.
 const MOST: u32 = 1_000_000;
 
@@ -67,8 +71,10 @@ impl Rate {
 /// Refuses what comes too fast.
 pub(super) async fn keep_rate(State(app): State<App>, request: Request, next: Next) -> Response {
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(from)| from.ip());
-    let wait =
-        address.filter(|_| !PROBES.contains(&request.uri().path())).and_then(|from| app.rate.wait(from));
+    let path = request.uri().path();
+    let limited = address.filter(|_| !PROBES.contains(&path));
+    let of_logins = || limited.filter(|_| path == LOGIN).and_then(|from| app.logins.wait(from));
+    let wait = limited.and_then(|from| app.rate.wait(from)).or_else(of_logins);
     let Some(wait) = wait else { return next.run(request).await };
     let message = "this address asks for more than it may: ask again later, or follow a job's log and status by one \
                    stream (its operator sets NOMAD_BUILD_MAX_RATE)";

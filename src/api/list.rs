@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::App;
-use super::answer::{Code, Data, Problem, rfc3339};
+use super::answer::{Code, Data, Problem, milliseconds, rfc3339};
 use crate::job::{JobId, Phase, Reason, Record, Status};
 use crate::service::{Caller, Wanted};
 
@@ -65,8 +65,6 @@ struct Item {
 
 impl From<&Record> for Item {
     fn from(record: &Record) -> Self {
-        let text =
-            |time: Option<DateTime<Utc>>| time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true));
         let labels = &record.labels;
         Self {
             job_id: record.id.clone(),
@@ -80,8 +78,8 @@ impl From<&Record> for Item {
             status: record.status,
             phase: record.phase,
             reason: record.failure.as_ref().map(|failure| failure.reason),
-            job_start: text(record.timestamps.job_start),
-            job_end: text(record.timestamps.job_end),
+            job_start: milliseconds(record.timestamps.job_start),
+            job_end: milliseconds(record.timestamps.job_end),
         }
     }
 }

@@ -1,18 +1,17 @@
 //! Logins of people, at the auth methods that the operator offers.
 
+use axum::Extension;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
-use chrono::{DateTime, SecondsFormat, Utc};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::App;
-use super::answer::{Data, Problem};
-use super::audit::By;
+use super::answer::{Data, Problem, milliseconds};
+use super::audit::{By, DryRun};
+use super::body::Sent;
 use crate::job::{FieldError, take_text};
 use crate::nomad::{OidcAnswer, OidcRequest};
 use crate::service::{Caller, Shown};
@@ -30,7 +29,7 @@ struct Method {
 
 /// `GET /auth/login`
 pub(super) async fn methods(State(app): State<App>) -> Result<Data<Methods>, Problem> {
-    let methods = app.service.login_methods().await?;
+    let methods = app.service.people().methods().await?;
     let methods = methods.into_iter().map(|method| Method { name: method.name, r#type: method.kind });
     Ok(Data(Methods { methods: methods.collect() }))
 }
@@ -114,21 +113,18 @@ struct Made {
 }
 
 /// `POST /auth/login`
-pub(super) async fn log_in(
-    State(app): State<App>,
-    body: Result<Json<Value>, JsonRejection>,
-) -> Result<Response, Problem> {
-    let Json(body) = body?;
+pub(super) async fn log_in(State(app): State<App>, body: Result<Sent, Problem>) -> Result<Response, Problem> {
+    let Sent(body) = body?;
     let (method, shown) = match read(body)? {
         Wanted::Address(request) => {
-            let auth_url = app.service.begin_login(&request).await?;
-            return Ok(([(CACHE_CONTROL, "no-store")], Data(Address { auth_url })).into_response());
+            let auth_url = app.service.people().begin(&request).await?;
+            let answer = ([(CACHE_CONTROL, "no-store")], Data(Address { auth_url }));
+            return Ok((Extension(DryRun), answer).into_response());
         }
         Wanted::Token(method, shown) => (method, shown),
     };
-    let login = app.service.log_in(&method, &shown).await?;
-    let expires_at =
-        login.expiration_time.map(|at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Secs, true));
+    let login = app.service.people().log_in(&method, &shown).await?;
+    let expires_at = milliseconds(login.expiration_time);
     let token = login.token.expose_secret().to_owned();
     // The audit log tells whose it is, by its accessor.
     let by = Extension(By(Caller { token: Some(login.token), subject: None }));

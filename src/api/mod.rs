@@ -4,6 +4,7 @@
 
 mod answer;
 mod audit;
+mod body;
 mod browser;
 mod caller;
 mod jobs;
@@ -46,14 +47,17 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 struct App {
     service: Arc<Service>,
     rate: Rate,
+    /// The rate of logins.
+    logins: Rate,
     /// Cancelled when the service stops: streams end then.
     stopping: CancellationToken,
 }
 
 impl App {
     fn new(service: Arc<Service>, stopping: CancellationToken) -> Self {
-        let rate = Rate::new(service.config().max_rate);
-        Self { service, rate, stopping }
+        let most = service.config().max_rate;
+        let [rate, logins] = [most, most.min(limits::LOGINS)].map(Rate::new);
+        Self { service, rate, logins, stopping }
     }
 }
 
@@ -61,7 +65,7 @@ impl App {
 pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: impl Future<Output = ()>) {
     let stopping = CancellationToken::new();
     let app = App::new(Arc::clone(&service), stopping.clone());
-    let (config, rate) = (service.config(), app.rate.clone());
+    let (config, rate, logins) = (service.config(), app.rate.clone(), app.logins.clone());
     let (connections, of_an_address) =
         limits::connections(config.max_connections, config.max_connections_of_an_address);
     let most = Most { connections, of_an_address };
@@ -72,6 +76,7 @@ pub async fn serve(listener: TcpListener, service: Arc<Service>, shutdown: impl 
     tokio::select! {
         () = server::serve(listener, router(app), config.tls.clone(), most, shutdown) => {}
         () = rate.forget(), if config.max_rate > 0 => {}
+        () = logins.forget(), if config.max_rate > 0 => {}
     }
 }
 

@@ -51,6 +51,12 @@ impl Tokens {
 
     /// The token for a service, while it is good.
     pub(super) fn find(&self, service: &Url) -> Result<Option<SecretString>, Error> {
+        // Whose home is nobody's, as in many a container, has kept nothing there.
+        if let Err(error) = std::fs::File::open(&self.file)
+            && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::NotADirectory)
+        {
+            return Ok(None);
+        }
         let kept = self.read()?.remove(service.as_str());
         let good = kept.filter(|kept| kept.expires_at.is_none_or(|end| Utc::now() < end));
         Ok(good.map(|kept| kept.token))

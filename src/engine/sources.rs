@@ -16,18 +16,17 @@ impl<'a> Source<'a> {
     /// What a step of BuildKit's takes; none where it takes nothing. The commands of a Dockerfile are steps `[STAGE N/M] …`, so none
     /// of them can be taken for one of these.
     pub(super) fn of(step: &'a str) -> Option<Self> {
-        if let Some(reference) = step.strip_prefix("[internal] load metadata for ") {
-            return Some(Self::Base(reference));
-        }
         let resolved = step.strip_prefix("resolve image config for ");
         let resolved = resolved.map(|of| of.strip_prefix("docker-image://").unwrap_or(of));
         if let Some(reference) = resolved.or_else(|| step.strip_prefix("docker-image://")) {
             return Some(Self::Frontend(reference));
         }
-        // What is only copied from or mounted has no stage of its own.
+        // What is only copied from or mounted has no stage of its own. Where several platforms are built, each is named before
+        // `internal`. No command of a Dockerfile begins like this.
         let (_, command) =
             step.strip_prefix('[').and_then(|step| step.split_once("] ")).unwrap_or(("", step));
-        command.strip_prefix("FROM ").map(Self::Base)
+        let base = command.strip_prefix("load metadata for ").or_else(|| command.strip_prefix("FROM "));
+        base.map(Self::Base)
     }
 
     /// Its name, without tag and digest.
@@ -72,6 +71,8 @@ mod tests {
             ),
             ("[internal] load build definition from Dockerfile", None),
             ("FROM docker.io/eve/tools:latest", Some(Base("docker.io/eve/tools:latest"))),
+            ("[linux/amd64 internal] load metadata for h/a:1", Some(Base("h/a:1"))),
+            ("[context base] load metadata for h/a:1", Some(Base("h/a:1"))),
             ("[internal] load build context", None),
             ("[2/3] RUN echo [internal] load metadata for evil", None),
             ("[2/3] COPY . .", None),

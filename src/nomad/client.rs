@@ -115,6 +115,12 @@ impl Client {
         Self { asker: Asker::Caller(token), ..self.clone() }
     }
 
+    /// The same Nomad, with so many places of its own: what is asked there keeps nothing else waiting.
+    #[must_use]
+    pub fn apart(&self, places: usize) -> Self {
+        Self { calls: Arc::new(Semaphore::new(places)), ..self.clone() }
+    }
+
     /// The same Nomad, asked with our own token.
     pub(super) fn as_ourselves(&self) -> Self {
         Self { asker: Asker::Ourselves, ..self.clone() }

@@ -51,6 +51,8 @@ pub enum Denied {
 /// A token, told by its hash, and what it was tried for.
 #[derive(PartialEq, Eq, Hash)]
 struct Trial {
+    /// The namespace, where it is not this one.
+    other: Option<String>,
     token: Option<Hash>,
     capability: Capability,
 }
@@ -91,31 +93,33 @@ impl Authority {
         caller: Option<&SecretString>,
         capability: Capability,
     ) -> Result<(), Denied> {
-        if !self.has_acls().await? {
-            return if self.open == Open::Nobody { Err(Denied::Closed) } else { Ok(()) };
-        }
-        let may = self.may(caller, capability).await?;
-        match caller {
-            _ if may => Ok(()),
-            None => Err(Denied::Anonymous),
-            Some(_) => Err(Denied::Forbidden(capability, self.namespace.clone())),
-        }
+        self.check_in(None, caller, capability).await
     }
 
-    /// The same of any other namespace, which is no namespace of builds, so that nothing of it is kept.
+    /// The same of any other namespace, whether it is one of builds or none.
     pub(crate) async fn check_elsewhere(
         &self,
         caller: Option<&SecretString>,
         namespace: &str,
         capability: Capability,
     ) -> Result<(), Denied> {
+        self.check_in(Some(namespace), caller, capability).await
+    }
+
+    async fn check_in(
+        &self,
+        other: Option<&str>,
+        caller: Option<&SecretString>,
+        capability: Capability,
+    ) -> Result<(), Denied> {
         if !self.has_acls().await? {
             return if self.open == Open::Nobody { Err(Denied::Closed) } else { Ok(()) };
         }
-        match (self.nomad.with_token(caller.cloned()).may(namespace, capability).await?, caller) {
-            (true, _) => Ok(()),
-            (false, None) => Err(Denied::Anonymous),
-            (false, Some(_)) => Err(Denied::Forbidden(capability, namespace.to_owned())),
+        let may = self.may(other, caller, capability).await?;
+        match caller {
+            _ if may => Ok(()),
+            None => Err(Denied::Anonymous),
+            Some(_) => Err(Denied::Forbidden(capability, other.unwrap_or(&self.namespace).to_owned())),
         }
     }
 
@@ -156,14 +160,20 @@ impl Authority {
         }
     }
 
-    async fn may(&self, caller: Option<&SecretString>, capability: Capability) -> Result<bool, Error> {
+    async fn may(
+        &self,
+        other: Option<&str>,
+        caller: Option<&SecretString>,
+        capability: Capability,
+    ) -> Result<bool, Error> {
         let token = caller.map(hash_of);
-        let trial = Trial { token, capability };
+        let trial = Trial { other: other.map(str::to_owned), token, capability };
         let known = lock(&self.tried).get(&trial).copied();
         if let Some((may, _)) = known.filter(|(_, at)| at.elapsed() < KEPT) {
             return Ok(may);
         }
-        match self.nomad.with_token(caller.cloned()).may(&self.namespace, capability).await {
+        let namespace = other.unwrap_or(&self.namespace);
+        match self.nomad.with_token(caller.cloned()).may(namespace, capability).await {
             Ok(may) => {
                 keep(&mut lock(&self.tried), trial, may);
                 Ok(may)
@@ -197,7 +207,7 @@ mod tests {
         let mut tried = HashMap::new();
         for number in 0..=(2 * MOST) {
             let token = Some(hash_of(&number.to_string().into()));
-            keep(&mut tried, Trial { token, capability: Capability::ReadJob }, false);
+            keep(&mut tried, Trial { other: None, token, capability: Capability::ReadJob }, false);
             assert!(tried.len() <= MOST);
         }
     }

@@ -68,7 +68,7 @@ impl Tenant {
     pub async fn clean_up(&self, id: &JobId) -> Result<(), CleanupError> {
         let failed = |error| CleanupError::Nomad(id.clone(), error);
         // Each waits at Nomad, which takes only so many connections.
-        let _turn = self.cleanups.acquire().await;
+        let _turn = self.shared.cleanups.acquire().await;
         let earlier = sweep_of(&self.nomad, &self.namespace, id).await.map_err(failed)?;
         let record = match self.record(id).await {
             Ok(record) if !record.status.is_final() => return Err(CleanupError::Live(id.clone())),

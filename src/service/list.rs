@@ -28,8 +28,7 @@ impl Wanted {
         let labels = &record.labels;
         let of_ref = is(&self.git_ref, labels.git_ref.as_deref())
             || is(&self.git_ref, record.git.reference.as_deref());
-        self.before.as_ref().is_none_or(|before| record.id < *before)
-            && self.statuses.as_ref().is_none_or(|statuses| statuses.contains(&record.status))
+        self.statuses.as_ref().is_none_or(|statuses| statuses.contains(&record.status))
             && is(&self.owner, Some(&labels.owner))
             && is(&self.repo_url, Some(&labels.repo_url))
             && of_ref
@@ -40,13 +39,8 @@ impl Tenant {
     /// The latest jobs that are asked for, the newest first, at most so many; none before all were listed. A job that neither
     /// Nomad nor its ledger has any more is told of by its ID only.
     pub fn latest(&self, wanted: &Wanted, most: usize) -> Option<Vec<Arc<Record>>> {
-        self.freshness.is_complete().then(|| {
-            let mut found = self.store.records(|record| wanted.fits(record));
-            // An ID begins with its time.
-            found.sort_unstable_by(|one, other| other.id.cmp(&one.id));
-            found.truncate(most);
-            found
-        })
+        let latest = || self.store.latest(wanted.before.as_ref(), most, |record| wanted.fits(record));
+        self.freshness.is_complete().then(latest)
     }
 }
 
@@ -80,8 +74,6 @@ mod tests {
             (Wanted { git_ref: text("v1"), ..all() }, false),
             (Wanted { statuses: Some(vec![Status::Failed, Status::Pending]), ..all() }, true),
             (Wanted { statuses: Some(vec![Status::Failed]), ..all() }, false),
-            (Wanted { before: Some(at(6)), ..all() }, true),
-            (Wanted { before: Some(at(5)), ..all() }, false),
         ] {
             assert_eq!(wanted.fits(&record), fits, "{wanted:?}");
         }

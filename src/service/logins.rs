@@ -13,8 +13,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use super::people::refused;
 use super::tokens::{Hash, hash_of, lock};
-use crate::nomad::{Client, Error, Kind, Login};
+use crate::nomad::{Client, Error, Login};
 
 /// How long before its end a token is not used any more.
 const MARGIN: TimeDelta = TimeDelta::seconds(30);
@@ -55,15 +56,12 @@ pub enum LoginError {
         /// Those that are offered.
         offered: Vec<String>,
     },
+    /// Others are at it.
+    #[error("too many are logging in: try again in a moment")]
+    Busy,
     /// Nomad could not be asked.
     #[error("Nomad could not be asked for a token")]
     Nomad(#[from] Error),
-}
-
-impl LoginError {
-    pub(super) fn refused(method: &str, why: String) -> Self {
-        Self::Refused { method: method.to_owned(), why }
-    }
 }
 
 fn offer(offered: &[String]) -> String {
@@ -171,15 +169,8 @@ impl Logins {
         jwt: &SecretString,
         hash: Hash,
     ) -> Result<SecretString, LoginError> {
-        let refused = |why: String| LoginError::refused(method, why);
-        let Login { token, expiration_time, .. } =
-            self.nomad.login(method, jwt).await.map_err(|error| match error.kind {
-                // The operator's to mend.
-                Kind::Refused { status: 400, ref message } if message.contains("not found") => error.into(),
-                Kind::Refused { status: 400 | 401, message } => refused(message),
-                Kind::Forbidden => refused("it is forbidden".to_owned()),
-                _ => error.into(),
-            })?;
+        let login = self.nomad.login(method, jwt).await;
+        let Login { token, expiration_time, .. } = login.map_err(|error| refused(method, error))?;
         let for_ever = DateTime::<Utc>::MAX_UTC;
         let token_ends = expiration_time.map_or(for_ever, |at| at - MARGIN);
         // Nor is a JWT good for longer than it says.

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use secrecy::SecretString;
 use serde_json::Value;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive;
@@ -44,13 +45,13 @@ pub use keys::KeyError;
 pub use kill::{KillError, Killed};
 pub use list::Wanted;
 pub use logins::{Caller, LoginError};
-pub use people::Shown;
+pub use people::{People, Shown};
 pub use submit::SubmitError;
 pub use tenant::{FindError, Tenant};
 pub use tickets::{Ticket, TicketError};
 
 use logins::Logins;
-use tickets::Outstanding;
+use tenant::Shared;
 
 /// How long a caller's request keeps trying while Nomad gives passing errors.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -66,6 +67,7 @@ pub struct Service {
     config: Arc<Config>,
     nomad: Client,
     logins: Logins,
+    people: People,
     hub: logs::Hub,
     /// The namespaces of the builds; the first is that of a submission that names none.
     tenants: Vec<Arc<Tenant>>,
@@ -91,8 +93,8 @@ impl Service {
     pub fn new(config: Config, telemetry: Arc<Telemetry>) -> Result<Self, SetUpError> {
         let config = Arc::new(config);
         let nomad = Client::new(&config.nomad)?;
-        let tickets = Outstanding::default();
-        let tenant = |name: &str| Tenant::new(&config, name, &nomad, &tickets, &telemetry).map(Arc::new);
+        let shared = Arc::new(Shared::new());
+        let tenant = |name: &str| Tenant::new(&config, name, &nomad, &shared, &telemetry).map(Arc::new);
         let first = tenant(&config.namespaces.first)?;
         let others = config.namespaces.others.iter().map(|name| tenant(name));
         let tenants = std::iter::once(Ok(Arc::clone(&first))).chain(others).collect::<Result<Vec<_>, _>>()?;
@@ -101,6 +103,7 @@ impl Service {
         let settings = logs::Settings { archives, ..logs::Settings::default() };
         Ok(Self {
             logins: Logins::new(nomad.clone(), config.jwt_auth_method.clone()),
+            people: People::new(&nomad, config.login_methods.clone()),
             hub: logs::Hub::new(nomad.clone(), settings),
             tenants,
             first,
@@ -113,8 +116,17 @@ impl Service {
 
     /// Keeps what is known of every namespace true, until this replica retires.
     pub async fn run(&self, retired: CancellationToken) {
-        let all = self.tenants.iter().map(|tenant| tenant.run(retired.clone()));
-        futures_util::future::join_all(all).await;
+        let mut all = JoinSet::new();
+        for tenant in &self.tenants {
+            let (tenant, retired) = (Arc::clone(tenant), retired.clone());
+            // Each by itself, so that what one has to do keeps no other waiting.
+            all.spawn(async move { Box::pin(tenant.run(retired)).await });
+        }
+        while let Some(ended) = all.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "what keeps a namespace's jobs known has ended by a fault of the service");
+            }
+        }
     }
 
     /// The configuration.
@@ -160,6 +172,11 @@ impl Service {
         self.first.authority.is_guarded().await
     }
 
+    /// Logins of people.
+    pub(crate) fn people(&self) -> &People {
+        &self.people
+    }
+
     /// Logs, for many readers.
     pub fn hub(&self) -> &logs::Hub {
         &self.hub
@@ -186,8 +203,12 @@ impl Service {
     pub async fn doubt(&self) -> Option<String> {
         for tenant in &self.tenants {
             if let Some(why) = tenant.freshness.doubt() {
-                let several = self.tenants.len() > 1;
-                return Some(if several { format!("namespace {:?}: {why}", tenant.namespace) } else { why });
+                if self.tenants.len() == 1 {
+                    return Some(why);
+                }
+                // Whoever asks is nobody, and is not to know the names of namespaces.
+                tracing::debug!(namespace = tenant.namespace, why, "not ready");
+                return Some("what is known of a namespace is not current".to_owned());
             }
         }
         let mut known = self.doubted.lock().await;
@@ -204,13 +225,14 @@ impl Service {
     /// # Errors
     /// Where it is not good, or Nomad does not say.
     pub async fn redeem(&self, job: &JobId, ticket: &str) -> Result<Caller, TicketError> {
-        // A replica that has not heard of the job yet may be the one that is asked.
-        let home = self.home_of(job).map(std::slice::from_ref);
+        // Everywhere, whatever is known of the job: how long it takes tells nothing of where that is.
+        let all = self.tenants.iter().map(|tenant| tenant.redeem(job, ticket));
         let mut refused = TicketError::Unknown;
-        for tenant in home.unwrap_or(&self.tenants) {
-            match tenant.redeem(job, ticket).await {
-                Err(error @ TicketError::Unknown) => refused = error,
-                redeemed => return redeemed,
+        for redeemed in futures_util::future::join_all(all).await {
+            match redeemed {
+                Ok(caller) => return Ok(caller),
+                Err(TicketError::Unknown) => {}
+                Err(error) => refused = error,
             }
         }
         Err(refused)

@@ -33,6 +33,8 @@ pub(super) async fn sweep(tenant: &Tenant, on_duty: &watch::Receiver<bool>) -> R
     let Tenant { nomad, namespace, config, telemetry, .. } = tenant;
     let dry_run = config.sweep.sweep == Sweep::DryRun;
     let ended = config.sweep.keep_images.as_secs();
+    // The semaphore is never closed.
+    let _turn = tenant.shared.sweeps.acquire().await.ok();
     let job = render::render_node_sweep(ID, namespace, ended, dry_run, &config.render)?;
     nomad.stop(namespace, ID, true).await?;
     let since = match nomad.register(namespace, ID, &job).await {

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a read takes no call to Nomad and copies nothing but a pointer. A record changes only by facts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,8 @@ struct Entry {
 
 #[derive(Default)]
 struct Jobs {
-    known: HashMap<JobId, Entry>,
+    /// In the order of their submission, which an ID begins with.
+    known: BTreeMap<JobId, Entry>,
     /// Those removed lately. An ID is never used again, so nothing that is still heard of one counts.
     forgotten: HashMap<JobId, Instant>,
 }
@@ -75,11 +77,19 @@ impl Store {
         self.telemetry.live()
     }
 
-    /// The records that fit.
-    pub(super) fn records(&self, fits: impl Fn(&Record) -> bool) -> Vec<Arc<Record>> {
+    /// The latest records that fit, of jobs before one, at most so many, the newest first.
+    pub(super) fn latest(
+        &self,
+        before: Option<&JobId>,
+        most: usize,
+        fits: impl Fn(&Record) -> bool,
+    ) -> Vec<Arc<Record>> {
         let jobs = self.read();
-        let records = jobs.known.values().filter_map(|entry| entry.record.as_ref());
-        records.map(|record| Arc::clone(&record.borrow())).filter(|record| fits(record)).collect()
+        let until = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let records = jobs.known.range::<JobId, _>((Bound::Unbounded, until)).rev();
+        let records = records.filter_map(|(_, entry)| entry.record.as_ref());
+        let fitting = records.map(|record| Arc::clone(&record.borrow())).filter(|record| fits(record));
+        fitting.take(most).collect()
     }
 
     /// Whether anything is known of a job.

@@ -29,6 +29,23 @@ use crate::telemetry::{Share, Telemetry};
 /// How long a phase that has ended its job is waited for to tell of itself.
 const TOLD: Duration = Duration::from_secs(3);
 
+/// What all namespaces have together: turns for what waits at Nomad, which allows so many connections, and tickets.
+pub(super) struct Shared {
+    /// The turns of those who clean up.
+    pub(super) cleanups: Semaphore,
+    /// The turn of who sweeps the nodes.
+    pub(super) sweeps: Semaphore,
+    /// Tickets that may still be used.
+    pub(super) tickets: Outstanding,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        let [cleanups, sweeps] = [cleanup::AT_ONCE, 1].map(Semaphore::new);
+        Self { cleanups, sweeps, tickets: Outstanding::default() }
+    }
+}
+
 /// The builds of one namespace. Namespaces know nothing of each other: what is done in one holds up no other, and what one is
 /// asked for is not looked for in another.
 pub struct Tenant {
@@ -41,10 +58,7 @@ pub struct Tenant {
     pub(super) store: Arc<Store>,
     pub(super) freshness: Arc<Freshness>,
     pub(super) archive: Option<Archive>,
-    /// The turns of those who clean up.
-    pub(super) cleanups: Semaphore,
-    /// Tickets that may still be used, of all namespaces.
-    pub(super) tickets: Outstanding,
+    pub(super) shared: Arc<Shared>,
     pub(super) telemetry: Arc<Share>,
 }
 
@@ -71,7 +85,7 @@ impl Tenant {
         config: &Arc<Config>,
         namespace: &str,
         nomad: &Client,
-        tickets: &Outstanding,
+        shared: &Arc<Shared>,
         telemetry: &Arc<Telemetry>,
     ) -> Result<Self, SetUpError> {
         let nomad = nomad.clone();
@@ -92,8 +106,7 @@ impl Tenant {
             store: Arc::new(Store::new(Arc::clone(&freshness), Arc::clone(&telemetry))),
             freshness,
             archive,
-            cleanups: Semaphore::new(cleanup::AT_ONCE),
-            tickets: tickets.clone(),
+            shared: Arc::clone(shared),
             telemetry,
             config: Arc::clone(config),
             nomad,

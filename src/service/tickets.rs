@@ -183,7 +183,8 @@ impl Tenant {
     /// # Errors
     /// Where Nomad does not take it, or there are too many.
     pub async fn ticket(&self, job: &JobId, caller: &Caller) -> Result<Ticket, TicketError> {
-        let counted = self.tickets.add(caller.token.as_ref().map(hash_of)).ok_or(TicketError::TooMany)?;
+        let counted =
+            self.shared.tickets.add(caller.token.as_ref().map(hash_of)).ok_or(TicketError::TooMany)?;
         let mut secret = [0; 32];
         rand::fill(&mut secret).map_err(|_| TicketError::Unmade)?;
         let key = Key::of(&secret);

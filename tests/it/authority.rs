@@ -201,6 +201,7 @@ async fn where_no_allocation_is_left_a_log_is_read_by_those_whose_policies_say_s
     builder.logs(&id).await;
     for (rules, wanted) in [
         ("namespace \"builds\" { capabilities = [\"read-logs\"] }", StatusCode::OK),
+        ("namespace \"builds\" { capabilities = [\"read-fs\"] }", StatusCode::OK),
         ("namespace \"b*\" { policy = \"write\" }", StatusCode::OK),
         ("namespace \"builds\" { policy = \"read\" }", StatusCode::FORBIDDEN),
         (

@@ -171,25 +171,41 @@ async fn who_does_not_go_on_is_hung_up_on_and_the_others_are_served() {
         (String::from_utf8(said).unwrap(), began.elapsed().as_secs())
     };
     let body = b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    let login = String::from_utf8_lossy(body).replace("POST /jobs ", "POST /auth/login ");
     let others = async {
         for _ in 0..25 {
             Api::new(&plain.url).get("/health").await;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    let (head, nothing, handshake, late, ()) = tokio::join!(
+    let (head, nothing, handshake, job, login, ()) = tokio::join!(
         slow(&plain, b"GET /health HTTP/1.1\r\nHost: loc"),
         slow(&plain, b""),
         slow(&tls, b"\x16\x03\x01"),
         slow(&plain, body),
+        slow(&plain, login.as_bytes()),
         others,
     );
     for ((said, after), least) in [(head, 29), (nothing, 29), (handshake, 9)] {
         assert!(said.is_empty() && after >= least, "{said} after {after} s");
     }
-    let (late, after) = late;
-    assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{late}");
-    assert!(after >= 29, "{after}");
+    for (late, after) in [job, login] {
+        assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{late}");
+        assert!(after >= 29, "{after}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_logs_in_more_rarely_than_it_may_ask_for_other_things() {
+    let service = started(&[("NOMAD_BUILD_MAX_RATE", "500".to_owned())]);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let asked = async |path: &str| http.get(format!("{}{path}", service.url)).send().await.unwrap().status();
+    let refused = eventually("a refusal", async || {
+        let status = asked("/auth/login").await;
+        (status != StatusCode::OK).then_some(status)
+    });
+    assert_eq!(refused.await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(asked("/openapi.json").await, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -118,11 +118,10 @@ impl DockerEngine {
     /// Passes on what a build says; returns its image's ID.
     async fn follow(
         &self,
-        messages: impl futures_util::Stream<Item = Result<BuildInfo, EngineError>>,
+        mut messages: BoxStream<'static, Result<BuildInfo, EngineError>>,
         may_take: &MayTake,
         output: &Sender<Output>,
     ) -> Result<String, EngineError> {
-        let mut messages = std::pin::pin!(messages);
         let (mut progress, mut image) = (Progress::default(), None);
         loop {
             let next = match tokio::time::timeout(PAUSE, messages.next()).await {
@@ -146,9 +145,13 @@ impl DockerEngine {
             }
             match info.aux {
                 Some(BuildInfoAux::BuildKit(status)) => {
+                    let judged = judge(&status, may_take);
+                    if judged.is_err() {
+                        // The engine stops what nobody listens to, before anybody has read what it said.
+                        messages = futures_util::stream::empty().boxed();
+                    }
                     pass_on(progress.take(&status), output).await;
-                    // Given up here, it is stopped: nothing that it made is kept.
-                    judge(&status, may_take)?;
+                    judged?;
                 }
                 Some(BuildInfoAux::Default(id)) => image = id.id.or(image),
                 None => {}

@@ -96,30 +96,42 @@ async fn a_login_that_is_not_good_gives_no_token_and_says_why() {
     let offered = nobody.get("/auth/login").await;
     assert_eq!(offered["methods"], json!([{ "name": "people", "type": "OIDC" }]));
     let log_in = async |body: Value| nobody.call(Method::POST, "/auth/login", Some(&body)).await;
-    let oidc = |further: Value| {
-        let mut oidc = json!({ "redirect_uri": redirect, "client_nonce": "a-nonce" });
+    let oidc = |nonce: &str, further: Value| {
+        let mut oidc = json!({ "redirect_uri": redirect, "client_nonce": nonce });
         oidc.as_object_mut().unwrap().extend(further.as_object().unwrap().clone());
         json!({ "method": "people", "oidc": oidc })
     };
-    let (status, body) = log_in(oidc(json!({}))).await;
-    assert_eq!(status, StatusCode::OK, "{body}");
-    let address = body["data"]["auth_url"].as_str().unwrap();
-    assert!(address.starts_with(&provider.url), "{address}");
-    let state = address.parse::<reqwest::Url>().unwrap();
-    let state = state.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned();
-    for (what, body) in [
-        ("made up", oidc(json!({ "state": state, "code": "made up" }))),
-        ("another login's", oidc(json!({ "state": "another", "code": "made up" }))),
-        ("a JWT of nobody", json!({ "method": "people", "jwt": "a.b.c" })),
-        (
-            "elsewhere",
-            json!({ "method": "people", "oidc": { "redirect_uri": "https://evil.example/", "client_nonce": "b" } }),
-        ),
-    ] {
+    // Begins a login, and lets the provider say yes: what the browser brings back.
+    let browser = reqwest::Client::builder().tls_certs_only([]);
+    let browser = browser.redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let begin = async |nonce: &str| {
+        let (status, body) = log_in(oidc(nonce, json!({}))).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        let address = body["data"]["auth_url"].as_str().unwrap();
+        assert!(address.starts_with(&provider.url), "{address}");
+        let sent_back = browser.get(address).send().await.unwrap();
+        let back: reqwest::Url = sent_back.headers()["location"].to_str().unwrap().parse().unwrap();
+        let of = |name: &str| back.query_pairs().find(|(of, _)| of == name).unwrap().1.into_owned();
+        (of("state"), of("code"))
+    };
+    let refused = async |what: &str, body: Value| {
         let (status, body) = log_in(body).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{what}: {body}");
         assert_eq!(body["error"]["code"], "unauthorized", "{what}: {body}");
-    }
+    };
+    let (state, _) = begin("one").await;
+    refused("a code that nobody gave", oidc("one", json!({ "state": state, "code": "made up" }))).await;
+    let (_, code) = begin("two").await;
+    refused("the state of no login", oidc("two", json!({ "state": "another", "code": code }))).await;
+    let (state, code) = begin("three").await;
+    refused("another nonce", oidc("four", json!({ "state": state, "code": code }))).await;
+    let good = oidc("three", json!({ "state": state, "code": code }));
+    let (status, body) = log_in(good.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    refused("the same once more", good).await;
+    refused("a JWT of nobody", json!({ "method": "people", "jwt": "a.b.c" })).await;
+    let elsewhere = json!({ "redirect_uri": "https://evil.example/", "client_nonce": "five" });
+    refused("a redirect to elsewhere", json!({ "method": "people", "oidc": elsewhere })).await;
     let (status, body) = log_in(json!({ "method": "ci", "jwt": "a.b.c" })).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
     assert_eq!(body["error"]["details"][0]["field"], "method", "{body}");
