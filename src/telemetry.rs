@@ -12,9 +12,11 @@ use prometheus::{
 };
 
 use crate::job::Record;
+
 pub use share::Share;
 /// Which of the program's own log lines are written.
 pub use tracing_subscriber::EnvFilter as LogFilter;
+
 /// From a second to the longest timeout.
 const PHASES: [f64; 12] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0];
 const WAITS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
