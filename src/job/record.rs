@@ -154,8 +154,12 @@ impl Record {
         let status = status(facts, verdict, published);
         let build = progress.of(Phase::Build);
         let allocation = facts.allocation();
-        // Nomad forgets an allocation before its ledger is swept, and that of a job that is purged at once.
-        let writer = progress.latest().filter(|_| job.remembered || job.gone).map(|(_, outcome)| outcome);
+        let told_by = progress.latest().map(|(_, outcome)| outcome.allocation.as_str());
+        // In one that somebody had Nomad make of an ended job, nothing is done. And Nomad forgets an allocation before its ledger is
+        // swept, and that of a job that is purged at once.
+        let shown = told_by.filter(|_| status.is_final());
+        let shown = shown.or(allocation.map(|a| a.id.as_str()));
+        let shown = shown.or_else(|| told_by.filter(|_| job.remembered || job.gone));
         let waits = status == Status::Pending && allocation.is_none();
         Some(Self {
             id: facts.id.clone(),
@@ -173,8 +177,8 @@ impl Record {
             nomad: Location {
                 namespace: job.namespace.clone(),
                 job: facts.id.to_string(),
-                allocation: allocation.map(|a| a.id.clone()).or_else(|| writer.map(|o| o.allocation.clone())),
-                node: allocation.map(|a| a.node_name.clone()),
+                allocation: shown.map(str::to_owned),
+                node: shown.and_then(|id| facts.allocations.get(id)).map(|a| a.node_name.clone()),
             },
             lines: Phase::ALL.map(|phase| progress.of(phase).and_then(|outcome| outcome.lines)),
             ran_in: Phase::ALL.map(|phase| progress.of(phase).map(|outcome| outcome.allocation.clone())),
@@ -227,6 +231,9 @@ fn timestamps(facts: &Facts, submitted_at: DateTime<Utc>) -> Timestamps {
         Claim::Revoked { verdict, .. } => verdict.phase,
         Claim::Claimed { .. } => Some(Phase::Publish),
     });
+    // A runner on a lost node may have ended its phase long before, or run on; it tells if the node comes back.
+    let is_lost =
+        facts.claim.1.as_ref().and_then(Claim::verdict).is_some_and(|v| v.reason == Reason::NodeLost);
     let mut times = Timestamps { job_start: Some(submitted_at), job_end: end, ..Timestamps::default() };
     for phase in Phase::ALL {
         let Some(outcome) = facts.progress.1.of(phase) else { continue };
@@ -238,7 +245,7 @@ fn timestamps(facts: &Facts, submitted_at: DateTime<Utc>) -> Timestamps {
         // A phase does not outlast its job: what a runner writes while it is being stopped comes later.
         *stop = match (outcome.ended_at, end) {
             (Some(stop), Some(end)) => Some(stop.min(end)),
-            (None, _) if was_over => None,
+            (None, _) if was_over || is_lost => None,
             (stop, end) => stop.or(end),
         };
     }

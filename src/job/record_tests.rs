@@ -199,6 +199,25 @@ fn a_tag_is_unknown_only_between_the_claim_and_what_the_registry_said() {
 }
 
 #[test]
+fn an_ended_job_is_shown_where_it_ended_whoever_starts_it_again() {
+    let again = AllocationFacts {
+        id: "again".to_owned(),
+        index: 50,
+        created: 50,
+        node_name: "other".to_owned(),
+        ..allocation(50, false)
+    };
+    let shown = |claim: Option<Claim>| {
+        let mut facts = facts(progress(&DONE), claim);
+        facts.see_allocation(again.clone());
+        let nomad = Record::of(&facts).unwrap().nomad;
+        (nomad.allocation.unwrap(), nomad.node.unwrap())
+    };
+    assert_eq!(shown(Some(killed(20))), ("alloc".to_owned(), "node".to_owned()));
+    assert_eq!(shown(None), ("again".to_owned(), "other".to_owned()));
+}
+
+#[test]
 fn what_nobody_else_ends_is_due() {
     let now = at(100);
     let reason = |facts: &Facts| match facts.due(now) {
@@ -398,4 +417,15 @@ fn when_an_earlier_phase_ended_is_not_made_up_before_it_is_heard() {
     let times = Record::of(&facts(building, claim)).unwrap().timestamps;
     assert_eq!((times.build_end, times.job_end), (None, Some(at(9))));
     assert!(times.build_start.is_some());
+}
+
+#[test]
+fn when_the_phase_ended_that_ran_on_a_lost_node_is_not_made_up() {
+    let verdict = Verdict::new(Status::Lost, Some(Phase::Build), Reason::NodeLost, "", at(9));
+    let mut facts = facts(progress(&[(Phase::Build, false)]), Some(Claim::revoked(verdict)));
+    let end = |facts: &Facts| Record::of(facts).unwrap().timestamps.build_end;
+    assert_eq!(end(&facts), None);
+    // The node came back, and its runner had been done before the verdict.
+    facts.see_progress(99, progress(&[(Phase::Build, true)]));
+    assert_eq!(end(&facts), Some(at(6)));
 }

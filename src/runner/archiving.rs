@@ -109,8 +109,12 @@ impl Keeper {
             Record::of(&facts)
         });
         match record {
-            // One whose runner died is not decided yet: that is for the service.
-            Some(record) if record.status.is_final() => Ok(archive.put_record(&record).await?),
+            // One whose runner died is not decided yet: that is for the service. And what ended in another allocation is that one's.
+            Some(record)
+                if record.status.is_final() && record.nomad.allocation.as_ref() == Some(allocation) =>
+            {
+                Ok(archive.put_record(&record).await?)
+            }
             _ => Ok(()),
         }
     }

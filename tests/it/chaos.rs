@@ -10,6 +10,7 @@ mod load;
 mod trouble;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -159,7 +160,9 @@ impl Run {
             // Submitted some seconds before it was first seen, at most.
             let (Some(first), Some(last)) = (job.seen.first(), job.seen.last()) else { continue };
             let lived = first.at.saturating_sub(5000)..=last.at;
-            let while_it_lived = |what| trouble::times(&troubles, what).any(|at| lived.contains(&at));
+            let is_of_its_life =
+                |span: RangeInclusive<u128>| span.start() <= lived.end() && span.end() >= lived.start();
+            let while_it_lived = |what| trouble::spans(&troubles, what).any(is_of_its_life);
             job.rebooted = while_it_lived(trouble::REBOOT);
             job.away = while_it_lived(trouble::CUT_OFF);
         }

@@ -249,13 +249,11 @@ async fn a_phase_is_read_from_the_allocation_that_it_ran_in_though_nomad_replace
     // From the beginning to where it is cut off, in the build's log.
     let before = read(&world.service.url, &id, "", |message| message["type"] == "log").await;
     let cursor = before.last().unwrap()["cursor"].as_str().unwrap().to_owned();
-    let allocation = async || api.status(&id).await["nomad"]["allocation"].clone();
-    let first = allocation().await;
     assert_eq!(api.post(&format!("/jobs/{id}/kill")).await, json!({"success": true}));
     // Nomad makes another one, in which nothing is done.
     let (started, said) = world.nomad_program(&["job", "start", "-detach", &id]);
     assert!(started, "{said}");
-    eventually("another allocation", async || (allocation().await != first).then_some(())).await;
+    world.nomad_api().ran_twice(&id).await;
 
     let all = read_all(&world.service.url, &id, "").await;
     assert!(all.iter().all(|message| message["type"] != "gap"), "{all:#?}");

@@ -203,7 +203,7 @@ async fn an_ended_job_that_is_started_again_by_hand_changes_neither_its_status_n
         let (restarted, said) = world.nomad_program(&["alloc", "restart", "-all-tasks", allocation]);
         assert!(!restarted, "{said}");
         let after = api.status(&id).await;
-        for field in ["status", "failure", "image", "phase_timestamps", "git"] {
+        for field in ["status", "failure", "image", "phase_timestamps", "git", "nomad"] {
             assert_eq!(after[field], before[field], "{field}");
         }
         assert_eq!(world.served(image_of(&job), "one").await, digest);

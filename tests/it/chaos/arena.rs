@@ -7,6 +7,7 @@ use reqwest::Method;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::agent::wait_for;
 use crate::support::{Api, Cluster, Faults, Service, world};
 
 pub(super) const REPLICAS: usize = 3;
@@ -73,20 +74,33 @@ impl Arena {
         }
     }
 
-    /// Reboots the node, and tells when.
-    pub(super) async fn reboot(&self, tell: impl FnOnce()) {
+    /// Reboots the node, and tells when that begins and when it is over.
+    pub(super) async fn reboot(&self, tell: impl Fn(&str)) {
         let _alone = self.node.lock().await;
-        tell();
+        tell("");
         self.cluster.reboot_client().await;
+        self.has_its_node().await;
+        tell(" is over");
     }
 
-    /// Cuts the node's agent off for a while, and tells when.
-    pub(super) async fn cut_node_off(&self, lasts: Duration, tell: impl FnOnce()) {
+    /// Cuts the node's agent off for a while, and tells when that begins and when it is over.
+    pub(super) async fn cut_node_off(&self, lasts: Duration, tell: impl Fn(&str)) {
         let _alone = self.node.lock().await;
-        tell();
+        tell("");
         self.cluster.cut_client_off(true);
         tokio::time::sleep(lasts).await;
         self.cluster.cut_client_off(false);
+        self.has_its_node().await;
+        tell(" is over");
+    }
+
+    /// Waits until Nomad takes the node for ready, by the word of the node's own agent.
+    async fn has_its_node(&self) {
+        wait_for("node that is ready", Duration::from_mins(5), async || {
+            let nodes = self.nomad(Method::GET, "/v1/nodes", None).await?;
+            nodes.as_array()?.iter().all(|node| node["Status"] == "ready").then_some(())
+        })
+        .await;
     }
 
     /// Asks Nomad itself; none where it does not answer so.

@@ -239,11 +239,11 @@ impl Load<'_> {
                 format!("{runner:?}")
             }
             Harm::Reboot => {
-                self.arena.reboot(|| self.tell(REBOOT, id)).await;
+                self.arena.reboot(|when| self.tell(REBOOT, when, id)).await;
                 String::new()
             }
             Harm::CutOff => {
-                self.arena.cut_node_off(lasts, || self.tell(CUT_OFF, id)).await;
+                self.arena.cut_node_off(lasts, |when| self.tell(CUT_OFF, when, id)).await;
                 format!("for {lasts:?}")
             }
         };
@@ -251,8 +251,8 @@ impl Load<'_> {
     }
 
     /// Tells what is done to all jobs on the node for the sake of one.
-    fn tell(&self, what: &str, id: &str) {
-        self.troubles.lock().unwrap().push((self.clock.now(), format!("{what}, for {id}")));
+    fn tell(&self, what: &str, when: &str, id: &str) {
+        self.troubles.lock().unwrap().push((self.clock.now(), format!("{what}{when}, for {id}")));
     }
 
     async fn kill(&self, id: &str, random: &mut Random, kills: &mut Vec<bool>) -> String {

@@ -1,5 +1,6 @@
 //! What fails, by a schedule that a seed repeats.
 
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -74,9 +75,17 @@ pub(super) enum Troubles {
 pub(super) const REBOOT: &str = "Node";
 pub(super) const CUT_OFF: &str = "The node is cut off";
 
-/// When something was told that begins so.
-pub(super) fn times<'a>(told: &'a [(u128, String)], what: &'a str) -> impl Iterator<Item = u128> + 'a {
-    told.iter().filter(move |(_, text)| text.starts_with(what)).map(|(at, _)| *at)
+/// From when to when something lasted.
+pub(super) fn spans<'a>(
+    told: &'a [(u128, String)],
+    what: &'a str,
+) -> impl Iterator<Item = RangeInclusive<u128>> + 'a {
+    let over = format!("{what} is over");
+    let begun = told.iter().enumerate().filter(move |(_, (_, text))| text.starts_with(what));
+    begun.filter_map(move |(index, (at, text))| {
+        let mut later = told[index..].iter().filter(|(_, text)| text.starts_with(&over));
+        (!text.starts_with(&over)).then(|| *at..=later.next().map_or(u128::MAX, |(at, _)| *at))
+    })
 }
 
 /// Makes trouble until it is told to stop, and leaves everything well.
@@ -172,8 +181,8 @@ async fn one(arena: &Arena, trouble: Trouble, number: usize, lasts: Duration, ra
             tokio::time::sleep(lasts).await;
             cluster.cut_off(leader, false);
         }
-        Trouble::AgentCutOff => arena.cut_node_off(lasts, || {}).await,
-        Trouble::Node => arena.reboot(|| {}).await,
+        Trouble::AgentCutOff => arena.cut_node_off(lasts, |_| {}).await,
+        Trouble::Node => arena.reboot(|_| {}).await,
         Trouble::EveryServer => cluster.restart_all(lasts).await,
         Trouble::Way => {
             let mut chance = random.clone();

@@ -42,6 +42,16 @@ impl Nomad {
         made
     }
 
+    /// Waits until a job's second allocation has ended, in Nomad's eyes.
+    pub(crate) async fn ran_twice(&self, job: &str) {
+        super::eventually("another allocation, which has ended", async || {
+            let allocations = self.get(&format!("/v1/job/{job}/allocations")).await;
+            let ended = |of: &&Value| matches!(of["ClientStatus"].as_str(), Some("complete" | "failed"));
+            (allocations.as_array()?.iter().filter(ended).count() == 2).then_some(())
+        })
+        .await;
+    }
+
     /// Writes a Variable under a path that no other test uses; returns the path.
     pub(crate) async fn credentials(&self, items: &Value) -> String {
         let path = format!("creds/{}", uuid::Uuid::new_v4());
