@@ -66,6 +66,7 @@ pub(crate) fn rendered(registry: &str, id: &JobId, submission: &Value) -> anyhow
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 500,
+        vault_role: None,
         archive: None,
     };
     let payload = Payload {

@@ -268,6 +268,9 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
                 .unwrap_or_default(),
             base_images: images(reader, "NOMAD_BUILD_ALLOW_BASE_IMAGES"),
             frontends: images(reader, "NOMAD_BUILD_ALLOW_FRONTENDS"),
+            vault: reader
+                .list("NOMAD_BUILD_ALLOW_VAULT_PATHS", "the path of a secret in Vault, or *")
+                .unwrap_or_default(),
         },
         isolation: Isolation {
             build_network: reader.parsed("NOMAD_BUILD_BUILD_NETWORK", "true or false").unwrap_or(true),
@@ -326,6 +329,7 @@ fn render_settings(
             .list("NOMAD_BUILD_DATACENTERS", "a datacenter")
             .unwrap_or_else(|| vec!["*".to_owned()]),
         node_pool: reader.text("NOMAD_BUILD_NODE_POOL").unwrap_or_else(|| "default".to_owned()),
+        vault_role: reader.text("NOMAD_BUILD_VAULT_ROLE"),
         disk_mb: reader.parsed("NOMAD_BUILD_DISK_MB", "a number of MiB").unwrap_or(500),
         archive: archive.map(|archive| render::Archive {
             environment: archive.environment(),

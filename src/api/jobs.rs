@@ -39,15 +39,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
 }
 
 /// The key that makes sending a submission again harmless.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, Problem> {
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, FieldError> {
     const NAME: &str = "Idempotency-Key";
+    let wrong = |message: String| FieldError { field: NAME.to_owned(), message };
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(Problem::parameter(NAME, "was sent twice"));
+        return Err(wrong("was sent twice".to_owned()));
     }
     let key = value.to_str().map_err(|_| InvalidKey).and_then(str::parse);
-    key.map(Some).map_err(|error| Problem::parameter(NAME, &error.to_string()))
+    key.map(Some).map_err(|error| wrong(error.to_string()))
 }
 
 /// Runs what must not stop half-way when its caller goes away.
@@ -99,19 +100,18 @@ pub(super) async fn submit(
     let named = body.as_ref().map_or(Ok(None), |body| body.namespace.as_ref().map(Option::as_deref));
     let tenant = app.allow_in(&caller, named.map_err(FieldError::clone), Capability::DispatchJob).await?;
     let (Query(query), Body { job, .. }) = (query?, body?);
-    let tenant = match tenant {
-        Ok(tenant) => tenant,
-        Err(wrong) => {
-            let further = app.service.validate(job).err().map(|Invalid(further)| further);
-            return Err(Invalid(std::iter::once(wrong).chain(further.into_iter().flatten()).collect()).into());
+    let mut wrong = Vec::new();
+    let tenant = tenant.map_err(|error| wrong.push(error)).ok();
+    let key = idempotency_key(&headers).map_err(|error| wrong.push(error)).ok().flatten();
+    let Some(tenant) = tenant.filter(|_| wrong.is_empty() && !query.dry_run) else {
+        let further = app.service.validate(job).err().map(|Invalid(further)| further);
+        wrong.extend(further.into_iter().flatten());
+        if !wrong.is_empty() {
+            return Err(Invalid(wrong).into());
         }
-    };
-    if query.dry_run {
-        app.service.validate(job)?;
         let valid = Data(Submitted { job_id: None, valid: Some(true) });
         return Ok((Extension(DryRun), valid).into_response());
-    }
-    let key = idempotency_key(&headers)?;
+    };
     let submitted = async move { tenant.submit(job, key.as_ref(), caller).await };
     let job_id = to_its_end(submitted).await??;
     let about = Extension(About(job_id.clone()));

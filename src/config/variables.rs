@@ -106,6 +106,16 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "what a Dockerfile may name by # syntax=, written in the same way; without it anything, or nothing where base images are limited",
     ),
     (
+        "NOMAD_BUILD_ALLOW_VAULT_PATHS",
+        "",
+        "secrets in Vault that credentials may be, with what lies below, separated by commas, or *; without it, none",
+    ),
+    (
+        "NOMAD_BUILD_VAULT_ROLE",
+        "",
+        "role by which the tasks of builds log in to Vault; without it, that of Nomad's configuration",
+    ),
+    (
         "NOMAD_BUILD_FORBID_NAMES",
         "",
         "names that build_args and test_env may not have, a * at the end for all that begin so",

@@ -1,6 +1,6 @@
-//! What an operator lets submissions name: registries, repositories, and names of arguments and variables.
+//! What an operator lets submissions name: registries, repositories, secrets in Vault, and names of arguments and variables.
 //!
-//! Invariant: a list that is empty allows everything; one that is not allows nothing else.
+//! Invariant: a list that is empty allows everything, but for that of Vault, which allows nothing; one that is not allows nothing else.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::names::{RegistryUrl, RepoUrl};
+use super::paths::{CredentialsPath, VaultPath};
 
 /// A rule as an operator writes it.
 macro_rules! rule {
@@ -51,6 +52,29 @@ rule!(
     /// A name of a build argument or a variable, or, with a `*` at its end, the begin of several.
     NameRule
 );
+rule!(
+    /// The path of a secret in Vault, for it and what lies below, or `*` for all that Vault gives.
+    VaultRule
+);
+
+impl FromStr for VaultRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rule = Self(text.to_owned());
+        if rule.is_all() { Ok(rule) } else { text.parse::<VaultPath>().map(|_| rule) }
+    }
+}
+
+impl VaultRule {
+    fn is_all(&self) -> bool {
+        self.0 == "*"
+    }
+
+    fn covers(&self, path: &VaultPath) -> bool {
+        self.is_all() || is_at_or_below(path.as_str(), &self.0)
+    }
+}
 
 impl FromStr for RegistryRule {
     type Err = String;
@@ -163,6 +187,8 @@ pub struct Allowed {
     pub base_images: Vec<RegistryRule>,
     /// What may read a Dockerfile in place of the engine's own frontend.
     pub frontends: Vec<RegistryRule>,
+    /// Which secrets in Vault credentials may be.
+    pub vault: Vec<VaultRule>,
 }
 
 impl Allowed {
@@ -193,6 +219,17 @@ impl Allowed {
     /// Whether a repository may be built.
     pub(super) fn repository(&self, repository: &RepoUrl) -> Result<(), String> {
         held(&self.repositories, |rule| rule.covers(repository), "repositories")
+    }
+
+    /// Whether credentials may be there.
+    pub(super) fn credentials(&self, path: &CredentialsPath) -> Result<(), String> {
+        match path.vault() {
+            Some(_) if self.vault.is_empty() => {
+                Err("is a secret in Vault, and none may be named here: name a Nomad Variable".to_owned())
+            }
+            Some(path) => held(&self.vault, |rule| rule.covers(path), "secrets in Vault"),
+            None => Ok(()),
+        }
     }
 
     /// Whether a build argument or a variable may have a name.
@@ -275,6 +312,29 @@ mod tests {
             assert_eq!(allowed.repository(&asked).is_ok(), want, "{rule} {asked}");
         }
         assert!("github.com/acme".parse::<RepoRule>().is_err());
+    }
+
+    #[test]
+    fn no_secret_in_vault_is_allowed_but_those_that_are_listed() {
+        let allowed = |rules: &[&str]| {
+            let vault = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+            Allowed { vault, ..Allowed::default() }
+        };
+        for (rules, path, want) in [
+            (&[][..], "creds/git", true),
+            (&[], "vault:secret/data/ci/git", false),
+            (&["secret/data/ci"], "vault:secret/data/ci/git", true),
+            (&["secret/data/ci"], "vault:secret/data/ci", true),
+            (&["secret/data/ci"], "vault:secret/data/cia", false),
+            (&["kv/a", "kv/b"], "vault:kv/b/c", true),
+            (&["*"], "vault:anything/at/all", true),
+        ] {
+            let path: CredentialsPath = path.parse().unwrap();
+            assert_eq!(allowed(rules).credentials(&path).is_ok(), want, "{rules:?} {path}");
+        }
+        for bad in ["", "a//b", "../a", "secret/*"] {
+            assert!(bad.parse::<VaultRule>().is_err(), "{bad}");
+        }
     }
 
     #[test]

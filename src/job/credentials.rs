@@ -1,4 +1,4 @@
-//! Credentials by path: what a Nomad Variable that a caller names has to have, and what of it a task is given.
+//! Credentials by path: what a Nomad Variable or a secret in Vault has to have, and what of it a task is given.
 //!
 //! Invariant: a task is given what it needs, and no other item of the Variable. No item's text stands in an error.
 
@@ -7,11 +7,35 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::names::{RepoUrl, Scheme};
 
-/// The items of a Variable.
+/// The items of a Variable, or of a secret in Vault.
 pub type Items = BTreeMap<String, String>;
+
+/// The items of a secret in Vault, from what the read of its path answers: of version 2 of the KV engine they lie one level lower.
+///
+/// # Errors
+/// Where it is no object.
+pub fn of_vault(answer: &[u8]) -> Result<Items, String> {
+    let none = || "is no secret with items".to_owned();
+    // What serde says of it may hold a part of it.
+    let mut answer: Map<String, Value> = serde_json::from_slice(answer).map_err(|_| none())?;
+    let is_second = answer.len() == 2 && answer.get("metadata").is_some_and(Value::is_object);
+    let items = match is_second.then(|| answer.remove("data")).flatten() {
+        Some(Value::Object(items)) => items,
+        Some(_) => return Err("was deleted".to_owned()),
+        None => answer,
+    };
+    let text = |value: Value| match value {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        // A file of docker login is an object, where somebody put it in as JSON.
+        other => Some(other.to_string()),
+    };
+    Ok(items.into_iter().filter_map(|(name, value)| Some((name, text(value)?))).collect())
+}
 
 /// A private key for a repository over SSH, as a task is given it.
 pub const GIT_SSH_KEY: &str = "git_ssh_key";
@@ -47,7 +71,7 @@ pub fn for_repository(variable: &Items, url: &RepoUrl) -> Result<Items, String> 
     }
     let (Some(key), Some(hosts)) = (item(variable, "ssh_key"), item(variable, "known_hosts")) else {
         return Err(
-            "names a Variable without the items ssh_key and known_hosts, which a repository over SSH takes"
+            "names what is without the items ssh_key and known_hosts, which a repository over SSH takes"
                 .to_owned(),
         );
     };
@@ -99,7 +123,7 @@ fn login(variable: &Items, of: &str) -> Result<Items, String> {
     };
     given(&["username", "password"]).or_else(|| given(&["token"])).ok_or_else(|| {
         let further = if of == "registry" { ", or config.json" } else { "" };
-        format!("names a Variable without the items username and password, or token{further}")
+        format!("names what is without the items username and password, or token{further}")
     })
 }
 
@@ -262,6 +286,27 @@ mod tests {
         ] {
             let why = for_repository(&variable, url).unwrap_err();
             assert!(why.contains(what) && !why.contains("canary"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_vault_has_its_items_in_either_version() {
+        let all = items(&[("username", "me"), ("n", "7"), ("config.json", r#"{"auths":{}}"#)]);
+        let items = r#"{"username": "me", "n": 7, "none": null, "config.json": {"auths": {}}}"#;
+        assert_eq!(of_vault(items.as_bytes()).unwrap(), all);
+        let second = format!(r#"{{"data": {items}, "metadata": {{"version": 3}}}}"#);
+        assert_eq!(of_vault(second.as_bytes()).unwrap(), all);
+        // In the first version, these are names as others.
+        let first = br#"{"data": "x", "metadata": "y"}"#;
+        assert_eq!(of_vault(first).unwrap().len(), 2);
+        for (answer, why) in [
+            (r#"{"data": null, "metadata": {"deletion_time": "x"}}"#, "deleted"),
+            ("[]", "no secret"),
+            ("canary", "no secret"),
+            ("", "no secret"),
+        ] {
+            let said = of_vault(answer.as_bytes()).unwrap_err();
+            assert!(said.contains(why) && !said.contains("canary"), "{said}");
         }
     }
 

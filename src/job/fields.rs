@@ -104,7 +104,7 @@ impl Fields {
     /// Takes a whole number within bounds, which may be absent.
     pub(super) fn number(&mut self, name: &str, least: u64, most: u64) -> Option<u64> {
         let value = self.take(name)?;
-        let number = value.as_u64().filter(|number| (least..=most).contains(number));
+        let number = whole(&value).filter(|number| (least..=most).contains(number));
         if number.is_none() {
             self.wrong(name, &format!("must be a whole number from {least} to {most}"));
         }
@@ -199,6 +199,11 @@ pub fn take_text(object: &mut Value, name: &str) -> Result<Option<String>, Field
     }
 }
 
+/// A whole number, however it is written: for JSON, 10.0 is one.
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0)?.to_string().parse().ok())
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -207,5 +212,30 @@ fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_number_is_whole_however_it_is_written() {
+        for (value, want) in [
+            (json!(10), Some(10)),
+            (json!(10.0), Some(10)),
+            (json!(1e1), Some(10)),
+            (json!(10.5), None),
+            (json!(0.0), None),
+            (json!(-1.0), None),
+            (json!(1e300), None),
+            (json!("10"), None),
+        ] {
+            let mut fields = Fields::new("", json!({ "a": value }));
+            assert_eq!(fields.number("a", 1, 100), want);
+            assert_eq!(fields.into_errors().is_empty(), want.is_some());
+        }
     }
 }

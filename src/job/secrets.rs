@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::names::VariablePath;
+use super::paths::CredentialsPath;
 
 /// What stands before a secret's ID in the name of its copy for the build's task.
 pub const BUILD_SECRET: &str = "secret_";
@@ -11,16 +11,16 @@ pub const BUILD_SECRET: &str = "secret_";
 /// The most that a build may have.
 pub(super) const MOST: usize = 32;
 
-/// An item of a Nomad Variable, written `path#item`.
+/// An item of a Nomad Variable or of a secret in Vault, written `path#item`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretItem {
-    path: VariablePath,
+    path: CredentialsPath,
     item: String,
 }
 
 impl SecretItem {
-    /// The Variable.
-    pub fn path(&self) -> &VariablePath {
+    /// Where the item is.
+    pub fn path(&self) -> &CredentialsPath {
         &self.path
     }
 
@@ -35,7 +35,7 @@ impl FromStr for SecretItem {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, item) = text.split_once('#').ok_or(
-            "names no item: write it as PATH#ITEM, the path of a Nomad Variable and one of its items",
+            "names no item: write it as PATH#ITEM, the path of a Nomad Variable or of a secret in Vault, and one of its items",
         )?;
         let path = path.parse().map_err(|why| format!("has a path that {why}"))?;
         if item.is_empty() || item.len() > 128 || !item.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -67,12 +67,15 @@ pub(super) fn check_id(id: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::VaultPath;
 
     #[test]
     fn a_secret_is_an_item_of_a_variable() {
         let secret: SecretItem = "creds/acme/npm#token".parse().unwrap();
-        assert_eq!((secret.path().as_str(), secret.item()), ("creds/acme/npm", "token"));
+        assert_eq!((secret.path().to_string().as_str(), secret.item()), ("creds/acme/npm", "token"));
         assert_eq!(secret.to_string(), "creds/acme/npm#token");
+        let secret: SecretItem = "vault:secret/data/npm#token".parse().unwrap();
+        assert_eq!(secret.path().vault().map(VaultPath::as_str), Some("secret/data/npm"));
         assert_eq!("a#b#c".parse::<SecretItem>().unwrap().item(), "b#c");
         for bad in ["", "creds/acme", "#x", "creds/acme#", "creds//x#y", "a b#c", "a#b c", "a#b\n"] {
             assert!(bad.parse::<SecretItem>().is_err(), "{bad:?}");

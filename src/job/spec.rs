@@ -1,13 +1,14 @@
 //! A job's specification: what was asked for, checked and with every default filled in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag, VariablePath};
+use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag};
+use super::paths::{CredentialsPath, VaultPath};
 use super::{Allowed, Labels, Phase, SecretItem, Task};
 
 /// A submission that passed every check.
@@ -21,8 +22,8 @@ pub struct Spec {
     pub repo_url: RepoUrl,
     /// What to check out; none is the repository's default branch.
     pub git_ref: Option<GitRef>,
-    /// The Nomad Variable with the repository's credentials.
-    pub git_credentials_path: Option<VariablePath>,
+    /// Where the repository's credentials are.
+    pub git_credentials_path: Option<CredentialsPath>,
     /// The Dockerfile, relative to the repository's root.
     pub dockerfile_path: RelativePath,
     /// The build context, relative to the repository's root.
@@ -31,8 +32,8 @@ pub struct Spec {
     pub image_tags: Vec<Tag>,
     /// The registry, host and port only: its path has become a part of the image's name.
     pub registry_url: RegistryUrl,
-    /// The Nomad Variable with the registry's credentials.
-    pub registry_credentials_path: Option<VariablePath>,
+    /// Where the registry's credentials are.
+    pub registry_credentials_path: Option<CredentialsPath>,
     /// The repository in the registry, without its host.
     pub image_name: ImageName,
     /// Commands that must each end with 0, in a fresh container each.
@@ -167,6 +168,21 @@ impl Spec {
         phases.map(Task::Phase).chain([Task::Finish]).collect()
     }
 
+    /// The secrets in Vault that a task reads, each once. A task finds each of them by its place in this order.
+    pub fn vault_paths(&self, task: Task) -> BTreeSet<&VaultPath> {
+        let registry = self.registry_credentials_path.as_ref();
+        let of_build = || {
+            let secrets = self.build_secrets.values().map(SecretItem::path);
+            self.git_credentials_path.as_ref().into_iter().chain(secrets)
+        };
+        let paths: Vec<_> = match task {
+            Task::Phase(Phase::Build) => registry.into_iter().chain(of_build()).collect(),
+            Task::Phase(Phase::Publish) | Task::Finish => registry.into_iter().collect(),
+            Task::Phase(Phase::Test) => Vec::new(),
+        };
+        paths.into_iter().filter_map(CredentialsPath::vault).collect()
+    }
+
     /// The labels a list shows.
     pub fn labels_for_lists(&self, submitted_at: DateTime<Utc>) -> Labels {
         Labels {
@@ -187,12 +203,12 @@ impl Spec {
             "owner": self.owner.as_str(),
             "repo_url": self.repo_url.as_str(),
             "git_ref": self.git_ref.as_ref().map(GitRef::as_str),
-            "git_credentials_path": self.git_credentials_path.as_ref().map(VariablePath::as_str),
+            "git_credentials_path": self.git_credentials_path.as_ref().map(ToString::to_string),
             "dockerfile_path": self.dockerfile_path.as_str(),
             "context_path": self.context_path.as_str(),
             "image_tags": self.image_tags.iter().map(Tag::as_str).collect::<Vec<_>>(),
             "registry_url": self.registry_url.host(),
-            "registry_credentials_path": self.registry_credentials_path.as_ref().map(VariablePath::as_str),
+            "registry_credentials_path": self.registry_credentials_path.as_ref().map(ToString::to_string),
             "image_name": self.image_name.as_str(),
             "test_commands": self.test_commands,
             "test_entry_point": self.test_entry_point,

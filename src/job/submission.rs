@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, Invalid};
 use super::names::{ImageName, RegistryUrl, RepoUrl, Tag};
+use super::paths::CredentialsPath;
 use super::secrets::{self, SecretItem};
 use super::spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 
@@ -49,12 +50,12 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
     let owner = fields.required("owner");
     let repo_url = repo_url(fields, policy);
     let git_ref = fields.parsed("git_ref");
-    let git_credentials_path = fields.parsed("git_credentials_path");
+    let git_credentials_path = CredentialsPath::take(fields, "git_credentials_path", policy);
     let dockerfile_path = fields.parsed("dockerfile_path").or_else(|| "Dockerfile".parse().ok());
     let context_path = fields.parsed("context_path").or_else(|| ".".parse().ok());
     let image_tags = image_tags(fields);
     let registry_url: Option<RegistryUrl> = fields.required("registry_url");
-    let registry_credentials_path = fields.parsed("registry_credentials_path");
+    let registry_credentials_path = CredentialsPath::take(fields, "registry_credentials_path", policy);
     let image_name = image_name(fields, registry_url.as_ref(), repo_url.as_ref());
     if let (Some(registry), Some(name)) = (&registry_url, &image_name)
         && let Err(why) = policy.allowed.image(&format!("{}/{name}", registry.host()))
@@ -66,7 +67,7 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
     let forbidden = |name: &str| policy.allowed.name(name);
     let test_env = fields.map("test_env", |name, _| variable_name(name).and_then(|()| forbidden(name)));
     let build_args = fields.map("build_args", |name, _| build_arg_name(name).and_then(|()| forbidden(name)));
-    let build_secrets = build_secrets(fields);
+    let build_secrets = build_secrets(fields, policy);
     let target = fields.parsed::<Target>("target").map(|target| target.0);
     let labels = fields.map("labels", |name, _| label_name(name));
     fit_in_url(fields, &build_args, &labels);
@@ -177,9 +178,11 @@ fn test_commands(fields: &mut Fields) -> Vec<String> {
     commands.into_iter().map(|command| command.0).collect()
 }
 
-fn build_secrets(fields: &mut Fields) -> BTreeMap<String, SecretItem> {
-    let check =
-        |id: &str, item: &str| secrets::check_id(id).and_then(|()| item.parse::<SecretItem>().map(drop));
+fn build_secrets(fields: &mut Fields, policy: &Policy) -> BTreeMap<String, SecretItem> {
+    let check = |id: &str, item: &str| {
+        secrets::check_id(id)?;
+        policy.allowed.credentials(item.parse::<SecretItem>()?.path())
+    };
     let given = fields.map("build_secrets", check);
     if given.len() > secrets::MOST {
         fields.wrong("build_secrets", &format!("must have at most {} secrets", secrets::MOST));

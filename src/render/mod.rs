@@ -1,10 +1,11 @@
 //! From a specification to a Nomad job: the operator's template, filled in and held against our own rules.
 //!
 //! Invariant: pure. Nothing a user sent stands in the job but inside the payload, which is base64, and in the meta,
-//! which is percent-encoded.
+//! which is percent-encoded; paths in Vault stand in templates, and their grammar is narrow.
 
 mod rules;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
@@ -76,6 +77,8 @@ pub struct Settings {
     pub node_pool: String,
     /// What the checkout and the runner's files may take, in MiB, beside the logs.
     pub disk_mb: u32,
+    /// The role by which tasks log in to Vault; without it, that of Nomad's own configuration.
+    pub vault_role: Option<String>,
     /// What `finish` is told of the archive, if there is one.
     pub archive: Option<Archive>,
 }
@@ -108,7 +111,10 @@ pub enum RenderError {
 struct TaskContext<'a> {
     name: &'static str,
     hook: Option<&'static str>,
-    payload: Option<&'a str>,
+    /// Files that Nomad writes before the task starts.
+    templates: Vec<TemplateContext<'a>>,
+    /// How the task is known to Vault, where it reads anything there.
+    vault: Option<VaultContext<'a>>,
     env: BTreeMap<&'a str, &'a str>,
     /// A directory of the node that the task writes to.
     archive_dir: Option<&'a str>,
@@ -117,6 +123,41 @@ struct TaskContext<'a> {
     kill_timeout_ns: u64,
     cpu: u32,
     memory_mb: u32,
+}
+
+/// A file that Nomad writes.
+#[derive(Serialize)]
+struct TemplateContext<'a> {
+    text: Cow<'a, str>,
+    destination: String,
+}
+
+/// A task's way to Vault.
+#[derive(Serialize)]
+struct VaultContext<'a> {
+    role: Option<&'a str>,
+}
+
+/// Where the payload is, for the job's tasks.
+const PAYLOAD: &str = "${NOMAD_ALLOC_DIR}/payload";
+
+/// The file with a secret of Vault's in the directory of a task's secrets, by the secret's place among the task's.
+pub fn vault_file(place: usize) -> String {
+    format!("vault-{place}.json")
+}
+
+/// What Nomad writes for a task. Of what a user sent, a template names a path in Vault, whose grammar has nothing that a template
+/// or Nomad would take for its own.
+fn templates<'a>(task: Task, payload: &'a Payload, encoded: &'a str) -> Vec<TemplateContext<'a>> {
+    // The prestart task puts it where every later task finds it.
+    let own = (task == Task::Phase(Phase::Build))
+        .then(|| TemplateContext { text: encoded.into(), destination: PAYLOAD.to_owned() });
+    let secrets = payload.spec.vault_paths(task).into_iter().enumerate().map(|(place, path)| {
+        let path = path.as_str();
+        let text = format!("{{{{ with secret \"{path}\" }}}}{{{{ .Data | toJSON }}}}{{{{ end }}}}");
+        TemplateContext { text: text.into(), destination: format!("secrets/{}", vault_file(place)) }
+    });
+    own.into_iter().chain(secrets).collect()
 }
 
 /// A log of 100 MB is kept for each phase, in files that Nomad rotates.
@@ -156,8 +197,9 @@ fn task<'a>(task: Task, payload: &'a Payload, encoded: &'a str, settings: &'a Se
     TaskContext {
         name: task.as_str(),
         hook,
-        // The prestart task puts it where every later task finds it.
-        payload: (task == Task::Phase(Phase::Build)).then_some(encoded),
+        templates: templates(task, payload, encoded),
+        vault: (!payload.spec.vault_paths(task).is_empty())
+            .then_some(VaultContext { role: settings.vault_role.as_deref() }),
         env,
         archive_dir: archive.and_then(|archive| archive.directory.as_deref()),
         log_files: if task == Task::Finish { 1 } else { LOG_FILES },
@@ -204,6 +246,9 @@ pub fn render(
     };
     let job = fill(&job, &contexts, settings)?;
     rules::check(&job, &payload.job, namespace, &tasks)?;
+    for (place, context) in contexts.iter().enumerate() {
+        rules::check_given(&job, place, context.templates.len(), context.vault.is_some())?;
+    }
     Ok(job)
 }
 
@@ -301,7 +346,8 @@ fn fill_sweep(
     let sweep = TaskContext {
         name: "sweep",
         hook: None,
-        payload: None,
+        templates: Vec::new(),
+        vault: None,
         env,
         archive_dir: None,
         log_files: 1,

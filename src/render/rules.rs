@@ -60,6 +60,21 @@ pub(super) fn check(job: &Value, id: &JobId, namespace: &str, tasks: &[Task]) ->
     check_logs_fit(group, listed)
 }
 
+/// What Nomad is to write for a task is there, and the task's token for Vault is nowhere where it could be read.
+pub(super) fn check_given(
+    job: &Value,
+    place: usize,
+    templates: usize,
+    vault: bool,
+) -> Result<(), BrokenRule> {
+    let task = &job["TaskGroups"][0]["Tasks"][place];
+    let name = task["Name"].as_str().unwrap_or_default();
+    let has = task["Templates"].as_array().map_or(0, Vec::len);
+    must(has >= templates, name, "must have the templates that it is given")?;
+    let is_hidden = task["Vault"]["Env"] == false && task["Vault"]["DisableFile"] == true;
+    must(!vault || is_hidden, name, "must have a Vault block with Env false and DisableFile true")
+}
+
 /// A sweep is of the same making, and has one task.
 pub(super) fn check_sweep(job: &Value) -> Result<(), BrokenRule> {
     let groups = job["TaskGroups"].as_array().map_or(&[][..], Vec::as_slice);

@@ -1,7 +1,7 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::job::{Policy, Spec};
+use crate::job::{Allowed, Policy, Spec};
 
 fn settings(template: &str, runner: Runner) -> Settings {
     let template = TEMPLATES.iter().find(|(name, _)| *name == template).unwrap().1.to_owned();
@@ -12,6 +12,7 @@ fn settings(template: &str, runner: Runner) -> Settings {
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 1000,
+        vault_role: None,
         archive: None,
     }
 }
@@ -24,7 +25,8 @@ fn payload(change: &Value) -> Payload {
     for (field, value) in change.as_object().unwrap() {
         body[field] = value.clone();
     }
-    let policy = Policy::default();
+    let allowed = Allowed { vault: vec!["*".parse().unwrap()], ..Allowed::default() };
+    let policy = Policy { allowed, ..Policy::default() };
     let spec = Spec::from_json(body, &policy).unwrap();
     Payload { job: JobId::from_uuid(Uuid::from_u128(1)), spec, policy, insecure_registries: Vec::new() }
 }
@@ -162,5 +164,57 @@ fn only_finish_is_told_of_the_archive() {
             let mounts = task["Config"]["mounts"].as_array().map_or(0, Vec::len);
             assert_eq!(mounts, if template == "docker" { 1 + usize::from(is_finish) } else { 0 }, "{task}");
         }
+    }
+}
+
+#[test]
+fn a_task_is_known_to_vault_where_it_reads_there_and_nowhere_else() {
+    let change = json!({
+        "git_credentials_path": "vault:kv/git", "registry_credentials_path": "vault:secret/data/registry",
+        "build_secrets": {"npm": "vault:kv/npm#token", "pip": "vault:kv/npm#pip", "own": "creds/own#x"},
+    });
+    let image = Runner::Image("nomad-build:1".to_owned());
+    let at = DateTime::from_timestamp(0, 0).unwrap();
+    for (template, runner) in [("raw_exec", path()), ("docker", image)] {
+        let settings = Settings { vault_role: Some("builds".to_owned()), ..settings(template, runner) };
+        let job = render(&payload(&change), "ci", at, &settings).unwrap();
+        for task in job["TaskGroups"][0]["Tasks"].as_array().unwrap() {
+            let paths: &[&str] = match task["Name"].as_str().unwrap() {
+                "build" => &["kv/git", "kv/npm", "secret/data/registry"],
+                "test" => &[],
+                _ => &["secret/data/registry"],
+            };
+            let vault = json!({"Role": "builds", "Env": false, "DisableFile": true, "ChangeMode": "noop"});
+            assert_eq!(task["Vault"], if paths.is_empty() { Value::Null } else { vault }, "{task}");
+            let templates = task["Templates"].as_array().map_or(&[][..], Vec::as_slice);
+            let secrets: Vec<_> = templates
+                .iter()
+                .filter(|of| of["DestPath"].as_str().unwrap().starts_with("secrets/"))
+                .collect();
+            assert_eq!(secrets.len(), paths.len(), "{task}");
+            for (place, (secret, path)) in secrets.iter().zip(paths).enumerate() {
+                assert_eq!(secret["DestPath"], format!("secrets/vault-{place}.json"));
+                let text = format!("{{{{ with secret \"{path}\" }}}}{{{{ .Data | toJSON }}}}{{{{ end }}}}");
+                assert_eq!((&secret["EmbeddedTmpl"], &secret["Perms"]), (&json!(text), &json!("0600")));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_template_that_leaves_out_what_a_task_is_given_is_refused() {
+    let good = settings("raw_exec", path());
+    let change = json!({"git_credentials_path": "vault:kv/git"});
+    for (from, to) in [
+        ("\"DisableFile\": true", "\"DisableFile\": false"),
+        ("\"Env\": false, \"DisableFile\"", "\"Env\": true, \"DisableFile\""),
+        ("{%- if task.vault %}", "{%- if false %}"),
+        ("for template in task.templates", "for template in task.templates[:1]"),
+    ] {
+        let template = good.template.replace(from, to);
+        assert_ne!(template, good.template, "{from}");
+        let at = DateTime::from_timestamp(0, 0).unwrap();
+        let result = render(&payload(&change), "ci", at, &Settings { template, ..good.clone() });
+        assert!(matches!(&result, Err(RenderError::Rule(rule)) if rule.at == "build"), "{from}: {result:?}");
     }
 }

@@ -79,7 +79,7 @@ impl Keeper {
     async fn keep_all(self, around: &Surroundings, log: &Log) -> Result<(), Unkept> {
         let (job, allocation) = (&around.job, &around.allocation);
         // All that takes the task's identity first: it ends when Nomad's servers forget the allocation.
-        let credentials = around.credentials(Task::Finish, log).await?;
+        let credentials = around.copied(Task::Finish, log).await?;
         let known = tokio::try_join!(around.ledger.progress(job), around.ledger.claim(job));
         let archive =
             Archive::open(&self.settings.clone().with_items(credentials.items()), &around.namespace)?;

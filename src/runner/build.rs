@@ -29,7 +29,7 @@ impl Runner {
 
     async fn check_out_and_build(&self, mut outcome: Outcome) -> Result<Outcome, Failure> {
         let (around, spec) = (&self.around, &self.payload.spec);
-        let credentials = around.credentials(Task::Phase(Phase::Build), &self.log).await;
+        let credentials = around.credentials(Task::Phase(Phase::Build), spec, &self.log).await;
         let credentials = credentials.map_err(|error| Failure::of(Reason::CheckoutFailed, &error))?;
         let checked_out = self.check_out(&credentials).await?;
         outcome.git_ref.clone_from(&checked_out.reference);

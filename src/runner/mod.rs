@@ -15,6 +15,7 @@ mod removal;
 mod surroundings;
 mod sweep;
 mod test;
+mod vault;
 
 use std::fs::{File, TryLockError};
 use std::future::Future;

@@ -56,7 +56,8 @@ impl Target {
     ) -> Result<Self, Failure> {
         let spec = &payload.spec;
         let internal = |error: &dyn std::error::Error| Failure::of(Reason::Internal, error);
-        let credentials = around.credentials(task, log).await.map_err(|error| internal(&error))?.registry();
+        let credentials = around.credentials(task, spec, log).await.map_err(|error| internal(&error))?;
+        let credentials = credentials.registry();
         let plain = PlainHttp::hosts(payload.insecure_registries.iter().cloned());
         let endpoint = Endpoint::new(spec.registry_url.host(), &plain).map_err(|error| internal(&error))?;
         let client = Client::new(endpoint, credentials).map_err(|error| internal(&error))?;

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use super::credentials::Credentials;
 use super::log::Log;
+use super::vault;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
-use crate::job::{Claim, JobId, Labels, Outcome, Phase, SweepReport, Task};
+use crate::job::credentials::Items;
+use crate::job::{Claim, JobId, Labels, Outcome, Phase, Spec, SweepReport, Task};
 use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
@@ -59,6 +61,23 @@ pub(super) enum NoCredentials {
     /// Nomad did not give them.
     #[error("the task's credentials could not be read")]
     Nomad(#[from] nomad::Error),
+    /// Nomad did not write what it was to read in Vault.
+    #[error("the secret \"vault:{path}\" could not be read where Nomad was to write it")]
+    Unwritten {
+        /// The secret's path.
+        path: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is there is not what is needed.
+    #[error("the submission's {field} {why}")]
+    Unfit {
+        /// What names it.
+        field: String,
+        /// What is missing.
+        why: String,
+    },
     /// They would stand in the log.
     #[error("the task's credentials cannot be hidden in its log")]
     Unhidden(#[from] aho_corasick::BuildError),
@@ -141,12 +160,30 @@ impl Surroundings {
     }
 
     /// The credentials that were given to one task of the job. From now on its log shows none of them.
-    pub(super) async fn credentials(&self, task: Task, log: &Log) -> Result<Credentials, NoCredentials> {
-        let path = task_variable(&self.job, task);
-        let variable = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path)).await?;
-        let credentials = Credentials::new(variable.map(|variable| variable.items).unwrap_or_default());
+    pub(super) async fn credentials(
+        &self,
+        task: Task,
+        spec: &Spec,
+        log: &Log,
+    ) -> Result<Credentials, NoCredentials> {
+        let mut items = self.copies(task).await?;
+        items.extend(vault::items(&self.secrets_dir, task, spec).await?);
+        let credentials = Credentials::new(items);
         log.hide(credentials.secrets())?;
         Ok(credentials)
+    }
+
+    /// What the service copied for one task. From now on its log shows none of it.
+    pub(super) async fn copied(&self, task: Task, log: &Log) -> Result<Credentials, NoCredentials> {
+        let credentials = Credentials::new(self.copies(task).await?);
+        log.hide(credentials.secrets())?;
+        Ok(credentials)
+    }
+
+    async fn copies(&self, task: Task) -> Result<Items, nomad::Error> {
+        let path = task_variable(&self.job, task);
+        let variable = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path)).await?;
+        Ok(variable.map(|variable| variable.items).unwrap_or_default())
     }
 
     /// Removes the credentials of every task of the job, as many as can be.

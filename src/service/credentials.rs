@@ -1,5 +1,5 @@
 //! Credentials by path: read with the caller's own token, copied to where only the job's tasks can read them. What opens
-//! the archive goes the same way, to `finish` only.
+//! the archive goes the same way, to `finish` only. What is in Vault is left to the tasks, which read it there by what they are.
 //!
 //! Invariant: the service's token reads no credential that a caller names, and none of them passes through a job, a log or
 //! an error.
@@ -12,7 +12,7 @@ use super::submit::Doubt;
 use super::{FOR_EVER, PATIENCE, Tenant};
 use crate::archive::Settings;
 use crate::job::credentials::{self, ForRegistry, Items};
-use crate::job::{BUILD_SECRET, FieldError, JobId, Phase, Spec, Task, VariablePath};
+use crate::job::{BUILD_SECRET, CredentialsPath, FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
@@ -99,7 +99,7 @@ impl Reading<'_> {
                 let item = items.get(secret.item()).cloned();
                 item.map(Some).ok_or_else(|| "names an item that the Variable does not have".to_owned())
             };
-            if let Some(value) = self.given(&field, Some(secret.path()), item).await? {
+            if let Some(value) = self.given(&field, secret.path().variable(), item).await? {
                 secrets.insert(format!("{BUILD_SECRET}{id}"), value);
             }
         }
@@ -134,10 +134,10 @@ impl Tenant {
         let (nomad, namespace) = (self.nomad.with_token(caller), self.namespace.as_str());
         let mut reading =
             Reading { nomad, namespace, read: BTreeMap::new(), errors: Vec::new(), is_forbidden: false };
-        let path = spec.git_credentials_path.as_ref();
+        let path = spec.git_credentials_path.as_ref().and_then(CredentialsPath::variable);
         let for_git = |items: &Items| credentials::for_repository(items, &spec.repo_url);
         let git = reading.given("git_credentials_path", path, for_git).await?;
-        let path = spec.registry_credentials_path.as_ref();
+        let path = spec.registry_credentials_path.as_ref().and_then(CredentialsPath::variable);
         let for_registry = |items: &Items| credentials::for_registry(items, spec.registry_url.host());
         let ForRegistry { login, bases } =
             reading.given("registry_credentials_path", path, for_registry).await?;

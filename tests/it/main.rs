@@ -39,6 +39,7 @@ mod publishing;
 mod registry;
 mod replicas;
 mod runner;
+mod schemathesis;
 mod secrets;
 mod sources;
 mod stack;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use nomad_build::job::{Policy, Scheme, Spec};
+use nomad_build::job::{Allowed, Policy, Scheme, Spec};
 use proptest::prelude::*;
 use proptest::string::string_regex;
 use proptest::test_runner::{Config, TestRunner};
@@ -12,7 +12,8 @@ use crate::support::openapi::{DOCUMENT, errors_of};
 use crate::support::world;
 
 fn policy() -> Policy {
-    Policy { schemes: Scheme::ALL.to_vec(), ..Policy::default() }
+    let allowed = Allowed { vault: vec!["*".parse().unwrap()], ..Allowed::default() };
+    Policy { schemes: Scheme::ALL.to_vec(), allowed, ..Policy::default() }
 }
 
 fn good() -> Value {
@@ -97,6 +98,11 @@ fn what_people_write_is_allowed_by_the_document_too() {
         ("registry_url", json!("localhost:50000/acme/api")),
         ("dockerfile_path", json!(".ci/Dockerfile")),
         ("context_path", json!("./services/api")),
+        ("git_credentials_path", json!("vault:secret/data/acme/git")),
+        ("build_secrets", json!({"npm": "vault:kv/acme.npm#token"})),
+        ("git_ref", Value::Null),
+        ("context_path", Value::Null),
+        ("registry_credentials_path", Value::Null),
         ("timeouts", json!({"build": "PT120S", "test": "PT1H30M"})),
         ("image_tags", json!(["1.4.0", "latest", "sha-0a1b2c3"])),
     ] {
@@ -116,6 +122,9 @@ fn what_is_refused_whatever_its_operator_allows_is_refused_by_the_document_too()
         ("repo_url", json!("https://me:secret@example.com/a")),
         ("git_ref", json!("-x")),
         ("git_credentials_path", json!("a//b")),
+        ("git_credentials_path", json!("vault:a/../b")),
+        ("registry_credentials_path", json!("vault:a/${b}")),
+        ("build_secrets", json!({"a": "vault:./b#c"})),
         ("dockerfile_path", json!("../x")),
         ("context_path", json!("/x")),
         ("image_tags", json!([])),

@@ -1,5 +1,7 @@
 //! Secrets of a build: its steps mount them, and they are nowhere else.
 
+mod vault;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

@@ -138,6 +138,7 @@ async fn a_private_repository_is_built_with_the_credentials_of_a_variable_that_s
 pub(crate) fn payloads(nomad_job: &Value) -> String {
     let tasks = nomad_job["TaskGroups"][0]["Tasks"].as_array().unwrap();
     let templates = tasks.iter().filter_map(|task| task["Templates"].as_array()).flatten();
+    let templates = templates.filter(|template| template["DestPath"].as_str().unwrap().ends_with("/payload"));
     let decode = |template: &Value| {
         let bytes = BASE64_STANDARD.decode(template["EmbeddedTmpl"].as_str().unwrap().trim()).unwrap();
         String::from_utf8(bytes).unwrap()

@@ -60,6 +60,14 @@ impl Agent {
         agent
     }
 
+    /// One whose tasks are known to a Vault.
+    pub(crate) async fn with_vault(vault: &super::vault::Vault) -> Self {
+        let agent = Self::start(&vault.configuration());
+        vault.trust(&format!("http://{}", agent.address()));
+        agent.is_ready().await;
+        agent
+    }
+
     async fn is_ready(&self) {
         self.get_past_its_keyring().await;
         wait_for("a node that is ready", Duration::from_mins(1), async || {

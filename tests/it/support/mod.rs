@@ -27,6 +27,7 @@ mod sleeper;
 mod ssh;
 mod torn;
 mod upstream;
+pub(crate) mod vault;
 mod ways;
 
 use std::process::Command;
