@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-checks setup-tests demo dev test bench soak chaos hostile fuzz lint lint-rust lint-deny lint-jobs lint-shell
+.PHONY: help setup setup-checks setup-tests demo dev test bench soak chaos hostile fuzz release reproducible lint lint-rust lint-deny lint-jobs lint-shell
 
 # How often `make soak` repeats the integration tests, and how many rounds `make bench` runs.
 soak: N ?= 20
@@ -21,10 +21,10 @@ test soak: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
 
 # What set-up found: the engine's address, Nomad, the registry.
 with_env := set -a; . target/setup.env; set +a;
-shell_scripts := .ci/run tools/setup tools/demo tools/base-image tools/bench
+shell_scripts := .ci/run tools/setup tools/demo tools/base-image tools/bench tools/release
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Find or install git, a Docker Engine, a registry and Nomad
 	@tools/setup
@@ -71,6 +71,12 @@ fuzz: ## Made-up input for what strangers' bytes go through: make fuzz SECONDS=6
 	    cargo fuzz run --sanitizer none $$target fuzz/corpus/$$target tests/corpus/$$target -- \
 	        -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1 || exit 1; \
 	done; echo "fuzz: nothing was found"
+
+release: ## Build a release into target/dist: the program, its bill of materials and their checksums
+	@tools/release
+
+reproducible: ## Build a release of the commit twice, in two places, and compare
+	@tools/release check
 
 lint: setup-checks lint-rust lint-deny lint-jobs lint-shell ## Formatting, clippy, licences, job files, shell scripts
 
