@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use memchr::memchr;
 use reqwest::Response;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -19,7 +20,8 @@ use super::types::{Allocation, Evaluation, Job};
 /// Nomad's heartbeat comes every 30 s; a stream silent for longer is a connection that died unseen.
 const SILENCE: Duration = Duration::from_secs(45);
 
-/// The longest line taken: a job with its specification is far below.
+/// The longest line taken. A node that comes back tells of all its allocations in one, some KB each; what is longer still is
+/// listed instead.
 const LINE: usize = 16 << 20;
 
 /// One event.
@@ -79,7 +81,7 @@ struct Payload {
 pub struct EventStream {
     opening: BoxFuture<'static, Result<Response, Error>>,
     response: Option<Response>,
-    buffer: BytesMut,
+    lines: Lines,
     /// When it has been silent for too long. Kept from call to call, as each of them may be given up.
     deadline: Instant,
 }
@@ -98,7 +100,7 @@ impl Client {
         let client = self.clone();
         let opening = async move { client.open(request, SILENCE).await };
         let deadline = Instant::now() + SILENCE;
-        EventStream { opening: opening.boxed(), response: None, buffer: BytesMut::new(), deadline }
+        EventStream { opening: opening.boxed(), response: None, lines: Lines::default(), deadline }
     }
 }
 
@@ -120,12 +122,10 @@ impl EventStream {
     pub async fn next(&mut self) -> Result<Heard, Error> {
         const DOING: &str = "reading the event stream";
         loop {
-            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
-                let line = self.buffer.split_to(end);
-                self.buffer.advance(1);
+            if let Some(line) = self.lines.take() {
                 return parse(&line).map_err(|error| Error::malformed(DOING, error));
             }
-            if self.buffer.len() > LINE {
+            if self.lines.buffer.len() > LINE {
                 return Err(Error::malformed(DOING, "a line of it does not end"));
             }
             let deadline = self.deadline;
@@ -134,12 +134,33 @@ impl EventStream {
             match chunk.await.map_err(|error| Error::unreachable(DOING, error))? {
                 Ok(Some(chunk)) => {
                     self.deadline = Instant::now() + SILENCE;
-                    self.buffer.extend_from_slice(&chunk);
+                    self.lines.buffer.extend_from_slice(&chunk);
                 }
                 Ok(None) => return Err(Error::unreachable(DOING, "it ended")),
                 Err(error) => return Err(Error::unreachable(DOING, error.without_url())),
             }
         }
+    }
+}
+
+/// Lines as they come in.
+#[derive(Default)]
+struct Lines {
+    buffer: BytesMut,
+    /// How far the buffer was looked through for an end: a line of MBs comes in hundreds of pieces.
+    seen: usize,
+}
+
+impl Lines {
+    fn take(&mut self) -> Option<BytesMut> {
+        let Some(at) = memchr(b'\n', &self.buffer[self.seen..]) else {
+            self.seen = self.buffer.len();
+            return None;
+        };
+        let line = self.buffer.split_to(self.seen + at);
+        self.buffer.advance(1);
+        self.seen = 0;
+        Some(line)
     }
 }
 
@@ -164,7 +185,32 @@ fn is_left(job: Option<&Job>, index: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn lines_are_the_same_in_whatever_pieces_they_come_and_no_byte_is_looked_at_twice(
+            text in "[a\n]{0,40}", cuts in prop::collection::vec(0..40_usize, 0..8),
+        ) {
+            let mut lines = Lines::default();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let mut taken = Vec::new();
+            for piece in cuts.windows(2) {
+                lines.buffer.extend_from_slice(&text.as_bytes()[piece[0]..piece[1]]);
+                while let Some(line) = lines.take() {
+                    taken.push(String::from_utf8(line.to_vec()).unwrap());
+                }
+                prop_assert_eq!(lines.seen, lines.buffer.len());
+            }
+            let mut wanted: Vec<_> = text.split('\n').map(str::to_owned).collect();
+            prop_assert_eq!(wanted.pop().map(String::into_bytes), Some(lines.buffer.to_vec()));
+            prop_assert_eq!(taken, wanted);
+        }
+    }
 
     #[test]
     fn a_heartbeat_says_nothing() {

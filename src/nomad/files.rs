@@ -5,6 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Buf, BytesMut};
+use memchr::memchr;
 use reqwest::Response;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -118,7 +119,7 @@ struct Frames {
 
 impl Frames {
     fn take(&mut self) -> Result<Option<Frame>, Box<dyn std::error::Error + Send + Sync>> {
-        while let Some(at) = self.buffer[self.seen..].iter().position(|&byte| byte == b'}') {
+        while let Some(at) = memchr(b'}', &self.buffer[self.seen..]) {
             self.seen += at + 1;
             let wire = match serde_json::from_slice::<Wire>(&self.buffer[..self.seen]) {
                 Ok(wire) => wire,

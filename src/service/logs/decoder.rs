@@ -4,6 +4,7 @@
 //! the order of their numbers.
 
 use chrono::{DateTime, Utc};
+use memchr::memchr;
 
 use super::cursor::Position;
 use super::order::Held;
@@ -116,7 +117,7 @@ impl Decoder {
         self.see_file(frame);
         self.pending.extend_from_slice(&frame.data);
         let mut start = 0;
-        while let Some(at) = self.pending[self.seen..].iter().position(|&byte| byte == b'\n') {
+        while let Some(at) = memchr(b'\n', &self.pending[self.seen..]) {
             let end = self.seen + at;
             self.line(start, end, out);
             start = end + 1;
