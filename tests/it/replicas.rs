@@ -129,7 +129,7 @@ async fn a_replica_that_has_not_heard_of_the_allocation_takes_another_ones_curso
     let cursor = whole.lines().find_map(|line| line.strip_prefix("id: ")).unwrap();
     let rest = whole.split_once(&format!("id: {cursor}\n")).unwrap().1;
     let rest = rest.lines().filter(|line| line.starts_with("id: ")).collect::<Vec<_>>();
-    assert!(late.status(&id).await["nomad"]["allocation"].is_null());
+    assert!(late.status(&id).await["nomad"]["node"].is_null());
     let (status, resumed) = events(&late, &id, &format!("?cursor={cursor}")).await;
     assert_eq!(status, 200, "{resumed}");
     assert_eq!(resumed.lines().filter(|line| line.starts_with("id: ")).collect::<Vec<_>>(), rest);
