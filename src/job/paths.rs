@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use super::Policy;
 use super::fields::Fields;
 use super::names::VariablePath;
@@ -18,8 +16,7 @@ const MOST: usize = 128;
 /// A secret in Vault, as `vault kv get` and Nomad's templates name it: `secret/data/team/git`.
 ///
 /// Invariant: nothing that Nomad or a template interpolates, and no step upwards.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VaultPath(String);
 
 impl VaultPath {
@@ -41,20 +38,6 @@ impl FromStr for VaultPath {
             return Ok(Self(text.to_owned()));
         }
         Err("is not the path of a secret in Vault: parts of letters, digits and - _ . ~ @ +, with one / between them".to_owned())
-    }
-}
-
-impl TryFrom<String> for VaultPath {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<VaultPath> for String {
-    fn from(path: VaultPath) -> Self {
-        path.0
     }
 }
 
