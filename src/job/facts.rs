@@ -79,6 +79,8 @@ pub struct Detail {
     pub death: Option<String>,
     /// When its agent had lost track of it: it starts no task of it any more, and says that they run.
     pub forgotten_at: Option<DateTime<Utc>>,
+    /// What Nomad says that a task waits for which has not begun.
+    pub waits_for: Option<String>,
 }
 
 /// A value and the index it had.

@@ -30,7 +30,7 @@ pub struct Record {
     pub image: Image,
     /// Why it did not succeed.
     pub failure: Option<Failure>,
-    /// Why it waits for a place, in words.
+    /// Why its build has not begun, in words.
     pub placement: Option<String>,
     /// Where it is in Nomad.
     pub nomad: Location,
@@ -160,7 +160,6 @@ impl Record {
         let shown = told_by.filter(|_| status.is_final());
         let shown = shown.or(allocation.map(|a| a.id.as_str()));
         let shown = shown.or_else(|| told_by.filter(|_| job.remembered || job.gone));
-        let waits = status == Status::Pending && allocation.is_none();
         Some(Self {
             id: facts.id.clone(),
             labels: job.labels.clone(),
@@ -173,7 +172,7 @@ impl Record {
             },
             image: image(facts, &job.labels, published),
             failure: failure(verdict, published),
-            placement: if waits { facts.placement.1.clone() } else { None },
+            placement: if status == Status::Pending { waits(facts) } else { None },
             nomad: Location {
                 namespace: job.namespace.clone(),
                 job: facts.id.to_string(),
@@ -210,6 +209,13 @@ impl Record {
         }
         self.ran_in[phase as usize].as_deref().or(self.nomad.allocation.as_deref())
     }
+}
+
+/// Why nothing can take a job, or why the node that has taken it has not begun.
+fn waits(facts: &Facts) -> Option<String> {
+    let Some(allocation) = facts.allocation() else { return facts.placement.1.clone() };
+    let waits_for = allocation.detail.as_ref()?.waits_for.as_ref()?;
+    Some(format!("{} has taken it, and waits before it can begin. {waits_for}", allocation.node_name))
 }
 
 fn status(facts: &Facts, verdict: Option<&Verdict>, published: Option<&Outcome>) -> Status {

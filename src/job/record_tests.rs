@@ -154,6 +154,24 @@ fn the_status_follows_the_phases() {
 }
 
 #[test]
+fn a_job_whose_build_has_not_begun_says_what_it_waits_for() {
+    let placement = |facts: &Facts| Record::of(facts).unwrap().placement;
+    let mut facts = Facts::new(id());
+    facts.see_job(job(1));
+    facts.see_placement(1, Some("no node can take it".to_owned()));
+    assert_eq!(placement(&facts).as_deref(), Some("no node can take it"));
+    facts.see_allocation(allocation(9, false));
+    assert_eq!(placement(&facts), None);
+    let detail =
+        Some(Detail { waits_for: Some("build: Missing: vault.read(a)".to_owned()), ..Detail::default() });
+    facts.see_allocation(AllocationFacts { detail, ..allocation(10, false) });
+    let want = "node has taken it, and waits before it can begin. build: Missing: vault.read(a)";
+    assert_eq!(placement(&facts).as_deref(), Some(want));
+    facts.see_progress(11, progress(&[(Phase::Build, false)]));
+    assert_eq!(placement(&facts), None);
+}
+
+#[test]
 fn nothing_but_the_claim_and_the_publish_outcome_ends_a_job() {
     let published = |state: fn(Outcome) -> Outcome| {
         let mut progress = progress(&DONE);

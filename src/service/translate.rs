@@ -33,6 +33,7 @@ pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFa
         setup_error: setup_error(allocation),
         death: death(allocation),
         forgotten_at: forgotten_at(allocation),
+        waits_for: waits_for(allocation),
     });
     let facts = AllocationFacts {
         id: allocation.id.clone(),
@@ -87,6 +88,19 @@ fn setup_error(allocation: &Allocation) -> Option<String> {
         let last = |is: &dyn Fn(&TaskEvent) -> bool| task.events.iter().rev().find(|event| is(event));
         let event = last(&|event| causes.contains(&event.kind.as_str()))
             .or_else(|| last(&|event| event.fails_task))?;
+        Some(format!("{name}: {}", event.display_message))
+    })
+}
+
+/// What Nomad said last of a task that its node has not begun, where that is what the task waits for: a secret that cannot be
+/// read is asked for again for minutes before the task fails.
+fn waits_for(allocation: &Allocation) -> Option<String> {
+    if allocation.client_status != "pending" {
+        return None;
+    }
+    let causes = ["Template", "Driver", "Downloading Artifacts", "Restarting"];
+    allocation.task_states.iter().find_map(|(name, task)| {
+        let event = task.events.last().filter(|event| causes.contains(&event.kind.as_str()))?;
         Some(format!("{name}: {}", event.display_message))
     })
 }
@@ -176,6 +190,30 @@ mod tests {
         assert_eq!(told(&[("Received", "r"), cause, restarts]).as_deref(), Some("build: no such program"));
         assert_eq!(told(&[restarts]).as_deref(), Some("build: Policy allows no restarts"));
         assert_eq!(told(&[("Received", "r")]), None);
+    }
+
+    #[test]
+    fn a_task_that_its_node_has_not_begun_tells_what_it_waits_for() {
+        let told = |status: &str, kinds: &[&str]| {
+            let event = |kind: &&str| TaskEvent {
+                kind: (*kind).to_owned(),
+                display_message: "Missing: vault.read(a)".to_owned(),
+                ..TaskEvent::default()
+            };
+            let build = TaskState { events: kinds.iter().map(event).collect(), ..TaskState::default() };
+            waits_for(&Allocation {
+                client_status: status.to_owned(),
+                task_states: [("build".to_owned(), build), ("finish".to_owned(), TaskState::default())]
+                    .into(),
+                ..Allocation::default()
+            })
+        };
+        let waits = Some("build: Missing: vault.read(a)".to_owned());
+        assert_eq!(told("pending", &["Received", "Task Setup", "Template"]), waits);
+        assert_eq!(told("pending", &["Received", "Driver"]), waits);
+        assert_eq!(told("pending", &["Received", "Template", "Killing"]), None);
+        assert_eq!(told("pending", &["Received"]), None);
+        assert_eq!(told("running", &["Received", "Template"]), None);
     }
 
     #[test]

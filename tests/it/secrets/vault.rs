@@ -134,3 +134,25 @@ async fn a_secret_in_vault_that_may_not_be_named_or_read_or_used_fails_the_job_b
     }
     assert!(vault.reads().iter().all(|(_, path)| path.starts_with("default/")), "{:?}", vault.reads());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_waits_for_a_secret_in_vault_says_which_one() {
+    let world = world();
+    let (vault, agent, service) = with([("default/npm", json!({ "token": "t" }))], &world.registry).await;
+    let api = Api::new(&service.url);
+    let repository = world.repository(&step());
+    let mut job = world.job(&repository);
+    job["build_secrets"] = json!({ "npmrc": "vault:secret/data/default/npm#token" });
+    let silence = vault.silence.write().await;
+    let id = api.submit(&job).await;
+    agent.owns(&id);
+    let why = |status: &Value| {
+        status["placement"].as_str().is_some_and(|why| why.contains("secret/data/default/npm"))
+    };
+    let status = api.wait_until(&id, "the secret that it waits for", why).await;
+    assert_eq!(status["status"], "PENDING", "{status:#}");
+    assert!(status["nomad"]["node"].is_string(), "{status:#}");
+    drop(silence);
+    let status = api.wait_for_end(&id).await;
+    assert_eq!((&status["status"], &status["placement"]), (&json!("SUCCEEDED"), &Value::Null), "{status:#}");
+}

@@ -32,6 +32,8 @@ pub(crate) struct Vault {
     tokens: Mutex<BTreeMap<String, Identity>>,
     /// Who read what.
     reads: Mutex<Vec<(Identity, String)>>,
+    /// While somebody has it, no secret is answered.
+    pub(crate) silence: tokio::sync::RwLock<()>,
 }
 
 impl Vault {
@@ -44,6 +46,7 @@ impl Vault {
             nomad: Mutex::default(),
             tokens: Mutex::default(),
             reads: Mutex::default(),
+            silence: tokio::sync::RwLock::default(),
         });
         let routes = Router::new()
             .route("/v1/sys/seal-status", get(seal))
@@ -165,6 +168,7 @@ async fn read(State(vault): Shared, Path(path): Path<String>, headers: HeaderMap
     else {
         return refused(StatusCode::FORBIDDEN, "permission denied");
     };
+    drop(vault.silence.read().await);
     vault.reads.lock().unwrap().push((task, path.clone()));
     match vault.secrets.get(&path) {
         Some(items) => Json(json!({
