@@ -15,6 +15,18 @@ pub(crate) async fn register(http: &reqwest::Client, nomad: &str, job: &Value) -
     Ok(())
 }
 
+/// Writes a Variable that is not there yet.
+pub(crate) async fn put_variable(
+    http: &reqwest::Client,
+    nomad: &str,
+    path: &str,
+    items: &Value,
+) -> anyhow::Result<()> {
+    let body = serde_json::json!({"Path": path, "Items": items});
+    http.put(format!("{nomad}/v1/var/{path}?cas=0")).json(&body).send().await?.error_for_status()?;
+    Ok(())
+}
+
 /// Makes Nomad forget a job.
 pub(crate) async fn purge(stack: &Stack, id: &str) -> anyhow::Result<()> {
     let url = format!("{}/v1/job/{id}?purge=true", stack.nomad);

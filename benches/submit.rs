@@ -1,4 +1,5 @@
-//! A submission beside the registration of the same job at Nomad. No work starts: the jobs ask for more than a node has.
+//! A submission beside the registration of the same job at Nomad, alone and with the Variable that a submission writes: its
+//! ledger. No work starts: the jobs ask for more than a node has.
 
 use std::time::{Duration, Instant};
 
@@ -12,25 +13,28 @@ use crate::nomad;
 use crate::sample::Sample;
 use crate::stack::{MOST_CPU, PROGRAM, Stack};
 
-/// Both ways, in milliseconds.
+/// In milliseconds.
+#[derive(Default)]
 pub(crate) struct Latencies {
+    pub(crate) registered: Sample,
     pub(crate) bare: Sample,
     pub(crate) ours: Sample,
 }
 
-/// Measures both ways `times` times, in turn.
+/// Measures each `times` times, in turn.
 pub(crate) async fn measure(stack: &Stack, times: usize) -> anyhow::Result<Latencies> {
     let mut submission = stack.submission();
     submission["resources"] = json!({"build": {"cpu": MOST_CPU}});
-    let mut latencies = Latencies { bare: Sample::default(), ours: Sample::default() };
+    let mut latencies = Latencies::default();
     let mut made = Vec::new();
     for round in 0..times + WARM_UP {
-        let (bare, id) = register(stack, &submission).await?;
+        let (registered, bare, id) = register(stack, &submission).await?;
         made.push(id);
         let began = Instant::now();
         made.push(stack.submit(&submission).await?);
         let ours = began.elapsed();
         if round >= WARM_UP {
+            latencies.registered.push_ms(registered);
             latencies.bare.push_ms(bare);
             latencies.ours.push_ms(ours);
         }
@@ -43,12 +47,16 @@ pub(crate) async fn measure(stack: &Stack, times: usize) -> anyhow::Result<Laten
 
 const WARM_UP: usize = 5;
 
-async fn register(stack: &Stack, submission: &Value) -> anyhow::Result<(Duration, String)> {
+/// How long it took until the job was registered, and until its Variable was written, too.
+async fn register(stack: &Stack, submission: &Value) -> anyhow::Result<(Duration, Duration, String)> {
     let id = JobId::from_uuid(uuid::Uuid::now_v7());
     let job = rendered(&stack.registry, &id, submission)?;
     let began = Instant::now();
     nomad::register(&stack.http, &stack.nomad, &job).await?;
-    Ok((began.elapsed(), id.to_string()))
+    let registered = began.elapsed();
+    let path = format!("nomad-build/bench/{id}");
+    nomad::put_variable(&stack.http, &stack.nomad, &path, &job["Meta"]).await?;
+    Ok((registered, began.elapsed(), id.to_string()))
 }
 
 /// The job that the service would register.

@@ -201,8 +201,12 @@ fn agent_config(dir: &DataDir, ports: AgentPorts, docker_host: Option<&str>) -> 
             "gc_max_allocs": 2000,
             "gc_disk_usage_threshold": 99,
             "gc_inode_usage_threshold": 99,
-            // These ask for a cloud's metadata, and some abort the start over a variable like AWS_CA_BUNDLE.
-            "options": { "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean" },
+            // These ask for a cloud's metadata, and some abort the start over a variable like AWS_CA_BUNDLE; no job here asks for
+            // these drivers, and to look for one starts a JVM.
+            "options": {
+                "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean",
+                "driver.denylist": "java,qemu",
+            },
         },
         // Each level a list: Nomad reads JSON as HCL, where blocks repeat.
         "plugin": [

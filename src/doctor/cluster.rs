@@ -336,6 +336,34 @@ impl Doctor<'_> {
         } else {
             report.good("nodes", format!("builds may run on {}: run doctor --node there", names(&able)));
         }
+        if !able.is_empty() && !self.config.policy.allowed.vault.is_empty() {
+            self.vault(&able).await;
+        }
+    }
+
+    /// Which of the nodes know a Vault, where secrets in one may be named.
+    async fn vault(&mut self, nodes: &[&&NodeStub]) {
+        let nomad = self.manager.as_ref().unwrap_or(&self.nomad);
+        let mut without = Vec::new();
+        for node in nodes {
+            match nomad.node_attributes(&node.id).await {
+                Ok(attributes) if attributes.contains_key("vault.version") => {}
+                Ok(_) => without.push(node.name.as_str()),
+                Err(error) => return self.report.unknown("vault", chain(&error), "run this again"),
+            }
+        }
+        let remedy = "have their agents know it, or take NOMAD_BUILD_ALLOW_VAULT_PATHS away";
+        if without.is_empty() {
+            self.report.good("vault", "every node that builds may run on knows one");
+        } else if without.len() < nodes.len() {
+            let message =
+                format!("{} know none: no job that names a secret there runs on them", without.join(", "));
+            self.report.warn("vault", message, remedy);
+        } else {
+            let message =
+                "no node that builds may run on knows one: jobs that name a secret there wait for a place";
+            self.report.bad("vault", message, remedy);
+        }
     }
 
     async fn archive(&mut self) {

@@ -47,6 +47,9 @@ pub(super) struct RoleLink {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NodeStub {
+    /// Its ID.
+    #[serde(rename = "ID")]
+    pub id: String,
     /// Its name.
     pub name: String,
     /// Its datacenter.
@@ -127,5 +130,17 @@ impl Client {
     /// The nodes. It takes `node:read`.
     pub async fn nodes(&self) -> Result<Vec<NodeStub>, Error> {
         Ok(self.call(Request::get(&["nodes"], "listing the nodes".to_owned())).await?.value)
+    }
+
+    /// What a node's agent found out about it. It takes `node:read`.
+    pub async fn node_attributes(&self, id: &str) -> Result<BTreeMap<String, String>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Node {
+            #[serde(default)]
+            attributes: BTreeMap<String, String>,
+        }
+        let node: Node = self.call(Request::get(&["node", id], format!("reading node {id}"))).await?.value;
+        Ok(node.attributes)
     }
 }

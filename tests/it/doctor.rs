@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{Guarded, NAMESPACE, world};
 
 /// The exit code and the findings of a run with these arguments and variables.
-async fn examined(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<Value>) {
+pub(crate) async fn examined(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<Value>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nomad-build"));
     command.args(["doctor", "-o", "json"]).args(arguments).stdin(Stdio::null());
     command.env_remove("NOMAD_TOKEN").envs(variables.iter().copied());
@@ -18,7 +18,7 @@ async fn examined(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32
 }
 
 /// What was found of a check, as verdict and message.
-fn of<'a>(findings: &'a [Value], check: &str) -> Vec<(&'a str, &'a str)> {
+pub(crate) fn of<'a>(findings: &'a [Value], check: &str) -> Vec<(&'a str, &'a str)> {
     let ours = findings.iter().filter(|finding| finding["check"] == check);
     ours.map(|finding| (finding["verdict"].as_str().unwrap(), finding["message"].as_str().unwrap())).collect()
 }
@@ -107,6 +107,7 @@ async fn a_cluster_as_the_readme_has_it_is_well_and_what_is_amiss_is_named() {
         ("archive", "NOMAD_BUILD_ARCHIVE", "file:///proc"),
         ("registry", "NOMAD_BUILD_ALLOW_REGISTRIES", "127.0.0.1:1"),
         ("rights", "NOMAD_BUILD_NAMESPACES", "none-such"),
+        ("vault", "NOMAD_BUILD_ALLOW_VAULT_PATHS", "*"),
     ] {
         let (code, findings) = run(&service, &[(variable, value)]).await;
         let found = of(&findings, check);

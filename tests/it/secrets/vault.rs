@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{step, sum};
+use crate::doctor;
 use crate::registry::server::Server;
 use crate::sources::http;
 use crate::sources::payloads;
@@ -99,6 +100,10 @@ async fn a_secret_in_vault_that_may_not_be_named_or_read_or_used_fails_the_job_b
     let secrets = [("default/git", json!({ "token": "t" })), ("other/git", json!({ "token": "canary" }))];
     let (vault, agent, service) = with(secrets, &world.registry).await;
     let api = Api::new(&service.url);
+    let nomad = format!("http://{}", agent.address());
+    let variables = [("NOMAD_ADDR", nomad.as_str()), ("NOMAD_BUILD_ALLOW_VAULT_PATHS", "*")];
+    let (_, findings) = doctor::examined(&[], &variables).await;
+    assert_eq!(doctor::of(&findings, "vault")[0].0, "good", "{findings:#?}");
     let repository = world.repository(&step());
     let mut job = world.job(&repository);
     job["git_credentials_path"] = json!("vault:secret/other/git");

@@ -110,7 +110,10 @@ impl Agent {
             client {{
               enabled = true
               cgroup_parent = "{cgroup}"
-              options {{ "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean" }}
+              options {{
+                "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+                "driver.denylist" = "java,qemu"
+              }}
             }}
             plugin "raw_exec" {{
               config {{ enabled = true }}

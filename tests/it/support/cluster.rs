@@ -121,7 +121,7 @@ impl Cluster {
         let cgroup = format!("{}.slice", dir.path().file_name().unwrap().to_str().unwrap());
         let role = format!(
             "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{cgroup}\"\n options {{\n \
-             \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }}\n}}\n\
+             \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n \"driver.denylist\" = \"java,qemu\"\n }}\n}}\n\
              plugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}"
         );
         configure(dir.path(), "client", own, own[1], &role);
