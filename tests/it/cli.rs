@@ -3,6 +3,7 @@
 mod service;
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,7 +31,7 @@ fn command(url: &str, arguments: &[&str]) -> Command {
 }
 
 async fn finished(mut command: Command) -> Ran {
-    let output = tokio::time::timeout(crate::support::PATIENCE, command.output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(Duration::from_mins(1), command.output()).await.unwrap().unwrap();
     Ran {
         code: output.status.code().unwrap(),
         stdout: String::from_utf8(output.stdout).unwrap(),
@@ -235,7 +236,7 @@ async fn first_line(child: &mut Child) -> String {
 }
 
 async fn end_of(child: &mut Child) -> (Option<i32>, String) {
-    let status = tokio::time::timeout(crate::support::PATIENCE, child.wait()).await.unwrap().unwrap();
+    let status = tokio::time::timeout(Duration::from_mins(1), child.wait()).await.unwrap().unwrap();
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).await.unwrap();
     (status.code(), stderr)

@@ -131,7 +131,7 @@ async fn a_text_that_is_asked_for_as_soon_as_a_job_has_failed_is_whole() {
     let mut job = world.job(&repository);
     job["test_commands"] = json!(["echo last words; exit 3"]);
     // A failed phase ends its job, and tells of itself behind that.
-    for _ in 0..5 {
+    for _ in 0..10 {
         let (id, status) = api.run(&job).await;
         assert_eq!(status["failure"]["reason"], "test_failed", "{status:#}");
         let log = api.logs(&id).await["test"].as_str().unwrap().to_owned();

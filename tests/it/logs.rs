@@ -19,7 +19,7 @@ use nomad_build::service::logs::{Cursor, EndReason, Hub, InvalidCursor, Message,
 use self::job::{Job, Seen, all, phase_only, text};
 use crate::support::agent::{Agent, client, wait_for};
 use crate::support::proxy::Proxy;
-use crate::support::{Instead, PATIENCE, nomad_front};
+use crate::support::{Instead, nomad_front};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_readers_from_before_placement_to_the_end_share_one_connection_a_task_and_miss_nothing() {
@@ -79,7 +79,8 @@ async fn a_reader_that_drops_at_any_point_resumes_on_another_replica_without_los
             // Before the first line there is no cursor to resume at.
             let most = if turn == 0 { 5 + 10 } else { turn * 7919 % 97 + 2 };
             for _ in 0..most {
-                let next = tokio::time::timeout(PATIENCE, stream.next()).await.expect("a message");
+                let next =
+                    tokio::time::timeout(Duration::from_mins(1), stream.next()).await.expect("a message");
                 let Some(message) = next else { return seen };
                 seen.take(message);
             }

@@ -46,7 +46,7 @@ async fn a_job_that_is_purged_behind_its_claim_ends_as_its_publish_does() {
 #[tokio::test]
 async fn two_jobs_that_race_for_one_tag_each_publish_what_they_built() {
     let (world, api) = (world(), world().api());
-    for _ in 0..2 {
+    for _ in 0..4 {
         let whos = [unique_seconds(), unique_seconds()];
         let repositories = [saying(world, &whos[0]), saying(world, &whos[1])];
         let mut jobs = repositories.each_ref().map(|repository| world.job(repository));

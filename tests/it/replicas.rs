@@ -13,8 +13,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Api, At, Front, Instead, Namespace, PATIENCE, Service, Upstream, eventually, image_of, nomad_front,
-    serve, world,
+    Api, At, Front, Instead, Namespace, Service, Upstream, eventually, image_of, nomad_front, serve, world,
 };
 
 /// A status without what other jobs, or the replica's last look at Nomad, change.
@@ -176,7 +175,7 @@ async fn front_that_shows_old_progress(nomad: &str, namespace: &str) -> String {
                 let known = shown.lock().unwrap().clone();
                 if let Some(known) = known {
                     let wait = is_decided(nomad.http.clone(), format!("{}{claims}", nomad.url));
-                    tokio::time::timeout(PATIENCE, wait).await.expect("the job is decided");
+                    tokio::time::timeout(Duration::from_mins(1), wait).await.expect("the job is decided");
                     listed = known;
                 } else {
                     *shown.lock().unwrap() = Some(listed.clone());

@@ -8,7 +8,6 @@ use nomad_build::job::{Phase, Status};
 use nomad_build::service::logs::{InvalidCursor, Message, Request};
 
 use super::job::{Job, Seen, all, now, text};
-use crate::support::PATIENCE;
 use crate::support::agent::wait_for;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,7 +90,7 @@ async fn a_second_run_that_is_shorter_than_the_first_is_read_to_its_end() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     job.lines(Phase::Build, 40).await;
     while seen.lines.len() < 140 {
-        let next = tokio::time::timeout(PATIENCE, early.next()).await;
+        let next = tokio::time::timeout(Duration::from_secs(30), early.next()).await;
         seen.take(next.expect("a line of the second run").unwrap());
     }
     job.end_build();
@@ -147,7 +146,7 @@ async fn a_tail_of_a_task_that_ran_again_keeps_no_line_from_another_reader() {
                 seen.take(message);
             }
         };
-        assert!(tokio::time::timeout(PATIENCE, end).await.is_ok(), "{}", seen.lines.len());
+        assert!(tokio::time::timeout(Duration::from_mins(1), end).await.is_ok(), "{}", seen.lines.len());
         assert_eq!(seen.gaps, []);
         assert!(seen.lines == want, "{} lines", seen.lines.len());
     }
@@ -191,7 +190,7 @@ async fn what_is_counted_after_a_run_behind_it_said_a_word_is_all_there_too() {
     let lines = async |reader: &mut BoxStream<'static, Message>, count: usize| {
         let mut left = count;
         while left > 0 {
-            let message = tokio::time::timeout(PATIENCE, reader.next()).await;
+            let message = tokio::time::timeout(Duration::from_secs(30), reader.next()).await;
             left -= usize::from(matches!(message.expect("a line comes"), Some(Message::Log { .. })));
         }
     };

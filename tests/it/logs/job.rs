@@ -20,7 +20,6 @@ use serde_json::json;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::support::PATIENCE;
 use crate::support::agent::{Agent, wait_for};
 
 /// A job whose tasks write what the test gives them.
@@ -134,7 +133,8 @@ impl Job {
         let path = pipe(&self.agent, &self.id, phase);
         // Opens once the task reads.
         let open = tokio::task::spawn_blocking(move || File::options().write(true).open(path).unwrap());
-        let pipe = tokio::time::timeout(PATIENCE, open).await.expect("the task starts").unwrap();
+        let pipe =
+            tokio::time::timeout(Duration::from_secs(30), open).await.expect("the task starts").unwrap();
         self.pipes.insert(phase, pipe);
     }
 
@@ -283,7 +283,7 @@ pub(super) async fn all(mut stream: BoxStream<'static, Message>) -> Seen {
             seen.take(message);
         }
     };
-    let in_time = tokio::time::timeout(PATIENCE, end).await;
+    let in_time = tokio::time::timeout(Duration::from_secs(90), end).await;
     assert!(in_time.is_ok() && seen.end.is_some(), "no end: {:?} {} lines", seen.gaps, seen.lines.len());
     seen
 }

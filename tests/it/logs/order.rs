@@ -7,7 +7,6 @@ use nomad_build::job::Phase;
 use nomad_build::service::logs::{Message, Request};
 
 use super::job::{Job, all, text};
-use crate::support::PATIENCE;
 
 /// As two collectors write out what they took by turns.
 const WRITTEN: [&[u64]; 4] = [&[1, 2, 5], &[3, 4], &[6, 9, 7], &[10, 8, 11]];
@@ -31,7 +30,7 @@ async fn lines_that_two_collectors_wrote_out_are_read_in_their_order_from_wherev
             }
         }
     };
-    tokio::time::timeout(PATIENCE, read).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), read).await.unwrap();
     let lines: Vec<_> = cursors.iter().map(|(line, _)| line.clone()).collect();
     assert_eq!(lines, (1..=11).map(text).collect::<Vec<_>>());
     for (read, (_, cursor)) in (1..).zip(cursors) {
@@ -81,7 +80,7 @@ async fn a_line_that_never_comes_holds_those_behind_it_for_a_moment_only() {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, read).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), read).await.unwrap();
     let gap = "lines 2 to 2 are missing: Nomad no longer has them".to_owned();
     assert_eq!(seen, [text(1), gap, text(3), text(4)]);
     job.numbered(Phase::Build, &[5]).await;

@@ -15,7 +15,7 @@ use nomad_build::service::logs::{EndReason, Hub, Message, Request, Settings};
 
 use super::job::{Job, Seen, all, now};
 use crate::support::agent::{client, wait_for};
-use crate::support::{Instead, PATIENCE, nomad_front};
+use crate::support::{Instead, nomad_front};
 
 /// A hub behind a front of the job's Nomad.
 async fn hub_behind(job: &Job, instead: impl Fn(&str) -> Option<Instead> + Send + Sync + 'static) -> Hub {
@@ -147,7 +147,7 @@ async fn what_nomad_forgets_while_it_is_read_is_said_to_be_missing() {
     })
     .await;
     let mut reader = job.read(&hub, Request::default());
-    let first = tokio::time::timeout(PATIENCE, async {
+    let first = tokio::time::timeout(Duration::from_secs(30), async {
         loop {
             if let Some(Message::Log { line, .. }) = reader.next().await {
                 return line;
@@ -215,7 +215,7 @@ async fn seen_of_a_purged_build(shown: &str, of_it: Instead, archived: Option<&s
     if !shown.is_empty() {
         job.raw(Phase::Build, format!("{shown}\n").into_bytes()).await;
         let first = async { while !matches!(reader.next().await, Some(Message::Log { .. })) {} };
-        let in_time = tokio::time::timeout(PATIENCE, first).await;
+        let in_time = tokio::time::timeout(Duration::from_secs(30), first).await;
         assert!(in_time.is_ok(), "no line was shown; Nomad has {:?}, {:?}", read(&job).await, hub.counters());
     }
     purged.store(true, Relaxed);

@@ -198,17 +198,14 @@ pub(crate) fn image_of(job: &Value) -> &str {
     job["image_name"].as_str().unwrap()
 }
 
-/// How long a test waits for what must come. It is no promise: a job that takes seconds takes minutes beside thirty others.
-pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_mins(4);
-
-/// Waits for a value, asking often, and fails with `what` when it has run out of patience.
+/// Waits for a value, asking often, and fails with `what` after a minute and a half.
 pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(90);
     loop {
         if let Some(value) = ask().await {
             return value;
         }
-        assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        assert!(tokio::time::Instant::now() < deadline, "not within 90 s: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
