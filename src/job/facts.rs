@@ -1,26 +1,13 @@
-//! Everything that was heard of one job, and what follows when Nomad is done with it but the job has not ended.
+//! Everything that was heard of one job.
 //!
 //! Invariant: each fact carries Nomad's index and only a newer one replaces it, so the same facts in any order, however
 //! often, give the same result.
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
-use super::{Claim, JobId, Labels, Outcome, Phase, Progress, Published, Reason, Status, Verdict};
-
-/// How long whoever revoked a job has to stop it.
-const STOP_GRACE: TimeDelta = TimeDelta::seconds(3);
-
-/// How long an agent is given that took in anew what it had begun: nothing is known to come of it.
-const FORGOTTEN_FOR: TimeDelta = TimeDelta::seconds(30);
-
-/// How old a job is before its tasks are asked for, where they were not heard of: most tell of themselves before that.
-const UNHEARD_FOR: TimeDelta = TimeDelta::minutes(1);
-
-const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";
-
-const FORGOTTEN: &str = "Nomad had forgotten the job before it was heard how it ended";
+use super::{Claim, JobId, Labels, Outcome, Phase, Progress};
 
 /// What is known of the Nomad job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +34,21 @@ impl JobFacts {
     }
 }
 
+/// Where an allocation stands, as far as Nomad's servers know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its node has begun none of its tasks.
+    Pending,
+    /// Tasks of it run, or are to.
+    Running,
+    /// Its node is away: the servers do not hear of it, and wait for it to come back.
+    Away,
+    /// The client ended with it (complete or failed); poststop tasks may still run.
+    Over,
+    /// Its node is lost.
+    Lost,
+}
+
 /// What is known of one allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationFacts {
@@ -58,14 +60,19 @@ pub struct AllocationFacts {
     pub created: u64,
     /// The node's name.
     pub node_name: String,
-    /// Whether its node has begun none of its tasks, as far as the servers know.
-    pub is_pending: bool,
-    /// Whether the client ended with it (complete, failed or lost); poststop tasks may still run.
-    pub is_over: bool,
-    /// Whether the node is lost.
-    pub is_lost: bool,
+    /// Where it stands.
+    pub standing: Standing,
+    /// When anything of it changed last, by the servers' clock.
+    pub changed_at: DateTime<Utc>,
     /// What its tasks say; none where a list left them out.
     pub detail: Option<Detail>,
+}
+
+impl AllocationFacts {
+    /// Whether the client ended with it, or its node is lost.
+    pub fn is_over(&self) -> bool {
+        matches!(self.standing, Standing::Over | Standing::Lost)
+    }
 }
 
 /// What the tasks of an allocation say.
@@ -81,6 +88,8 @@ pub struct Detail {
     pub forgotten_at: Option<DateTime<Utc>>,
     /// What Nomad says that a task waits for which has not begun.
     pub waits_for: Option<String>,
+    /// The phases whose runner runs.
+    pub running: Vec<Phase>,
 }
 
 /// A value and the index it had.
@@ -101,19 +110,6 @@ pub struct Facts {
     pub progress: Indexed<Progress>,
     /// The fence.
     pub claim: Indexed<Option<Claim>>,
-}
-
-/// What the service has to write because nobody else will.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// Revoke the right to publish, with this verdict.
-    Revoke(Verdict),
-    /// The right was claimed and the claimer is gone: end the publish phase with this outcome.
-    Conclude(Outcome),
-    /// The job was ended by a verdict and still runs in Nomad: stop it.
-    Stop,
-    /// What the allocation's tasks say has to be read first.
-    Look,
 }
 
 impl Facts {
@@ -197,7 +193,7 @@ impl Facts {
     pub fn see_listed_allocations(&mut self, allocations: Vec<AllocationFacts>, listed: u64) -> bool {
         let known = self.allocations.len();
         self.allocations.retain(|id, known| {
-            known.is_over || known.index > listed || allocations.iter().any(|listed| listed.id == *id)
+            known.is_over() || known.index > listed || allocations.iter().any(|listed| listed.id == *id)
         });
         let mut news = known != self.allocations.len();
         for allocation in allocations {
@@ -268,124 +264,6 @@ impl Facts {
     /// The phase that runs or ran last.
     pub fn phase(&self) -> Option<Phase> {
         self.progress.1.latest().map(|(phase, _)| phase)
-    }
-
-    /// What has to be done because Nomad is done with the job and the job has not ended, or the other way round.
-    pub fn due(&self, now: DateTime<Utc>) -> Option<Due> {
-        // Of one that is only remembered it is not known yet whether Nomad has it.
-        let job = self.job.as_ref().filter(|job| !job.remembered || job.gone)?;
-        if self.published().is_some() {
-            return None;
-        }
-        let over = !self.allocations.is_empty() && self.allocations.values().all(|a| a.is_over);
-        let last = self.allocation().filter(|_| over);
-        match &self.claim.1 {
-            Some(Claim::Revoked { verdict, .. }) => {
-                // Whoever revoked stops the job too; this is for one that could not.
-                let late = now - verdict.at > STOP_GRACE && verdict.status != Status::Failed;
-                (late && !over && !job.stopped && !job.gone).then_some(Due::Stop)
-            }
-            // Its `finish` ends the publish, or it is over then.
-            Some(Claim::Claimed { .. }) if !job.gone && !job.stopped && self.is_forgotten(now) => {
-                Some(Due::Stop)
-            }
-            Some(Claim::Claimed { allocation: claimer, digest, .. }) => {
-                let done = match last {
-                    _ if job.gone => true,
-                    None => return None,
-                    Some(AllocationFacts { is_lost: true, .. }) => true,
-                    Some(AllocationFacts { detail: None, .. }) => return Some(Due::Look),
-                    Some(AllocationFacts { detail: Some(detail), .. }) => detail.finished,
-                };
-                done.then(|| Due::Conclude(self.abandoned(job, claimer, digest, now)))
-            }
-            None => self.verdict(job, last, now),
-        }
-    }
-
-    fn verdict(&self, job: &JobFacts, over: Option<&AllocationFacts>, now: DateTime<Utc>) -> Option<Due> {
-        let (status, reason, message) = match over {
-            _ if job.remembered && self.was_told_to_stop() => {
-                (Status::Killed, Reason::Stopped, TOLD_TO_STOP.to_owned())
-            }
-            _ if job.remembered => (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned()),
-            // Nomad collects only what has ended; what it forgot before that was purged.
-            _ if job.gone && over.is_none_or(|last| last.index > job.index) => {
-                (Status::Killed, Reason::Stopped, "the Nomad job was purged by somebody else".to_owned())
-            }
-            _ if job.stopped => {
-                (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
-            }
-            None => return self.forgotten(job, now),
-            // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
-            Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
-                let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
-                (Status::Killed, Reason::Stopped, message)
-            }
-            Some(AllocationFacts { detail: None, is_lost: false, .. }) if job.gone => {
-                (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned())
-            }
-            Some(AllocationFacts { detail: None, is_lost: false, .. }) => return Some(Due::Look),
-            Some(allocation) if allocation.is_lost => {
-                let message = format!("node {} was lost while the job ran on it", allocation.node_name);
-                (Status::Lost, Reason::NodeLost, message)
-            }
-            Some(AllocationFacts { detail: Some(Detail { setup_error: Some(why), .. }), .. }) => {
-                (Status::Failed, Reason::SetupFailed, format!("a task could not be set up: {why}"))
-            }
-            Some(AllocationFacts { node_name, detail, .. }) => {
-                let death = detail.as_ref().and_then(|detail| detail.death.as_ref());
-                let death = death.map_or_else(String::new, |death| format!(" ({death})"));
-                let message = format!("the runner on node {node_name} ended without an outcome{death}");
-                (Status::Failed, Reason::RunnerDied, message)
-            }
-        };
-        Some(Due::Revoke(Verdict::new(status, self.phase(), reason, &message, now)))
-    }
-
-    /// The allocation that counts, where it is not over.
-    fn open_allocation(&self) -> Option<&AllocationFacts> {
-        self.allocation().filter(|allocation| !allocation.is_over)
-    }
-
-    /// Whether the agent of the job's node has lost track of it for good.
-    fn is_forgotten(&self, now: DateTime<Utc>) -> bool {
-        let detail = self.open_allocation().and_then(|allocation| allocation.detail.as_ref());
-        detail.and_then(|detail| detail.forgotten_at).is_some_and(|at| now - at > FORGOTTEN_FOR)
-    }
-
-    /// What is due of a job that is not over by Nomad's word.
-    fn forgotten(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<Due> {
-        let allocation = self.open_allocation()?;
-        if allocation.detail.is_none()
-            && !allocation.is_pending
-            && now - job.labels.submitted_at > UNHEARD_FOR
-        {
-            return Some(Due::Look);
-        }
-        let node = &allocation.node_name;
-        let message = format!(
-            "Nomad's agent on node {node} lost track of the job when it was restarted, and runs no task of it any more"
-        );
-        let verdict = Verdict::new(Status::Lost, self.phase(), Reason::NodeLost, &message, now);
-        self.is_forgotten(now).then_some(Due::Revoke(verdict))
-    }
-
-    /// Whether a runner said that it was told to stop, and nobody revoked the job.
-    fn was_told_to_stop(&self) -> bool {
-        let mut outcomes = Phase::ALL.into_iter().filter_map(|phase| self.progress.1.of(phase));
-        outcomes.any(|outcome| outcome.reason == Some(Reason::Killed))
-    }
-
-    /// The end of a publish phase whose runner is gone: each tag may or may not have been put.
-    fn abandoned(&self, job: &JobFacts, claimer: &str, digest: &str, now: DateTime<Utc>) -> Outcome {
-        let begun = self.progress.1.of(Phase::Publish).cloned();
-        let mut outcome = begun.unwrap_or_else(|| Outcome::begun(claimer, now));
-        outcome.digest = Some(digest.to_owned());
-        outcome.published = vec![Published::Unknown; job.labels.tags.len()];
-        let message =
-            "the runner claimed the right to publish and ended without an outcome: read the registry";
-        outcome.failed(now, Reason::RunnerDied, None, message)
     }
 }
 

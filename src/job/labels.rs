@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::Limits;
+
 const SAFE: &[u8] = b"._~:/@+=-";
 
 /// A job's labels.
@@ -28,12 +30,15 @@ pub struct Labels {
     pub has_tests: bool,
     /// When the submission was accepted.
     pub submitted_at: DateTime<Utc>,
+    /// How long each phase may take, in seconds; none of a job that an older version submitted.
+    #[serde(default)]
+    pub timeouts: Option<Limits<u64>>,
 }
 
 impl Labels {
     /// The keys of the meta.
-    pub const KEYS: [&'static str; 7] =
-        ["nb_owner", "nb_repo", "nb_ref", "nb_image", "nb_tags", "nb_tests", "nb_submitted"];
+    pub const KEYS: [&'static str; 8] =
+        ["nb_owner", "nb_repo", "nb_ref", "nb_image", "nb_tags", "nb_tests", "nb_submitted", "nb_timeouts"];
 
     /// The meta of the Nomad job.
     pub fn to_meta(&self) -> BTreeMap<String, String> {
@@ -48,6 +53,9 @@ impl Labels {
         ]);
         if let Some(git_ref) = &self.git_ref {
             meta.insert("nb_ref".to_owned(), encode(git_ref));
+        }
+        if let Some(Limits { build, test, publish }) = self.timeouts {
+            meta.insert("nb_timeouts".to_owned(), format!("{build},{test},{publish}"));
         }
         meta
     }
@@ -64,8 +72,14 @@ impl Labels {
             tags: meta.get("nb_tags")?.split(',').map(decode).collect::<Option<_>>()?,
             has_tests: meta.get("nb_tests")? == "true",
             submitted_at,
+            timeouts: meta.get("nb_timeouts").and_then(|text| read_timeouts(text)),
         })
     }
+}
+
+fn read_timeouts(text: &str) -> Option<Limits<u64>> {
+    let mut seconds = text.split(',').map(|number| number.parse().ok());
+    Some(Limits { build: seconds.next()??, test: seconds.next()??, publish: seconds.next()?? })
 }
 
 fn encode(text: &str) -> String {
@@ -106,11 +120,13 @@ mod tests {
         #[test]
         fn labels_survive_the_way_through_meta_and_give_nomad_nothing_to_expand(
             owner in "\\PC{0,30}", git_ref in proptest::option::of("\\PC{0,30}"), tag in "[a-z]{1,5}",
+            seconds in proptest::option::of(any::<(u64, u64, u64)>()),
         ) {
             let submitted_at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
             let labels = Labels {
                 owner, git_ref, repo_url: "https://e/${NOMAD_TOKEN}".to_owned(), image: "r:1/a".to_owned(),
                 tags: vec![tag, "b,c".to_owned()], has_tests: true, submitted_at,
+                timeouts: seconds.map(|(build, test, publish)| Limits { build, test, publish }),
             };
             let meta = labels.to_meta();
             prop_assert!(meta.keys().all(|key| Labels::KEYS.contains(&key.as_str())));

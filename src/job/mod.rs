@@ -6,6 +6,7 @@
 mod allowed;
 mod claim;
 pub mod credentials;
+mod due;
 mod facts;
 mod fields;
 mod id;
@@ -24,7 +25,8 @@ mod sweep;
 
 pub use allowed::{Allowed, NameRule, RegistryRule, RepoRule, VaultRule};
 pub use claim::{Claim, Verdict};
-pub use facts::{AllocationFacts, Detail, Due, Facts, JobFacts};
+pub use due::Due;
+pub use facts::{AllocationFacts, Detail, Facts, JobFacts, Standing};
 pub use fields::{FieldError, Invalid, take_text};
 pub use id::{IdempotencyKey, InvalidId, InvalidKey, JobId};
 pub use labels::Labels;

@@ -289,4 +289,4 @@ fn failure(verdict: Option<&Verdict>, published: Option<&Outcome>) -> Option<Fai
 
 #[cfg(test)]
 #[path = "record_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -2,17 +2,17 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::job::{AllocationFacts, Detail, Due, JobFacts, Progress};
+use crate::job::{AllocationFacts, Detail, Due, JobFacts, Progress, Standing};
 
-fn at(seconds: i64) -> DateTime<Utc> {
+pub(in crate::job) fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
 }
 
-fn id() -> JobId {
+pub(in crate::job) fn id() -> JobId {
     JobId::from_uuid(Uuid::from_u128(7))
 }
 
-fn job(index: u64) -> JobFacts {
+pub(in crate::job) fn job(index: u64) -> JobFacts {
     let labels = Labels {
         image: "r:1/a".to_owned(),
         tags: vec!["one".to_owned(), "two".to_owned()],
@@ -23,21 +23,20 @@ fn job(index: u64) -> JobFacts {
     JobFacts::new(index, "ci", labels)
 }
 
-fn allocation(index: u64, is_over: bool) -> AllocationFacts {
+pub(in crate::job) fn allocation(index: u64, is_over: bool) -> AllocationFacts {
     AllocationFacts {
         id: "alloc".to_owned(),
         index,
         created: 2,
         node_name: "node".to_owned(),
-        is_pending: false,
-        is_over,
-        is_lost: false,
+        standing: if is_over { Standing::Over } else { Standing::Running },
+        changed_at: at(0),
         detail: Some(Detail { finished: is_over, ..Detail::default() }),
     }
 }
 
 /// Progress up to a phase; the last one is running or over.
-fn progress(phases: &[(Phase, bool)]) -> Progress {
+pub(in crate::job) fn progress(phases: &[(Phase, bool)]) -> Progress {
     let mut progress = Progress::default();
     for (place, &(phase, over)) in phases.iter().enumerate() {
         let start = i64::try_from(place).unwrap() * 10 + 1;
@@ -47,17 +46,17 @@ fn progress(phases: &[(Phase, bool)]) -> Progress {
     progress
 }
 
-const DONE: [(Phase, bool); 2] = [(Phase::Build, true), (Phase::Test, true)];
+pub(in crate::job) const DONE: [(Phase, bool); 2] = [(Phase::Build, true), (Phase::Test, true)];
 
-fn claimed() -> Claim {
+pub(in crate::job) fn claimed() -> Claim {
     Claim::claimed("alloc", "sha256:00", at(30))
 }
 
-fn killed(seconds: i64) -> Claim {
+pub(in crate::job) fn killed(seconds: i64) -> Claim {
     Claim::revoked(Verdict::new(Status::Killed, Some(Phase::Test), Reason::Killed, "killed", at(seconds)))
 }
 
-fn facts(progress: Progress, claim: Option<Claim>) -> Facts {
+pub(in crate::job) fn facts(progress: Progress, claim: Option<Claim>) -> Facts {
     let mut facts = Facts::new(id());
     facts.see_job(job(1));
     facts.see_allocation(allocation(3, false));
@@ -81,7 +80,7 @@ fn a_list_overrules_what_was_heard_up_to_its_index_and_nothing_newer() {
         assert_eq!(facts.see_listed_job(job(20), listed), taken, "{listed}");
         assert_eq!(facts.job.as_ref().unwrap().stopped, !taken, "{listed}");
         assert_eq!(facts.see_listed_allocations(vec![allocation(20, true)], listed), taken, "{listed}");
-        assert_eq!(facts.allocation().unwrap().is_over, taken, "{listed}");
+        assert_eq!(facts.allocation().unwrap().is_over(), taken, "{listed}");
         // Where it is not listed, it is one that Nomad does not have, unless it was over: those are collected.
         let mut facts = known();
         assert_eq!(facts.see_listed_allocations(Vec::new(), listed), taken, "{listed}");
@@ -233,92 +232,6 @@ fn an_ended_job_is_shown_where_it_ended_whoever_starts_it_again() {
     };
     assert_eq!(shown(Some(killed(20))), ("alloc".to_owned(), "node".to_owned()));
     assert_eq!(shown(None), ("again".to_owned(), "other".to_owned()));
-}
-
-#[test]
-fn what_nobody_else_ends_is_due() {
-    let now = at(100);
-    let reason = |facts: &Facts| match facts.due(now) {
-        Some(Due::Revoke(verdict)) => Some((verdict.status, verdict.reason)),
-        Some(Due::Conclude(outcome)) => Some((Status::Failed, outcome.reason.unwrap())),
-        _ => None,
-    };
-    let running = facts(progress(&[(Phase::Build, false)]), None);
-    assert_eq!(running.due(now), None);
-
-    let mut stopped = running.clone();
-    stopped.see_job(JobFacts { stopped: true, ..job(9) });
-    assert_eq!(reason(&stopped), Some((Status::Killed, Reason::Stopped)));
-
-    let mut purged = running.clone();
-    purged.see_gone(9);
-    assert_eq!(reason(&purged), Some((Status::Killed, Reason::Stopped)));
-
-    // Its allocation ends because of that.
-    purged.see_allocation(allocation(10, true));
-    assert_eq!(reason(&purged), Some((Status::Killed, Reason::Stopped)));
-
-    let mut died = running.clone();
-    died.see_allocation(allocation(9, true));
-    assert_eq!(reason(&died), Some((Status::Failed, Reason::RunnerDied)));
-
-    // Nomad collects what has ended, and nobody purged it.
-    let mut collected = died;
-    collected.see_gone(12);
-    assert_eq!(reason(&collected), Some((Status::Failed, Reason::RunnerDied)));
-
-    let mut unread = running.clone();
-    unread.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
-    unread.see_gone(12);
-    assert_eq!(reason(&unread), Some((Status::Lost, Reason::NodeLost)));
-
-    // A runner that was told to stop said so; the allocation that replaced it does nothing.
-    let mut drained = running.clone();
-    let mut told = Progress::default();
-    told.set(
-        Phase::Build,
-        Outcome::begun("alloc", at(1)).failed(at(5), Reason::Killed, None, "told to stop"),
-    );
-    drained.see_progress(8, told);
-    drained.see_allocation(allocation(9, true));
-    assert_eq!(reason(&drained), Some((Status::Killed, Reason::Stopped)));
-
-    let mut lost = running.clone();
-    lost.see_allocation(AllocationFacts { is_lost: true, detail: None, ..allocation(9, true) });
-    assert_eq!(reason(&lost), Some((Status::Lost, Reason::NodeLost)));
-
-    let mut unset = running.clone();
-    let detail = Some(Detail { setup_error: Some("no such image".to_owned()), ..Detail::default() });
-    unset.see_allocation(AllocationFacts { detail, ..allocation(9, true) });
-    assert_eq!(reason(&unset), Some((Status::Failed, Reason::SetupFailed)));
-
-    let mut listed = running.clone();
-    listed.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
-    assert_eq!(listed.due(now), Some(Due::Look));
-
-    let mut abandoned = facts(progress(&DONE), Some(claimed()));
-    assert_eq!(abandoned.due(now), None);
-    abandoned.see_allocation(allocation(9, true));
-    assert_eq!(reason(&abandoned), Some((Status::Failed, Reason::RunnerDied)));
-
-    // Its node's agent waits for what never comes.
-    let mut forgotten = running;
-    let detail = |forgotten| Some(Detail { forgotten_at: Some(at(forgotten)), ..Detail::default() });
-    forgotten.see_allocation(AllocationFacts { detail: detail(70), ..allocation(9, false) });
-    assert_eq!(reason(&forgotten), None);
-    forgotten.see_allocation(AllocationFacts { detail: detail(20), ..allocation(10, false) });
-    assert_eq!(reason(&forgotten), Some((Status::Lost, Reason::NodeLost)));
-    forgotten.see_allocation(AllocationFacts { detail: None, ..allocation(11, false) });
-    assert_eq!(forgotten.due(now), Some(Due::Look));
-    let mut publishing = facts(progress(&DONE), Some(claimed()));
-    publishing.see_allocation(AllocationFacts { detail: detail(20), ..allocation(9, false) });
-    assert_eq!(publishing.due(now), Some(Due::Stop));
-    publishing.see_job(JobFacts { stopped: true, ..job(10) });
-    assert_eq!(publishing.due(now), None);
-
-    // Whoever revoked stops the job; one that could not is helped.
-    assert_eq!(facts(progress(&DONE), Some(killed(99))).due(now), None);
-    assert_eq!(facts(progress(&DONE), Some(killed(20))).due(now), Some(Due::Stop));
 }
 
 #[test]

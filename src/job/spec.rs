@@ -81,6 +81,11 @@ impl<T> Limits<T> {
             Phase::Publish => &self.publish,
         }
     }
+
+    /// Other values, made of each.
+    pub fn map<U>(self, of: impl Fn(T) -> U) -> Limits<U> {
+        Limits { build: of(self.build), test: of(self.test), publish: of(self.publish) }
+    }
 }
 
 /// The least memory a phase may reserve, in MiB.
@@ -193,6 +198,7 @@ impl Spec {
             tags: self.image_tags.iter().map(ToString::to_string).collect(),
             has_tests: self.has_tests(),
             submitted_at,
+            timeouts: Some(self.timeouts.map(|timeout| timeout.as_secs())),
         }
     }
 

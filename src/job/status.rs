@@ -100,6 +100,15 @@ impl Phase {
         }
     }
 
+    /// The phase after this one, of a job with tests or without.
+    pub fn next(self, has_tests: bool) -> Option<Self> {
+        match self {
+            Self::Build if has_tests => Some(Self::Test),
+            Self::Build | Self::Test => Some(Self::Publish),
+            Self::Publish => None,
+        }
+    }
+
     /// The status of a job that is in this phase.
     pub fn status(self) -> Status {
         match self {

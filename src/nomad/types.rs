@@ -88,6 +88,8 @@ pub struct Allocation {
     pub create_index: u64,
     /// The index of the last change.
     pub modify_index: u64,
+    /// When it was last changed, in nanoseconds of Unix time, by the servers' clock.
+    pub modify_time: i64,
 }
 
 /// One task of an allocation.

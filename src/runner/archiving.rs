@@ -15,7 +15,7 @@ use super::log::Log;
 use super::surroundings::{NoCredentials, Surroundings};
 use crate::archive::{self, Archive, Index, LogWriter, Settings};
 use crate::environment::{BadConfiguration, Reader, Source};
-use crate::job::{AllocationFacts, Facts, JobFacts, Outcome, Phase, Progress, Record, Task};
+use crate::job::{AllocationFacts, Facts, JobFacts, Outcome, Phase, Progress, Record, Standing, Task};
 use crate::ledger::LedgerError;
 use crate::telemetry::chain;
 
@@ -126,9 +126,8 @@ impl Keeper {
             index: 1,
             created: 1,
             node_name: self.node.clone(),
-            is_pending: false,
-            is_over: true,
-            is_lost: false,
+            standing: Standing::Over,
+            changed_at: Utc::now(),
             detail: None,
         }
     }

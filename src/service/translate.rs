@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels};
+use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels, Phase, Standing};
 use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure, TaskEvent};
 
 pub(super) fn job(job: &Job) -> Option<(JobId, JobFacts)> {
@@ -34,18 +34,28 @@ pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFa
         death: death(allocation),
         forgotten_at: forgotten_at(allocation),
         waits_for: waits_for(allocation),
+        running: Phase::ALL.into_iter().filter(|phase| runs(allocation, *phase)).collect(),
     });
     let facts = AllocationFacts {
         id: allocation.id.clone(),
         index: allocation.modify_index,
         created: allocation.create_index,
         node_name: allocation.node_name.clone(),
-        is_pending: allocation.client_status == "pending",
-        is_over: matches!(allocation.client_status.as_str(), "complete" | "failed" | "lost"),
-        is_lost: allocation.client_status == "lost",
+        standing: match allocation.client_status.as_str() {
+            "pending" => Standing::Pending,
+            "complete" | "failed" => Standing::Over,
+            "lost" => Standing::Lost,
+            "unknown" => Standing::Away,
+            _ => Standing::Running,
+        },
+        changed_at: DateTime::from_timestamp_nanos(allocation.modify_time),
         detail,
     };
     Some((allocation.job_id.parse().ok()?, facts))
+}
+
+fn runs(allocation: &Allocation, phase: Phase) -> bool {
+    allocation.task_states.get(phase.as_str()).is_some_and(|task| task.state == "running")
 }
 
 /// Whether the finish task has ended. An allocation that never reached its node has no tasks.
@@ -267,7 +277,7 @@ mod tests {
         {
             let heard =
                 Allocation { job_id: id.clone(), client_status: status.to_owned(), ..Allocation::default() };
-            assert_eq!(allocation(&heard).unwrap().1.is_over, over, "{status}");
+            assert_eq!(allocation(&heard).unwrap().1.is_over(), over, "{status}");
         }
     }
 

@@ -96,7 +96,15 @@ impl<'a> Undertaker<'a> {
                     self.revoke(id, verdict).await?;
                 }
             }
-            Due::Revoke(verdict) => self.revoke(id, verdict).await?,
+            // Its runner does not end by itself.
+            Due::Revoke(verdict @ Verdict { reason: Reason::Timeout, .. }) => {
+                if self.revoke(id, verdict).await? {
+                    nomad.stop(namespace, id.as_str(), false).await?;
+                }
+            }
+            Due::Revoke(verdict) => {
+                self.revoke(id, verdict).await?;
+            }
             // A cleanup was begun: what is left of the ledger says nothing, and whoever cleans up again needs none of it.
             Due::Conclude(_) if cleanup::sweep_of(nomad, namespace, id).await?.is_some() => {
                 store.remove(id);
@@ -122,7 +130,8 @@ impl<'a> Undertaker<'a> {
         Ok(())
     }
 
-    async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<(), Undone> {
+    /// Revokes a job's right to publish; whether it is revoked then, by this or before.
+    async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<bool, Undone> {
         let Tenant { nomad, namespace, ledger, store, .. } = self.tenant;
         // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
         if matches!(verdict.reason, Reason::Stopped | Reason::NodeLost)
@@ -130,7 +139,7 @@ impl<'a> Undertaker<'a> {
             && ledger.claim(id).await?.is_none()
         {
             store.remove(id);
-            return Ok(());
+            return Ok(false);
         }
         // Where no task ever ran, none removes what the job was given. First, as nobody comes back once it is revoked.
         let record = store.record(id);
@@ -149,7 +158,8 @@ impl<'a> Undertaker<'a> {
             }
             Claim::Revoked { .. } => self.tenant.remove_credentials_of_phases(id).await?,
         }
+        let revoked = matches!(decision.claim, Claim::Revoked { .. });
         store.see(id, |facts| facts.see_claim(decision.index, decision.claim));
-        Ok(())
+        Ok(revoked)
     }
 }

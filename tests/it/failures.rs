@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::registry::server::Server;
 use crate::support::{
     Api, At, EngineFront, Front, Repository, Service, Sleeper, containers_of, crash, engine_is_rid_of,
-    eventually, processes_with, unique_seconds, world,
+    eventually, hang, processes_with, unique_seconds, world,
 };
 
 /// Runs a job that must fail, and sees to all that a failure promises; returns its ID and status.
@@ -280,6 +280,23 @@ async fn a_job_whose_runner_died_fails() {
         failed(&id, &sleeper.job, phase, "runner_died", &status).await;
         sleeper.is_stopped().await;
     }
+}
+
+#[tokio::test]
+async fn a_phase_whose_runner_hangs_fails_by_its_timeout_and_leaves_nothing() {
+    let api = world().api();
+    let hanging = ["build", "test"].map(async |phase| {
+        let mut sleeper = Sleeper::in_phase(phase);
+        sleeper.job["timeouts"] = json!({phase: "PT20S"});
+        let id = sleeper.submit(&api).await;
+        hang(&id, phase);
+        let status = api.wait_for_end(&id).await;
+        failed(&id, &sleeper.job, phase, "timeout", &status).await;
+        assert!(status["failure"]["message"].as_str().unwrap().contains("hangs"), "{status:#}");
+        sleeper.is_stopped().await;
+        engine_is_rid_of(&id).await;
+    });
+    futures_util::future::join_all(hanging).await;
 }
 
 #[tokio::test]

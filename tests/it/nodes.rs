@@ -78,6 +78,9 @@ async fn a_job_goes_on_though_its_nodes_agent_is_killed_in_every_phase() {
     }
 }
 
+/// How long each phase of such a job may take.
+const TIMEOUT: &str = "PT40S";
+
 /// A job whose tests succeed while its node is away and nobody hears of them.
 struct Unheard {
     job: Value,
@@ -93,6 +96,7 @@ impl Unheard {
         let repository = world().repository("");
         let mut job = world().job(&repository);
         job["test_commands"] = json!(["sleep 5"]);
+        job["timeouts"] = json!({"build": TIMEOUT, "test": TIMEOUT, "publish": TIMEOUT});
         let id = api.submit(&job).await;
         runs(cluster, api, &id, "TESTING").await;
         cluster.kill_client();
@@ -196,6 +200,16 @@ async fn a_job_whose_node_is_removed_from_nomad_is_lost_and_publishes_nothing_wh
     assert!(status.is_success(), "{answer}");
     let status = api.wait_for_end(&unheard.id).await;
     assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+    unheard.comes_to_nothing(cluster, api, ("LOST", "node_lost")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_node_stays_away_is_lost_and_publishes_nothing_when_the_node_comes_back() {
+    let Bench { cluster, api, .. } = &Bench::new().await;
+    let unheard = Unheard::new(cluster, api).await;
+    let status = api.wait_for_end(&unheard.id).await;
+    assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+    assert!(status["failure"]["message"].as_str().unwrap().contains("has been away"), "{status:#}");
     unheard.comes_to_nothing(cluster, api, ("LOST", "node_lost")).await;
 }
 

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
+
 /// Runs a docker command that must succeed, and returns what it said.
 pub(crate) fn docker(arguments: &[&str]) -> String {
     let output = Command::new("docker").args(arguments).output().unwrap();
@@ -95,9 +97,17 @@ pub(crate) fn crash_log(allocation: &str, task: &str) {
     end_at_once(i32::try_from(found[0]).unwrap());
 }
 
+/// Keeps a job's task from doing anything more.
+pub(crate) fn hang(id: &str, phase: &str) {
+    signal(runner_of(id, phase).unwrap(), Signal::SIGSTOP);
+}
+
 fn end_at_once(process: i32) {
-    let process = nix::unistd::Pid::from_raw(process);
-    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).unwrap();
+    signal(process, Signal::SIGKILL);
+}
+
+fn signal(process: i32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), signal).unwrap();
 }
 
 fn processes(is: impl Fn(&Path) -> bool) -> Vec<u32> {

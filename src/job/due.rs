@@ -1,0 +1,256 @@
+//! What follows where Nomad is done with a job that has not ended, where it is not done with one that has, and where nobody
+//! was heard of for too long.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{
+    AllocationFacts, Claim, Detail, Facts, JobFacts, Limits, Outcome, Phase, Published, Reason, Standing,
+    State, Status, Verdict,
+};
+
+/// How long whoever revoked a job has to stop it.
+const STOP_GRACE: TimeDelta = TimeDelta::seconds(3);
+
+/// How long an agent is given that took in anew what it had begun: nothing is known to come of it.
+const FORGOTTEN_FOR: TimeDelta = TimeDelta::seconds(30);
+
+/// How old a job is before its tasks are asked for, where they were not heard of: most tell of themselves before that.
+const UNHEARD_FOR: TimeDelta = TimeDelta::minutes(1);
+
+/// How long after its timeout a phase has to be over: a runner stops what it started first.
+const HANGS_AFTER: TimeDelta = TimeDelta::seconds(30);
+
+/// How long a tag may take behind the claim, where a registry is slow: it is put and read back, each within a minute.
+const TAG_S: u64 = 120;
+
+const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";
+
+const FORGOTTEN: &str = "Nomad had forgotten the job before it was heard how it ended";
+
+/// What the service has to write because nobody else will.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Revoke the right to publish, with this verdict.
+    Revoke(Verdict),
+    /// The right was claimed and the claimer is gone: end the publish phase with this outcome.
+    Conclude(Outcome),
+    /// The job was ended by a verdict and still runs in Nomad: stop it.
+    Stop,
+    /// What the allocation's tasks say has to be read first.
+    Look,
+}
+
+impl Facts {
+    /// What has to be done because Nomad is done with the job and the job has not ended, or the other way round.
+    pub fn due(&self, now: DateTime<Utc>) -> Option<Due> {
+        // Of one that is only remembered it is not known yet whether Nomad has it.
+        let job = self.job.as_ref().filter(|job| !job.remembered || job.gone)?;
+        if self.published().is_some() {
+            return None;
+        }
+        let over = !self.allocations.is_empty() && self.allocations.values().all(AllocationFacts::is_over);
+        let last = self.allocation().filter(|_| over);
+        match &self.claim.1 {
+            Some(Claim::Revoked { verdict, .. }) => {
+                // Whoever revoked stops the job too, and a runner that failed ends by itself; this is for one that could not.
+                let failed = verdict.status == Status::Failed;
+                let late = now - verdict.at > if failed { HANGS_AFTER } else { STOP_GRACE };
+                (late && !over && !job.stopped && !job.gone).then_some(Due::Stop)
+            }
+            // Its `finish` ends the publish, or it is over then.
+            Some(Claim::Claimed { .. })
+                if !job.gone
+                    && !job.stopped
+                    && (self.is_forgotten(now) || self.hangs(job, now).is_some()) =>
+            {
+                Some(Due::Stop)
+            }
+            Some(Claim::Claimed { allocation: claimer, digest, .. }) => {
+                let done = match last {
+                    _ if job.gone => true,
+                    None if self.is_unseen(job, now) => return Some(Due::Look),
+                    None => self.is_away_too_long(job, now),
+                    Some(AllocationFacts { standing: Standing::Lost, .. }) => true,
+                    Some(AllocationFacts { detail: None, .. }) => return Some(Due::Look),
+                    // Nobody ends a `finish` that hangs.
+                    Some(last) => {
+                        last.detail.as_ref().is_some_and(|detail| detail.finished)
+                            || is_silent(
+                                last,
+                                job,
+                                |timeouts| timeouts.publish.saturating_add(tagging_s(job)),
+                                now,
+                            )
+                    }
+                };
+                done.then(|| Due::Conclude(self.abandoned(job, claimer, digest, now)))
+            }
+            None => self.verdict(job, last, now),
+        }
+    }
+
+    fn verdict(&self, job: &JobFacts, over: Option<&AllocationFacts>, now: DateTime<Utc>) -> Option<Due> {
+        let (status, reason, message) = match over {
+            _ if job.remembered && self.was_told_to_stop() => {
+                (Status::Killed, Reason::Stopped, TOLD_TO_STOP.to_owned())
+            }
+            _ if job.remembered => (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned()),
+            // Nomad collects only what has ended; what it forgot before that was purged.
+            _ if job.gone && over.is_none_or(|last| last.index > job.index) => {
+                (Status::Killed, Reason::Stopped, "the Nomad job was purged by somebody else".to_owned())
+            }
+            _ if job.stopped => {
+                (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
+            }
+            None => return self.forgotten(job, now).or_else(|| self.unheard(job, now)),
+            // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
+            Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
+                let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
+                (Status::Killed, Reason::Stopped, message)
+            }
+            Some(AllocationFacts { node_name, standing: Standing::Lost, .. }) => {
+                let message = format!("node {node_name} was lost while the job ran on it");
+                (Status::Lost, Reason::NodeLost, message)
+            }
+            Some(AllocationFacts { detail: None, .. }) if job.gone => {
+                (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned())
+            }
+            Some(AllocationFacts { detail: None, .. }) => return Some(Due::Look),
+            Some(AllocationFacts { detail: Some(Detail { setup_error: Some(why), .. }), .. }) => {
+                (Status::Failed, Reason::SetupFailed, format!("a task could not be set up: {why}"))
+            }
+            Some(AllocationFacts { node_name, detail, .. }) => {
+                let death = detail.as_ref().and_then(|detail| detail.death.as_ref());
+                let death = death.map_or_else(String::new, |death| format!(" ({death})"));
+                let message = format!("the runner on node {node_name} ended without an outcome{death}");
+                (Status::Failed, Reason::RunnerDied, message)
+            }
+        };
+        Some(Due::Revoke(Verdict::new(status, self.phase(), reason, &message, now)))
+    }
+
+    /// The allocation that counts, where it is not over.
+    fn open_allocation(&self) -> Option<&AllocationFacts> {
+        self.allocation().filter(|allocation| !allocation.is_over())
+    }
+
+    /// Whether the agent of the job's node has lost track of it for good.
+    fn is_forgotten(&self, now: DateTime<Utc>) -> bool {
+        let detail = self.open_allocation().and_then(|allocation| allocation.detail.as_ref());
+        detail.and_then(|detail| detail.forgotten_at).is_some_and(|at| now - at > FORGOTTEN_FOR)
+    }
+
+    /// Whether it is time to ask for the tasks of the allocation that counts.
+    fn is_unseen(&self, job: &JobFacts, now: DateTime<Utc>) -> bool {
+        let unseen = |open: &AllocationFacts| open.detail.is_none() && open.standing != Standing::Pending;
+        self.open_allocation().is_some_and(unseen) && now - job.labels.submitted_at > UNHEARD_FOR
+    }
+
+    /// What is due of a job that is not over by Nomad's word.
+    fn forgotten(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<Due> {
+        if self.is_unseen(job, now) {
+            return Some(Due::Look);
+        }
+        let allocation = self.open_allocation()?;
+        let node = &allocation.node_name;
+        let message = format!(
+            "Nomad's agent on node {node} lost track of the job when it was restarted, and runs no task of it any more"
+        );
+        let verdict = Verdict::new(Status::Lost, self.phase(), Reason::NodeLost, &message, now);
+        self.is_forgotten(now).then_some(Due::Revoke(verdict))
+    }
+
+    /// The verdict on a job of which nothing is heard any more.
+    fn unheard(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<Due> {
+        let node = &self.open_allocation()?.node_name;
+        let (status, phase, reason, message) = if self.is_away_too_long(job, now) {
+            let message = format!("node {node} has been away for longer than any phase of the job may take");
+            (Status::Lost, self.phase(), Reason::NodeLost, message)
+        } else {
+            let (phase, timeout) = self.hangs(job, now)?;
+            let message = format!(
+                "{phase} did not end though its timeout of {timeout} s is over: its runner on node {node} hangs"
+            );
+            (Status::Failed, Some(phase), Reason::Timeout, message)
+        };
+        Some(Due::Revoke(Verdict::new(status, phase, reason, &message, now)))
+    }
+
+    /// Whether the job's node has been away for longer than it may have needed it. It may come back later: then it is told
+    /// to stop.
+    fn is_away_too_long(&self, job: &JobFacts, now: DateTime<Utc>) -> bool {
+        let longest = |timeouts: &Limits<u64>| timeouts.build.max(timeouts.test).max(timeouts.publish);
+        self.open_allocation()
+            .filter(|allocation| allocation.standing == Standing::Away)
+            .is_some_and(|allocation| is_silent(allocation, job, longest, now))
+    }
+
+    /// The phase whose runner runs and neither ends it, nor is ended by its own timeout, and that timeout in seconds. One that
+    /// has not begun hangs too, where its task runs: what it waits for before that is Nomad's.
+    fn hangs(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<(Phase, u64)> {
+        let allocation = self.open_allocation().filter(|allocation| allocation.standing != Standing::Away)?;
+        let (phase, begun) = match self.progress.1.latest() {
+            Some((phase, outcome)) if !outcome.is_over() => (phase, Some(outcome.started_at)),
+            Some((phase, outcome)) if outcome.state == State::Succeeded => {
+                (phase.next(job.labels.has_tests)?, None)
+            }
+            Some(_) => return None,
+            None => (Phase::Build, None),
+        };
+        let runs = allocation.detail.as_ref().is_some_and(|detail| detail.running.contains(&phase));
+        let timeout = *job.labels.timeouts.as_ref()?.of(phase);
+        // Publishing's ends at the claim.
+        let most = match &self.claim.1 {
+            Some(Claim::Claimed { .. }) => timeout.saturating_add(tagging_s(job)),
+            _ => timeout,
+        };
+        // A phase that a rebooted node begins anew was begun long ago until that is told.
+        let is_over =
+            begun.is_none_or(|begun| is_past(begun, most, now)) && is_past(allocation.changed_at, most, now);
+        (runs && is_over).then_some((phase, timeout))
+    }
+
+    /// Whether a runner said that it was told to stop, and nobody revoked the job.
+    fn was_told_to_stop(&self) -> bool {
+        let mut outcomes = Phase::ALL.into_iter().filter_map(|phase| self.progress.1.of(phase));
+        outcomes.any(|outcome| outcome.reason == Some(Reason::Killed))
+    }
+
+    /// The end of a publish phase whose runner is gone: each tag may or may not have been put.
+    fn abandoned(&self, job: &JobFacts, claimer: &str, digest: &str, now: DateTime<Utc>) -> Outcome {
+        let begun = self.progress.1.of(Phase::Publish).cloned();
+        let mut outcome = begun.unwrap_or_else(|| Outcome::begun(claimer, now));
+        outcome.digest = Some(digest.to_owned());
+        outcome.published = vec![Published::Unknown; job.labels.tags.len()];
+        let message =
+            "the runner claimed the right to publish and ended without an outcome: read the registry";
+        outcome.failed(now, Reason::RunnerDied, None, message)
+    }
+}
+
+/// How long all tags of a job may take.
+fn tagging_s(job: &JobFacts) -> u64 {
+    job.labels.tags.iter().map(|_| TAG_S).sum()
+}
+
+/// Whether nothing of an allocation has changed for longer than one of its job's timeouts.
+fn is_silent(
+    allocation: &AllocationFacts,
+    job: &JobFacts,
+    which: impl Fn(&Limits<u64>) -> u64,
+    now: DateTime<Utc>,
+) -> bool {
+    let timeout = job.labels.timeouts.as_ref().map(which);
+    timeout.is_some_and(|timeout| is_past(allocation.changed_at, timeout, now))
+}
+
+/// Whether a timeout that began at a time is over, and the time to end by it.
+fn is_past(began: DateTime<Utc>, timeout_s: u64, now: DateTime<Utc>) -> bool {
+    let timeout = i64::try_from(timeout_s).ok().and_then(TimeDelta::try_seconds).unwrap_or(TimeDelta::MAX);
+    // What is too long to be reckoned with is never over.
+    timeout.checked_add(&HANGS_AFTER).is_some_and(|longest| now - began > longest)
+}
+
+#[cfg(test)]
+#[path = "due_tests.rs"]
+mod tests;
