@@ -18,7 +18,7 @@ use crate::environment::{BadConfiguration, Reader, Source};
 use crate::job::{
     Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, RegistryRule, Resources, Scheme, Spec,
 };
-use crate::render::{self, Runner, TEMPLATES};
+use crate::render::{self, Runner, TEMPLATES, Template};
 use crate::telemetry::{Format, LogFilter, chain};
 use crate::{nomad, tls};
 pub use namespaces::Namespaces;
@@ -319,8 +319,10 @@ fn render_settings(
     namespace: &str,
     archive: Option<&archive::Settings>,
 ) -> render::Settings {
+    let template = template(reader);
+    let was_read = template.is_some();
     let settings = render::Settings {
-        template: template(reader),
+        template: template.unwrap_or_default(),
         runner: runner(reader),
         engine_socket: reader
             .text("NOMAD_BUILD_ENGINE_SOCKET")
@@ -336,10 +338,7 @@ fn render_settings(
             directory: archive.directory().map(|path| path.to_string_lossy().into_owned()),
         }),
     };
-    // An empty template is one that could not be read, which was said.
-    if !settings.template.is_empty()
-        && let Err(why) = try_template(&settings, namespace)
-    {
+    if was_read && let Err(why) = try_template(&settings, namespace) {
         let text = format!("and NOMAD_BUILD_RUNNER give no job that Nomad could run: {why}");
         reader.wrong("NOMAD_BUILD_TEMPLATE", &text);
     }
@@ -362,17 +361,20 @@ fn try_template(settings: &render::Settings, namespace: &str) -> Result<(), Stri
     rendered.and(swept).map(drop).map_err(|error| chain(&error))
 }
 
-fn template(reader: &mut Reader<'_>) -> String {
+/// The template; none where it was said that there is none.
+fn template(reader: &mut Reader<'_>) -> Option<Template> {
     const NAME: &str = "NOMAD_BUILD_TEMPLATE";
     let name = reader.text(NAME).unwrap_or_else(|| "raw_exec".to_owned());
-    if let Some((_, text)) = TEMPLATES.iter().find(|(shipped, _)| *shipped == name) {
-        return (*text).to_owned();
-    }
-    if !name.contains('/') {
-        reader.wrong(NAME, &format!("is {name:?}: raw_exec, docker or the path of a template is wanted"));
-        return String::new();
-    }
-    read_file(reader, NAME, &name).unwrap_or_default()
+    let text = match TEMPLATES.iter().find(|(shipped, _)| *shipped == name) {
+        Some((_, text)) => (*text).to_owned(),
+        None if name.contains('/') => read_file(reader, NAME, &name)?,
+        None => {
+            reader.wrong(NAME, &format!("is {name:?}: raw_exec, docker or the path of a template is wanted"));
+            return None;
+        }
+    };
+    let template = Template::new(text);
+    template.map_err(|why| reader.wrong(NAME, &format!("is no template: {}", chain(&why)))).ok()
 }
 
 fn runner(reader: &mut Reader<'_>) -> Runner {

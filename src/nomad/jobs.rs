@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::client::{Client, Request};
 use super::error::{Error, Kind};
@@ -21,10 +21,19 @@ pub struct Registration {
     pub job_modify_index: u64,
 }
 
+/// A job that must not exist yet.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Registering<'a> {
+    job: &'a Value,
+    enforce_index: bool,
+    job_modify_index: u64,
+}
+
 fn register(namespace: &str, id: &str, job: &Value) -> Result<Request, Error> {
     Request::new(Method::POST, &["jobs"], format!("registering job {id} in namespace {namespace:?}"))
         .query("namespace", namespace)
-        .json(&json!({"Job": job, "EnforceIndex": true, "JobModifyIndex": 0}))
+        .json(&Registering { job, enforce_index: true, job_modify_index: 0 })
 }
 
 fn stop(namespace: &str, id: &str, purge: bool) -> Request {
@@ -154,6 +163,8 @@ fn job_allocations(namespace: &str, id: &str) -> Request {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -4,19 +4,21 @@
 //! which is percent-encoded; paths in Vault stand in templates, and their grammar is narrow.
 
 mod rules;
+mod template;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use minijinja::context;
 use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior, context};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::job::{JobId, Payload, Phase, Task};
 
 pub use rules::BrokenRule;
+pub use template::Template;
 
 /// Where the service serves the runner for a node's platform: Nomad fills in the node's attributes.
 const ARTIFACT: &str = "/runner/${attr.kernel.name}/${attr.cpu.arch}/nomad-build";
@@ -65,8 +67,8 @@ pub enum Runner {
 /// What the operator decides about every job.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The template's text.
-    pub template: String,
+    /// What is filled in.
+    pub template: Template,
     /// How the runner gets onto a node.
     pub runner: Runner,
     /// The engine's socket on a node.
@@ -261,11 +263,7 @@ fn fill(job: &JobContext<'_>, tasks: &[TaskContext<'_>], settings: &Settings) ->
             (None, None, Some(context! { url, checksum => format!("file:{base}{CHECKSUMS}") }))
         }
     };
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_fuel(Some(1_000_000));
-    environment.add_template("job.json", &settings.template)?;
-    let text = environment.get_template("job.json")?.render(context! {
+    let text = settings.template.fill(context! {
         job => minijinja::Value::from(Serde(job)),
         runner => context! { path, image, artifact, engine_socket => settings.engine_socket.as_str() },
         tasks => minijinja::Value::from(Serde(tasks)),

@@ -3,10 +3,13 @@ use uuid::Uuid;
 use super::*;
 use crate::job::{Allowed, Policy, Spec};
 
+fn text(template: &str) -> &'static str {
+    TEMPLATES.iter().find(|(name, _)| *name == template).unwrap().1
+}
+
 fn settings(template: &str, runner: Runner) -> Settings {
-    let template = TEMPLATES.iter().find(|(name, _)| *name == template).unwrap().1.to_owned();
     Settings {
-        template,
+        template: Template::new(text(template)).unwrap(),
         runner,
         engine_socket: "/var/run/docker.sock".to_owned(),
         datacenters: vec!["*".to_owned()],
@@ -130,8 +133,9 @@ fn a_template_that_breaks_a_rule_is_refused_by_name() {
         ("\"args\":", "\"privileged\": true, \"args\":", "build"),
         ("\"Replace\": false", "\"Replace\": true", "Disconnect.Replace"),
     ] {
-        let template = good.template.replace(from, to);
-        assert_ne!(template, good.template, "{from}");
+        let template = text("raw_exec").replace(from, to);
+        assert_ne!(template, text("raw_exec"), "{from}");
+        let template = Template::new(template).unwrap();
         let at_time = DateTime::from_timestamp(0, 0).unwrap();
         let result = render(&payload(&json!({})), "ci", at_time, &Settings { template, ..good.clone() });
         assert!(matches!(&result, Err(RenderError::Rule(rule)) if rule.at == at), "{from}: {result:?}");
@@ -140,7 +144,7 @@ fn a_template_that_breaks_a_rule_is_refused_by_name() {
 
 #[test]
 fn an_unknown_word_in_a_template_is_an_error() {
-    let template = "{{ job.idd }}".to_owned();
+    let template = Template::new("{{ job.idd }}").unwrap();
     let at = DateTime::from_timestamp(0, 0).unwrap();
     let result =
         render(&payload(&json!({})), "ci", at, &Settings { template, ..settings("raw_exec", path()) });
@@ -211,8 +215,9 @@ fn a_template_that_leaves_out_what_a_task_is_given_is_refused() {
         ("{%- if task.vault %}", "{%- if false %}"),
         ("for template in task.templates", "for template in task.templates[:1]"),
     ] {
-        let template = good.template.replace(from, to);
-        assert_ne!(template, good.template, "{from}");
+        let template = text("raw_exec").replace(from, to);
+        assert_ne!(template, text("raw_exec"), "{from}");
+        let template = Template::new(template).unwrap();
         let at = DateTime::from_timestamp(0, 0).unwrap();
         let result = render(&payload(&change), "ci", at, &Settings { template, ..good.clone() });
         assert!(matches!(&result, Err(RenderError::Rule(rule)) if rule.at == "build"), "{from}: {result:?}");
