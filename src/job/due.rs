@@ -17,11 +17,13 @@ const FORGOTTEN_FOR: TimeDelta = TimeDelta::seconds(30);
 /// How old a job is before its tasks are asked for, where they were not heard of: most tell of themselves before that.
 const UNHEARD_FOR: TimeDelta = TimeDelta::minutes(1);
 
-/// How long after its timeout a phase has to be over: a runner stops what it started first.
-const HANGS_AFTER: TimeDelta = TimeDelta::seconds(30);
+/// How long after its timeout a phase has to be over: its runner stops what it started, and tells that as soon as it can.
+const HANGS_AFTER: TimeDelta = TimeDelta::minutes(1);
 
-/// How long a tag may take behind the claim, where a registry is slow: it is put and read back, each within a minute.
-const TAG_S: u64 = 120;
+/// How long tags may take behind the claim where a registry is slow: what is asked of it has a minute each time, twice for all
+/// of them and three times for each.
+const TAGGING_S: u64 = 120;
+const TAG_S: u64 = 180;
 
 const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";
 
@@ -38,17 +40,29 @@ pub enum Due {
     Stop,
     /// What the allocation's tasks say has to be read first.
     Look,
+    /// Nothing was heard of the job for too long: this is due if Nomad, asked once more, has nothing new either.
+    Unheard(Box<Due>),
 }
 
 impl Facts {
-    /// What has to be done because Nomad is done with the job and the job has not ended, or the other way round.
-    pub fn due(&self, now: DateTime<Utc>) -> Option<Due> {
+    /// What has to be done because Nomad is done with the job and the job has not ended, or the other way round, or because
+    /// nothing new was heard of it for so long.
+    pub fn due(&self, now: DateTime<Utc>, silent: TimeDelta) -> Option<Due> {
         // Of one that is only remembered it is not known yet whether Nomad has it.
         let job = self.job.as_ref().filter(|job| !job.remembered || job.gone)?;
+        self.said(job, now).or_else(|| {
+            let timeouts = job.labels.timeouts.as_ref().filter(|_| !job.gone)?;
+            let silence = Silence { job, timeouts, now, silent };
+            Some(Due::Unheard(Box::new(self.unheard(&silence)?)))
+        })
+    }
+
+    /// What is due by what was heard.
+    fn said(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<Due> {
         if self.published().is_some() {
             return None;
         }
-        let over = !self.allocations.is_empty() && self.allocations.values().all(AllocationFacts::is_over);
+        let over = self.is_over();
         let last = self.allocation().filter(|_| over);
         match &self.claim.1 {
             Some(Claim::Revoked { verdict, .. }) => {
@@ -58,35 +72,26 @@ impl Facts {
                 (late && !over && !job.stopped && !job.gone).then_some(Due::Stop)
             }
             // Its `finish` ends the publish, or it is over then.
-            Some(Claim::Claimed { .. })
-                if !job.gone
-                    && !job.stopped
-                    && (self.is_forgotten(now) || self.hangs(job, now).is_some()) =>
-            {
+            Some(Claim::Claimed { .. }) if !job.gone && !job.stopped && self.is_forgotten(now) => {
                 Some(Due::Stop)
             }
             Some(Claim::Claimed { allocation: claimer, digest, .. }) => {
                 let done = match last {
                     _ if job.gone => true,
-                    None if self.is_unseen(job, now) => return Some(Due::Look),
-                    None => self.is_away_too_long(job, now),
+                    None => return self.is_unseen(job, now).then_some(Due::Look),
                     Some(AllocationFacts { standing: Standing::Lost, .. }) => true,
                     Some(AllocationFacts { detail: None, .. }) => return Some(Due::Look),
-                    // Nobody ends a `finish` that hangs.
-                    Some(last) => {
-                        last.detail.as_ref().is_some_and(|detail| detail.finished)
-                            || is_silent(
-                                last,
-                                job,
-                                |timeouts| timeouts.publish.saturating_add(tagging_s(job)),
-                                now,
-                            )
-                    }
+                    Some(AllocationFacts { detail: Some(detail), .. }) => detail.finished,
                 };
                 done.then(|| Due::Conclude(self.abandoned(job, claimer, digest, now)))
             }
             None => self.verdict(job, last, now),
         }
+    }
+
+    /// Whether Nomad is done with all that there is of the job.
+    fn is_over(&self) -> bool {
+        !self.allocations.is_empty() && self.allocations.values().all(AllocationFacts::is_over)
     }
 
     fn verdict(&self, job: &JobFacts, over: Option<&AllocationFacts>, now: DateTime<Utc>) -> Option<Due> {
@@ -102,7 +107,7 @@ impl Facts {
             _ if job.stopped => {
                 (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
             }
-            None => return self.forgotten(job, now).or_else(|| self.unheard(job, now)),
+            None => return self.forgotten(job, now),
             // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
             Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
                 let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
@@ -160,54 +165,73 @@ impl Facts {
         self.is_forgotten(now).then_some(Due::Revoke(verdict))
     }
 
-    /// The verdict on a job of which nothing is heard any more.
-    fn unheard(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<Due> {
-        let node = &self.open_allocation()?.node_name;
-        let (status, phase, reason, message) = if self.is_away_too_long(job, now) {
-            let message = format!("node {node} has been away for longer than any phase of the job may take");
-            (Status::Lost, self.phase(), Reason::NodeLost, message)
-        } else {
-            let (phase, timeout) = self.hangs(job, now)?;
-            let message = format!(
-                "{phase} did not end though its timeout of {timeout} s is over: its runner on node {node} hangs"
-            );
-            (Status::Failed, Some(phase), Reason::Timeout, message)
-        };
-        Some(Due::Revoke(Verdict::new(status, phase, reason, &message, now)))
-    }
-
-    /// Whether the job's node has been away for longer than it may have needed it. It may come back later: then it is told
-    /// to stop.
-    fn is_away_too_long(&self, job: &JobFacts, now: DateTime<Utc>) -> bool {
-        let longest = |timeouts: &Limits<u64>| timeouts.build.max(timeouts.test).max(timeouts.publish);
-        self.open_allocation()
-            .filter(|allocation| allocation.standing == Standing::Away)
-            .is_some_and(|allocation| is_silent(allocation, job, longest, now))
+    /// What is due of a job of which nothing is heard any more.
+    fn unheard(&self, silence: &Silence<'_>) -> Option<Due> {
+        let &Silence { job, timeouts, now, .. } = silence;
+        let allocation = self.allocation()?;
+        let is_away = allocation.standing == Standing::Away
+            && silence.is_past(timeouts.longest(), &[allocation.changed_at]);
+        let stop = (!job.stopped).then_some(Due::Stop);
+        match (&self.claim.1, self.published()) {
+            // All is told, and its task goes on: nobody needs that, nor a node that may come back with it.
+            (Some(Claim::Claimed { .. }), Some(outcome)) => {
+                let since = [allocation.changed_at, outcome.ended_at.unwrap_or(now)];
+                let goes_on =
+                    allocation.standing == Standing::Running && silence.is_past(timeouts.publish, &since);
+                stop.filter(|_| goes_on || is_away)
+            }
+            (Some(Claim::Claimed { allocation: claimer, digest, .. }), None) => {
+                let conclude = || Due::Conclude(self.abandoned(job, claimer, digest, now));
+                // Nobody ends a `finish` that hangs.
+                let finish_hangs =
+                    self.is_over() && silence.is_past(silence.publishing(), &[allocation.changed_at]);
+                match self.hangs(silence) {
+                    _ if is_away || finish_hangs => Some(conclude()),
+                    // Its `finish` ends the publish, unless not even Nomad can end the task.
+                    Some(_) => stop.or_else(|| Some(conclude())),
+                    None => None,
+                }
+            }
+            (Some(Claim::Revoked { .. }), _) => None,
+            (None, _) if is_away => {
+                let message = format!(
+                    "node {} has been away for longer than any phase of the job may take",
+                    allocation.node_name
+                );
+                Some(Due::Revoke(Verdict::new(Status::Lost, self.phase(), Reason::NodeLost, &message, now)))
+            }
+            (None, _) => {
+                let (phase, timeout) = self.hangs(silence)?;
+                let message = format!(
+                    "{phase} did not end though its timeout of {timeout} s is over: its runner on node {} hangs",
+                    allocation.node_name
+                );
+                Some(Due::Revoke(Verdict::new(Status::Failed, self.phase(), Reason::Timeout, &message, now)))
+            }
+        }
     }
 
     /// The phase whose runner runs and neither ends it, nor is ended by its own timeout, and that timeout in seconds. One that
-    /// has not begun hangs too, where its task runs: what it waits for before that is Nomad's.
-    fn hangs(&self, job: &JobFacts, now: DateTime<Utc>) -> Option<(Phase, u64)> {
-        let allocation = self.open_allocation().filter(|allocation| allocation.standing != Standing::Away)?;
-        let (phase, begun) = match self.progress.1.latest() {
+    /// has not begun hangs too, where its task runs: what it waits for before that is Nomad's. So does one that has told its
+    /// success and does not end.
+    fn hangs(&self, silence: &Silence<'_>) -> Option<(Phase, u64)> {
+        let allocation = self.allocation().filter(|allocation| allocation.standing == Standing::Running)?;
+        let running = &allocation.detail.as_ref()?.running;
+        let (phase, since) = match self.progress.1.latest() {
             Some((phase, outcome)) if !outcome.is_over() => (phase, Some(outcome.started_at)),
             Some((phase, outcome)) if outcome.state == State::Succeeded => {
-                (phase.next(job.labels.has_tests)?, None)
+                let waits = !running.contains(&phase);
+                (if waits { phase.next(silence.job.labels.has_tests)? } else { phase }, outcome.ended_at)
             }
             Some(_) => return None,
             None => (Phase::Build, None),
         };
-        let runs = allocation.detail.as_ref().is_some_and(|detail| detail.running.contains(&phase));
-        let timeout = *job.labels.timeouts.as_ref()?.of(phase);
+        let timeout = *silence.timeouts.of(phase);
         // Publishing's ends at the claim.
-        let most = match &self.claim.1 {
-            Some(Claim::Claimed { .. }) => timeout.saturating_add(tagging_s(job)),
-            _ => timeout,
-        };
+        let most = if self.claim.1.is_some() { silence.publishing() } else { timeout };
         // A phase that a rebooted node begins anew was begun long ago until that is told.
-        let is_over =
-            begun.is_none_or(|begun| is_past(begun, most, now)) && is_past(allocation.changed_at, most, now);
-        (runs && is_over).then_some((phase, timeout))
+        let since = [allocation.changed_at, since.unwrap_or(allocation.changed_at)];
+        (running.contains(&phase) && silence.is_past(most, &since)).then_some((phase, timeout))
     }
 
     /// Whether a runner said that it was told to stop, and nobody revoked the job.
@@ -228,27 +252,29 @@ impl Facts {
     }
 }
 
-/// How long all tags of a job may take.
-fn tagging_s(job: &JobFacts) -> u64 {
-    job.labels.tags.iter().map(|_| TAG_S).sum()
-}
-
-/// Whether nothing of an allocation has changed for longer than one of its job's timeouts.
-fn is_silent(
-    allocation: &AllocationFacts,
-    job: &JobFacts,
-    which: impl Fn(&Limits<u64>) -> u64,
+/// How long nothing new was heard of a job, and what it is held against.
+struct Silence<'a> {
+    job: &'a JobFacts,
+    timeouts: &'a Limits<u64>,
     now: DateTime<Utc>,
-) -> bool {
-    let timeout = job.labels.timeouts.as_ref().map(which);
-    timeout.is_some_and(|timeout| is_past(allocation.changed_at, timeout, now))
+    /// By a clock that nobody sets, and that stands still while the machine sleeps.
+    silent: TimeDelta,
 }
 
-/// Whether a timeout that began at a time is over, and the time to end by it.
-fn is_past(began: DateTime<Utc>, timeout_s: u64, now: DateTime<Utc>) -> bool {
-    let timeout = i64::try_from(timeout_s).ok().and_then(TimeDelta::try_seconds).unwrap_or(TimeDelta::MAX);
-    // What is too long to be reckoned with is never over.
-    timeout.checked_add(&HANGS_AFTER).is_some_and(|longest| now - began > longest)
+impl Silence<'_> {
+    /// How long a publish may take with all its tags, in seconds.
+    fn publishing(&self) -> u64 {
+        let tags = self.job.labels.tags.iter().map(|_| TAG_S);
+        self.timeouts.publish.saturating_add(TAGGING_S).saturating_add(tags.sum())
+    }
+
+    /// Whether a timeout is over, and the time to end by it, that began at the latest of some times.
+    fn is_past(&self, timeout_s: u64, since: &[DateTime<Utc>]) -> bool {
+        // What is too long to be reckoned with is never over.
+        let timeout = i64::try_from(timeout_s).ok().and_then(TimeDelta::try_seconds);
+        let most = timeout.and_then(|timeout| timeout.checked_add(&HANGS_AFTER));
+        most.is_some_and(|most| self.silent > most && since.iter().all(|since| self.now - since > most))
+    }
 }
 
 #[cfg(test)]

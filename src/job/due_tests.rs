@@ -5,13 +5,13 @@ use crate::job::{Labels, Progress};
 #[test]
 fn what_nobody_else_ends_is_due() {
     let now = at(100);
-    let reason = |facts: &Facts| match facts.due(now) {
+    let reason = |facts: &Facts| match facts.due(now, TimeDelta::zero()) {
         Some(Due::Revoke(verdict)) => Some((verdict.status, verdict.reason)),
         Some(Due::Conclude(outcome)) => Some((Status::Failed, outcome.reason.unwrap())),
         _ => None,
     };
     let running = facts(progress(&[(Phase::Build, false)]), None);
-    assert_eq!(running.due(now), None);
+    assert_eq!(running.due(now, TimeDelta::zero()), None);
 
     let mut stopped = running.clone();
     stopped.see_job(JobFacts { stopped: true, ..job(9) });
@@ -61,10 +61,10 @@ fn what_nobody_else_ends_is_due() {
 
     let mut listed = running.clone();
     listed.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
-    assert_eq!(listed.due(now), Some(Due::Look));
+    assert_eq!(listed.due(now, TimeDelta::zero()), Some(Due::Look));
 
     let mut abandoned = facts(progress(&DONE), Some(claimed()));
-    assert_eq!(abandoned.due(now), None);
+    assert_eq!(abandoned.due(now, TimeDelta::zero()), None);
     abandoned.see_allocation(allocation(9, true));
     assert_eq!(reason(&abandoned), Some((Status::Failed, Reason::RunnerDied)));
 
@@ -76,91 +76,127 @@ fn what_nobody_else_ends_is_due() {
     forgotten.see_allocation(AllocationFacts { detail: detail(20), ..allocation(10, false) });
     assert_eq!(reason(&forgotten), Some((Status::Lost, Reason::NodeLost)));
     forgotten.see_allocation(AllocationFacts { detail: None, ..allocation(11, false) });
-    assert_eq!(forgotten.due(now), Some(Due::Look));
+    assert_eq!(forgotten.due(now, TimeDelta::zero()), Some(Due::Look));
     let mut publishing = facts(progress(&DONE), Some(claimed()));
     publishing.see_allocation(AllocationFacts { detail: detail(20), ..allocation(9, false) });
-    assert_eq!(publishing.due(now), Some(Due::Stop));
+    assert_eq!(publishing.due(now, TimeDelta::zero()), Some(Due::Stop));
     publishing.see_job(JobFacts { stopped: true, ..job(10) });
-    assert_eq!(publishing.due(now), None);
+    assert_eq!(publishing.due(now, TimeDelta::zero()), None);
 
     // Whoever revoked stops the job; one that could not is helped.
-    assert_eq!(facts(progress(&DONE), Some(killed(99))).due(now), None);
-    assert_eq!(facts(progress(&DONE), Some(killed(20))).due(now), Some(Due::Stop));
+    assert_eq!(facts(progress(&DONE), Some(killed(99))).due(now, TimeDelta::zero()), None);
+    assert_eq!(facts(progress(&DONE), Some(killed(20))).due(now, TimeDelta::zero()), Some(Due::Stop));
+}
+
+/// A job that was built, tested and published, as far as told, and whose last change by Nomad is of second 20: the build began
+/// in second 1 and ended in 6, the test 10 s later each, and the publish 20.
+fn silent(phases: &[(Phase, bool)], claim: Option<Claim>, running: &[Phase]) -> Facts {
+    let mut facts = facts(progress(phases), claim);
+    let labels = Labels { timeouts: Some(Limits { build: 60, test: 40, publish: 20 }), ..job(1).labels };
+    facts.see_job(JobFacts { labels, ..job(6) });
+    let detail = Some(Detail { running: running.to_vec(), ..Detail::default() });
+    facts.see_allocation(AllocationFacts { detail, changed_at: at(20), ..allocation(9, false) });
+    facts
+}
+
+/// What is due in a second of a job of which nothing was heard for a day, in short.
+fn unheard(facts: &Facts, second: i64) -> Option<(Status, Reason, Option<Phase>)> {
+    match facts
+        .due(at(second), TimeDelta::days(1))
+        .map(|due| if let Due::Unheard(due) = due { *due } else { due })?
+    {
+        Due::Revoke(verdict) => Some((verdict.status, verdict.reason, verdict.phase)),
+        Due::Conclude(outcome) => Some((Status::Failed, outcome.reason.unwrap(), Some(Phase::Publish))),
+        Due::Stop => STOP,
+        due => panic!("{due:#?}"),
+    }
+}
+
+const STOP: Option<(Status, Reason, Option<Phase>)> = Some((Status::Publishing, Reason::Stopped, None));
+const CONCLUDED: Option<(Status, Reason, Option<Phase>)> =
+    Some((Status::Failed, Reason::RunnerDied, Some(Phase::Publish)));
+
+const BUILDING: [(Phase, bool); 1] = [(Phase::Build, false)];
+const BUILT: [(Phase, bool); 1] = [(Phase::Build, true)];
+const TESTING: [(Phase, bool); 2] = [(Phase::Build, true), (Phase::Test, false)];
+const PUBLISHING: [(Phase, bool); 3] = [(Phase::Build, true), (Phase::Test, true), (Phase::Publish, false)];
+
+#[test]
+fn a_job_whose_runner_says_nothing_for_longer_than_its_timeout_is_ended() {
+    use Phase::{Build, Publish, Test};
+    let timeout = |phase| Some((Status::Failed, Reason::Timeout, phase));
+    for (phases, claim, running, last, then) in [
+        // It runs, and says neither that it has begun nor that it has ended, nor ends behind that.
+        (&[][..], None, &[Build][..], 140, timeout(None)),
+        (&BUILDING, None, &[Build], 140, timeout(Some(Build))),
+        (&BUILT, None, &[Build], 140, timeout(Some(Build))),
+        // Nomad has not started the next task yet, or it runs and does not begin.
+        (&BUILT, None, &[Publish], 1000, None),
+        (&BUILT, None, &[Test, Publish], 120, timeout(Some(Build))),
+        (&TESTING, None, &[Test, Publish], 120, timeout(Some(Test))),
+        (&DONE, None, &[Publish], 100, timeout(Some(Test))),
+        // Behind the claim all tags have eight minutes; then its `finish` ends the publish.
+        (&PUBLISHING, Some(claimed()), &[Publish], 581, STOP),
+    ] {
+        let facts = silent(phases, claim.clone(), running);
+        assert_eq!(
+            (unheard(&facts, last), unheard(&facts, last + 1)),
+            (None, then),
+            "{phases:?} {running:?}"
+        );
+        // Of a job that an older version submitted it is not known.
+        let mut older = facts.clone();
+        older.see_job(JobFacts { labels: Labels { timeouts: None, ..job(1).labels }, ..job(7) });
+        assert_eq!(unheard(&older, 9999), None);
+        // This replica heard of it a moment ago, whatever the clocks say.
+        assert_eq!(facts.due(at(9999), TimeDelta::seconds(70)), None, "{phases:?}");
+    }
 }
 
 #[test]
-fn a_job_of_which_nothing_is_heard_for_longer_than_its_timeouts_is_ended() {
-    const BUILT: [(Phase, bool); 1] = [(Phase::Build, true)];
-    let timeouts = Some(Limits { build: 60, test: 40, publish: 20 });
-    // Its last change by Nomad is of second 20; the build began in second 1, test in 11, publish in 21.
-    let silent = |phases: &[(Phase, bool)], claim: Option<Claim>, running: &[Phase], timeouts| {
-        let mut facts = facts(progress(phases), claim);
-        facts.see_job(JobFacts { labels: Labels { timeouts, ..job(1).labels }, ..job(6) });
-        let detail = Some(Detail { running: running.to_vec(), ..Detail::default() });
-        facts.see_allocation(AllocationFacts { detail, changed_at: at(20), ..allocation(9, false) });
-        facts
-    };
-    let due = |facts: &Facts, now: i64| match facts.due(at(now)) {
-        Some(Due::Revoke(verdict)) => Some((verdict.status, verdict.reason, verdict.phase)),
-        Some(Due::Conclude(outcome)) => Some((Status::Failed, outcome.reason.unwrap(), Some(Phase::Publish))),
-        Some(Due::Stop) => Some((Status::Publishing, Reason::Stopped, None)),
-        Some(Due::Look) => panic!("{facts:#?}"),
-        None => None,
-    };
-    let stop = Some((Status::Publishing, Reason::Stopped, None));
-    let timeout = |phase| Some((Status::Failed, Reason::Timeout, Some(phase)));
-    let building = [(Phase::Build, false)];
-    for (phases, claim, running, last, then) in [
-        // It runs, and says neither that it has begun nor that it has ended.
-        (&[][..], None, &[Phase::Build][..], 110, timeout(Phase::Build)),
-        (&building, None, &[Phase::Build], 110, timeout(Phase::Build)),
-        // Nomad has not started the next task yet, or it runs and does not begin.
-        (&BUILT, None, &[Phase::Publish], 1000, None),
-        (&BUILT, None, &[Phase::Test, Phase::Publish], 90, timeout(Phase::Test)),
-        (
-            &[(Phase::Build, true), (Phase::Test, false)],
-            None,
-            &[Phase::Test, Phase::Publish],
-            90,
-            timeout(Phase::Test),
-        ),
-        (&DONE, None, &[Phase::Publish], 70, timeout(Phase::Publish)),
-        // Behind the claim each of its two tags may take two minutes; then its `finish` ends the publish.
-        (
-            &[(Phase::Build, true), (Phase::Test, true), (Phase::Publish, false)],
-            Some(claimed()),
-            &[Phase::Publish],
-            311,
-            stop,
-        ),
-    ] {
-        let facts = silent(phases, claim.clone(), running, timeouts);
-        assert_eq!((due(&facts, last), due(&facts, last + 1)), (None, then), "{phases:?} {running:?}");
-        // Of a job that an older version submitted it is not known.
-        assert_eq!(due(&silent(phases, claim, running, None), 9999), None);
+fn a_phase_has_its_time_from_the_end_of_the_one_before() {
+    // Nomad tells of nothing while a long test runs, and a moment too late that its task has ended.
+    let mut tested = progress(&BUILT);
+    tested.set(Phase::Test, Outcome::begun("alloc", at(11)).succeeded(at(500)));
+    for running in [&[Phase::Test, Phase::Publish][..], &[Phase::Publish]] {
+        let mut facts = silent(&BUILT, None, running);
+        facts.see_progress(20, tested.clone());
+        assert_eq!(unheard(&facts, 580), None);
+        assert!(unheard(&facts, 601).is_some());
     }
+}
 
-    // A node that is away may come back, while the job could still need it.
-    for (claim, then) in [
-        (None, Some((Status::Lost, Reason::NodeLost, Some(Phase::Build)))),
-        (Some(claimed()), Some((Status::Failed, Reason::RunnerDied, Some(Phase::Publish)))),
+#[test]
+fn a_job_whose_node_is_away_for_longer_than_its_timeouts_is_ended() {
+    for (phases, claim, then) in [
+        (&BUILDING[..], None, Some((Status::Lost, Reason::NodeLost, Some(Phase::Build)))),
+        (&PUBLISHING, Some(claimed()), CONCLUDED),
+        // All is told: a node that comes back with it has nothing to do.
+        (&[(Phase::Build, true), (Phase::Test, true), (Phase::Publish, true)], Some(claimed()), STOP),
     ] {
-        let mut away = silent(&building, claim, &[Phase::Build], timeouts);
-        away.see_allocation(AllocationFacts {
-            standing: Standing::Away,
-            changed_at: at(30),
-            ..allocation(10, false)
-        });
-        assert_eq!((due(&away, 120), due(&away, 121)), (None, then));
+        let mut away = silent(phases, claim, &[]);
+        let standing = Standing::Away;
+        away.see_allocation(AllocationFacts { standing, changed_at: at(30), ..allocation(10, false) });
+        assert_eq!((unheard(&away, 150), unheard(&away, 151)), (None, then), "{phases:?}");
     }
+}
 
-    // A `finish` that hangs, and a runner that failed and hangs then.
-    let mut finishing = silent(&DONE, Some(claimed()), &[], timeouts);
+#[test]
+fn what_nobody_can_end_is_concluded_and_what_has_ended_is_stopped() {
+    let published = [(Phase::Build, true), (Phase::Test, true), (Phase::Publish, true)];
+    // A `finish` that hangs.
+    let mut finishing = silent(&DONE, Some(claimed()), &[]);
     let detail = Some(Detail::default());
     finishing.see_allocation(AllocationFacts { detail, changed_at: at(30), ..allocation(10, true) });
-    assert_eq!(due(&finishing, 320), None);
-    assert_eq!(due(&finishing, 321), Some((Status::Failed, Reason::RunnerDied, Some(Phase::Publish))));
+    assert_eq!((unheard(&finishing, 590), unheard(&finishing, 591)), (None, CONCLUDED));
+    // A task that Nomad cannot kill.
+    let mut stuck = silent(&PUBLISHING, Some(claimed()), &[Phase::Publish]);
+    stuck.job.as_mut().unwrap().stopped = true;
+    assert_eq!(unheard(&stuck, 582), CONCLUDED);
+    // A runner that goes on though all is told, and one that failed.
+    let told = silent(&published, Some(claimed()), &[Phase::Publish]);
+    assert_eq!((unheard(&told, 106), unheard(&told, 107)), (None, STOP));
     let failed = Verdict::new(Status::Failed, Some(Phase::Build), Reason::BuildFailed, "", at(30));
-    let failed = silent(&building, Some(Claim::revoked(failed)), &[Phase::Build], timeouts);
-    assert_eq!((due(&failed, 60), due(&failed, 61)), (None, stop));
+    let failed = silent(&BUILDING, Some(Claim::revoked(failed)), &[Phase::Build]);
+    assert_eq!((unheard(&failed, 90), unheard(&failed, 91)), (None, STOP));
 }

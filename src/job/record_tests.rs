@@ -112,14 +112,14 @@ fn a_job_that_nomad_forgot_is_remembered_by_its_ledger() {
     let now = at(99);
     for claim in [None, Some(claimed())] {
         let mut facts = remembered(claim);
-        assert_eq!(facts.due(now), None);
+        assert_eq!(facts.due(now, TimeDelta::zero()), None);
         assert!(!facts.see_gone(19));
-        assert_eq!(facts.due(now), None);
+        assert_eq!(facts.due(now, TimeDelta::zero()), None);
         let mut there = facts.clone();
         assert!(there.see_job(job(1)));
         assert!(!Record::of(&there).unwrap().remembered);
         assert!(facts.see_gone(20));
-        match facts.due(now) {
+        match facts.due(now, TimeDelta::zero()) {
             Some(Due::Revoke(verdict)) if facts.claim.1.is_none() => {
                 assert_eq!((verdict.status, verdict.reason), (Status::Lost, Reason::NodeLost));
             }
@@ -135,7 +135,7 @@ fn a_job_that_nomad_forgot_is_remembered_by_its_ledger() {
     told.set(Phase::Publish, outcome);
     stopped.see_progress(21, told);
     stopped.see_gone(21);
-    let Some(Due::Revoke(verdict)) = stopped.due(now) else { panic!("nothing is due") };
+    let Some(Due::Revoke(verdict)) = stopped.due(now, TimeDelta::zero()) else { panic!("nothing is due") };
     assert_eq!((verdict.status, verdict.reason), (Status::Killed, Reason::Stopped));
 }
 
@@ -321,7 +321,7 @@ proptest! {
             hear(&mut shuffled, *index, heard);
         }
         prop_assert_eq!(Record::of(&shuffled), Record::of(&straight));
-        prop_assert_eq!(shuffled.due(at(100)), straight.due(at(100)));
+        prop_assert_eq!(shuffled.due(at(100), TimeDelta::zero()), straight.due(at(100), TimeDelta::zero()));
     }
 
     #[test]

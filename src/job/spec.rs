@@ -88,6 +88,13 @@ impl<T> Limits<T> {
     }
 }
 
+impl Limits<u64> {
+    /// The largest of them.
+    pub fn longest(&self) -> u64 {
+        self.build.max(self.test).max(self.publish)
+    }
+}
+
 /// The least memory a phase may reserve, in MiB.
 pub const LEAST_MEMORY_MB: u32 = 16;
 

@@ -169,7 +169,8 @@ const LOG_FILE_MB: u32 = 10;
 /// How long a runner has to stop what it started. A client caps it, at 30 s where nothing else is configured.
 const KILL_TIMEOUT_NS: u64 = 25_000_000_000;
 
-/// A node that comes back within this time finds its job as it was.
+/// A node that comes back within this time finds its allocation as it was. Whether the job still goes on then is the service's
+/// to say: see `Facts::due`.
 const LOST_AFTER_NS: u64 = 30 * 24 * 3600 * 1_000_000_000;
 
 /// The node's name, which Nomad fills in.

@@ -116,16 +116,19 @@ impl Tenant {
     /// Waits until every task of the job has ended, so that none of them leaves anything behind the removal.
     async fn ended_allocations(&self, id: &JobId) -> Result<Vec<Allocation>, CleanupError> {
         let deadline = tokio::time::Instant::now() + WAIT;
-        let mut index = 0;
+        let (mut index, mut away) = (0, None);
         loop {
             let listed = self.nomad.job_allocations_after(&self.namespace, id.as_str(), index, WAIT);
             let listed = match tokio::time::timeout_at(deadline, listed).await {
                 Ok(listed) => listed.map_err(|error| CleanupError::Nomad(id.clone(), error))?,
-                Err(_) => return Err(CleanupError::Running(id.clone())),
+                Err(_) => return Err(away.unwrap_or_else(|| CleanupError::Running(id.clone()))),
             };
-            if !listed.value.iter().any(translate::may_still_work) {
+            let Some(open) = listed.value.iter().find(|each| translate::may_still_work(each)) else {
                 return Ok(listed.value);
-            }
+            };
+            let is_away = open.client_status == "unknown";
+            away = is_away
+                .then(|| CleanupError::Node(id.clone(), open.node_name.clone(), "it is away".to_owned()));
             index = listed.index.max(1);
         }
     }

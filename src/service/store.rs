@@ -7,7 +7,7 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{Notify, watch};
 
 use super::freshness::Freshness;
@@ -19,8 +19,17 @@ const FORGOTTEN: Duration = Duration::from_mins(10);
 
 struct Entry {
     facts: Facts,
+    /// When anything new was heard of it last.
+    heard: Instant,
     /// None until the Nomad job itself was heard of.
     record: Option<watch::Sender<Arc<Record>>>,
+}
+
+impl Entry {
+    fn due(&self, now: DateTime<Utc>) -> Option<Due> {
+        let silent = TimeDelta::from_std(self.heard.elapsed()).unwrap_or(TimeDelta::MAX);
+        self.facts.due(now, silent)
+    }
 }
 
 #[derive(Default)]
@@ -123,12 +132,14 @@ impl Store {
         if jobs.forgotten.contains_key(id) {
             return false;
         }
-        let entry = jobs
-            .known
-            .entry(id.clone())
-            .or_insert_with(|| Entry { facts: Facts::new(id.clone()), record: None });
+        let entry = jobs.known.entry(id.clone()).or_insert_with(|| Entry {
+            facts: Facts::new(id.clone()),
+            heard: Instant::now(),
+            record: None,
+        });
         let news = see(&mut entry.facts);
         if news {
+            entry.heard = Instant::now();
             self.fold(entry);
         }
         news
@@ -166,12 +177,12 @@ impl Store {
 
     /// What is due of one job now.
     pub(super) fn due_of(&self, id: &JobId, now: DateTime<Utc>) -> Option<Due> {
-        self.read().known.get(id)?.facts.due(now)
+        self.read().known.get(id)?.due(now)
     }
 
     fn fold(&self, entry: &mut Entry) {
         let Some(record) = Record::of(&entry.facts) else { return };
-        if entry.facts.due(Utc::now()).is_some() {
+        if entry.due(Utc::now()).is_some() {
             self.due.notify_one();
         }
         let Some(sender) = &entry.record else {
@@ -213,7 +224,7 @@ impl Store {
 
     /// Everything that is due now.
     pub(super) fn due(&self, now: DateTime<Utc>) -> Vec<(JobId, Due)> {
-        self.read().known.iter().filter_map(|(id, entry)| Some((id.clone(), entry.facts.due(now)?))).collect()
+        self.read().known.iter().filter_map(|(id, entry)| Some((id.clone(), entry.due(now)?))).collect()
     }
 
     /// Waits until something may have become due.

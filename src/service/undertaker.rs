@@ -1,5 +1,5 @@
-//! Ends what nobody else ends: jobs that were stopped or purged behind our back, runners that died, nodes that are
-//! gone.
+//! Ends what nobody else ends: jobs that were stopped or purged behind our back, runners that died or hang, nodes that
+//! are gone.
 //!
 //! Every replica does this. The ledger decides, so it does not matter which one is first, or how often it is tried.
 
@@ -11,6 +11,7 @@ use chrono::{TimeDelta, Utc};
 use super::{Tenant, cleanup, translate};
 use crate::job::{Claim, Due, JobId, Phase, Reason, Verdict};
 use crate::ledger::LedgerError;
+use crate::nomad::{Error, Kind};
 
 /// What is due by time alone is found by looking this often.
 const TICK: Duration = Duration::from_secs(5);
@@ -31,7 +32,7 @@ enum Undone {
     #[error("the job could not be ended")]
     Ledger(#[from] LedgerError),
     #[error("the job could not be ended")]
-    Nomad(#[from] crate::nomad::Error),
+    Nomad(#[from] Error),
 }
 
 impl<'a> Undertaker<'a> {
@@ -89,17 +90,12 @@ impl<'a> Undertaker<'a> {
             }
         }
         match due {
+            Due::Unheard(_) => self.perform_unheard(id).await?,
             Due::Revoke(Verdict { reason: Reason::NodeLost, .. }) => {
                 // The allocation that takes the place of a lost one is made at the same moment, and heard of apart from it.
                 self.look(id).await?;
                 if let Some(Due::Revoke(verdict)) = store.due_of(id, Utc::now()) {
                     self.revoke(id, verdict).await?;
-                }
-            }
-            // Its runner does not end by itself.
-            Due::Revoke(verdict @ Verdict { reason: Reason::Timeout, .. }) => {
-                if self.revoke(id, verdict).await? {
-                    nomad.stop(namespace, id.as_str(), false).await?;
                 }
             }
             Due::Revoke(verdict) => {
@@ -120,6 +116,43 @@ impl<'a> Undertaker<'a> {
         Ok(())
     }
 
+    /// Ends a job of which nothing new was heard for too long. What was not heard may have happened all the same, where it is
+    /// this replica that hears nothing.
+    async fn perform_unheard(&self, id: &JobId) -> Result<(), Undone> {
+        let Tenant { nomad, namespace, freshness, store, .. } = self.tenant;
+        if freshness.doubt().is_some() || !self.ask(id).await? {
+            return Ok(());
+        }
+        let Some(Due::Unheard(due)) = store.due_of(id, Utc::now()) else { return Ok(()) };
+        match *due {
+            // It does not end by itself.
+            Due::Revoke(verdict) => {
+                if self.revoke(id, verdict).await? {
+                    nomad.stop(namespace, id.as_str(), false).await?;
+                }
+                Ok(())
+            }
+            due => Box::pin(self.perform(id, due)).await,
+        }
+    }
+
+    /// Asks Nomad for all that there is of a job; whether it has the job.
+    async fn ask(&self, id: &JobId) -> Result<bool, Undone> {
+        let Tenant { nomad, namespace, ledger, store, .. } = self.tenant;
+        let job = match nomad.job(namespace, id.as_str()).await {
+            // The next list tells that.
+            Err(Error { kind: Kind::NotFound, .. }) => return Ok(false),
+            job => job?,
+        };
+        let pages = ledger.pages(id).await?;
+        self.look(id).await?;
+        store.see(id, |known| {
+            let of_job = translate::job(&job).is_some_and(|(_, facts)| known.see_job(facts));
+            pages.into_iter().fold(of_job, |news, page| page.tell(namespace, known) || news)
+        });
+        Ok(true)
+    }
+
     async fn look(&self, id: &JobId) -> Result<(), Undone> {
         let Tenant { nomad, namespace, store, .. } = self.tenant;
         let allocations = nomad.job_allocations(namespace, id.as_str()).await?;
@@ -134,7 +167,7 @@ impl<'a> Undertaker<'a> {
     async fn revoke(&self, id: &JobId, verdict: Verdict) -> Result<bool, Undone> {
         let Tenant { nomad, namespace, ledger, store, .. } = self.tenant;
         // A job that was cleaned up while it was being listed has a verdict already, and no ledger to read it from.
-        if matches!(verdict.reason, Reason::Stopped | Reason::NodeLost)
+        if matches!(verdict.reason, Reason::Stopped | Reason::NodeLost | Reason::Timeout)
             && cleanup::sweep_of(nomad, namespace, id).await?.is_some()
             && ledger.claim(id).await?.is_none()
         {

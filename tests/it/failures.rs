@@ -290,7 +290,7 @@ async fn a_phase_whose_runner_hangs_fails_by_its_timeout_and_leaves_nothing() {
         sleeper.job["timeouts"] = json!({phase: "PT20S"});
         let id = sleeper.submit(&api).await;
         hang(&id, phase);
-        let status = api.wait_for_end(&id).await;
+        let status = api.wait_for_late_end(&id).await;
         failed(&id, &sleeper.job, phase, "timeout", &status).await;
         assert!(status["failure"]["message"].as_str().unwrap().contains("hangs"), "{status:#}");
         sleeper.is_stopped().await;

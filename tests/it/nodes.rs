@@ -1,6 +1,6 @@
 //! Nodes: whatever becomes of a node and its agent, a job goes on or ends, and publishes what it tested.
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -207,8 +207,11 @@ async fn a_job_whose_node_is_removed_from_nomad_is_lost_and_publishes_nothing_wh
 async fn a_job_whose_node_stays_away_is_lost_and_publishes_nothing_when_the_node_comes_back() {
     let Bench { cluster, api, .. } = &Bench::new().await;
     let unheard = Unheard::new(cluster, api).await;
-    let status = api.wait_for_end(&unheard.id).await;
+    let status = api.wait_for_late_end(&unheard.id).await;
     assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
+    let (answer, said) = api.call(Method::POST, &format!("/jobs/{}/cleanup", unheard.id), None).await;
+    assert_eq!(answer, StatusCode::SERVICE_UNAVAILABLE, "{said}");
+    assert!(said["error"]["message"].as_str().unwrap().contains("it is away"), "{said}");
     assert!(status["failure"]["message"].as_str().unwrap().contains("has been away"), "{status:#}");
     unheard.comes_to_nothing(cluster, api, ("LOST", "node_lost")).await;
 }

@@ -1,9 +1,11 @@
 //! The service's API as a caller sees it.
 
+use std::time::Duration;
+
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::{eventually, openapi};
+use super::{eventually, eventually_within, openapi};
 
 /// A client.
 #[derive(Clone)]
@@ -126,10 +128,13 @@ impl Api {
 
     /// Waits for a job's final status.
     pub(crate) async fn wait_for_end(&self, id: &str) -> Value {
-        self.wait_until(id, "the end of the job", |status| {
-            matches!(status["status"].as_str(), Some("SUCCEEDED" | "FAILED" | "KILLED" | "LOST"))
-        })
-        .await
+        self.wait_until(id, "the end of the job", has_ended).await
+    }
+
+    /// The same for a job that is to end by a timeout, and the minute after it.
+    pub(crate) async fn wait_for_late_end(&self, id: &str) -> Value {
+        let ended = async || Some(self.status(id).await).filter(has_ended);
+        eventually_within(Duration::from_mins(4), "the end of the job", ended).await
     }
 
     /// Submits a job and waits for its end; returns its ID and last status.
@@ -143,4 +148,8 @@ impl Api {
     pub(crate) async fn logs(&self, id: &str) -> Value {
         self.get(&format!("/jobs/{id}/logs")).await
     }
+}
+
+fn has_ended(status: &Value) -> bool {
+    matches!(status["status"].as_str(), Some("SUCCEEDED" | "FAILED" | "KILLED" | "LOST"))
 }

@@ -203,14 +203,23 @@ pub(crate) fn image_of(job: &Value) -> &str {
 }
 
 /// Waits for a value, asking often, and fails with `what` after a minute and a half.
-pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(90);
+pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(Duration::from_secs(90), what, ask).await
+}
+
+/// The same within another time.
+pub(crate) async fn eventually_within<T>(
+    most: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + most;
     let mut pause = Duration::from_millis(20);
     loop {
         if let Some(value) = ask().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within 90 s: {what}");
+        assert!(Instant::now() < deadline, "not within {} s: {what}", most.as_secs());
         tokio::time::sleep(pause).await;
         // All tests together ask so often that asking takes a good part of the machine.
         pause = (pause * 3 / 2).min(Duration::from_millis(100));
