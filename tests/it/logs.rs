@@ -170,10 +170,13 @@ async fn a_line_of_five_megabytes_comes_in_parts_and_is_whole_as_text() {
     assert!(seen.lines.iter().map(|line| line.1.as_str()).eq(parts.iter().copied().chain([last.as_str()])));
     let record = job.record.borrow().clone();
     let logs = hub.text(&record, None, None, 16 << 20).await.unwrap().0;
-    assert!(logs.build == format!("{long}\n{last}\n") && logs.test.is_empty() && logs.truncated.is_empty());
+    let want = format!("{long}\n{last}\n");
+    let (length, begin) = (logs.build.len(), logs.build.get(..100));
+    assert!(logs.build == want, "{length} of {} bytes, {begin:?}, {:?}", want.len(), logs.missing);
+    assert!(logs.test.is_empty() && logs.truncated.is_empty(), "{:?}", logs.truncated);
     // Of a tail, too.
     let logs = hub.text(&record, None, Some(2), 16 << 20).await.unwrap().0;
-    assert!(logs.build == format!("{long}\n{last}\n"));
+    assert!(logs.build == want, "{} of {} bytes, {:?}", logs.build.len(), want.len(), logs.missing);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
