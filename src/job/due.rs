@@ -41,7 +41,7 @@ pub enum Due {
     /// What the allocation's tasks say has to be read first.
     Look,
     /// Nothing was heard of the job for too long: this is due if Nomad, asked once more, has nothing new either.
-    Unheard(Box<Due>),
+    Silent(Box<Due>),
 }
 
 impl Facts {
@@ -53,7 +53,7 @@ impl Facts {
         self.said(job, now).or_else(|| {
             let timeouts = job.labels.timeouts.as_ref().filter(|_| !job.gone)?;
             let silence = Silence { job, timeouts, now, silent };
-            Some(Due::Unheard(Box::new(self.unheard(&silence)?)))
+            Some(Due::Silent(Box::new(self.due_by_silence(&silence)?)))
         })
     }
 
@@ -166,7 +166,7 @@ impl Facts {
     }
 
     /// What is due of a job of which nothing is heard any more.
-    fn unheard(&self, silence: &Silence<'_>) -> Option<Due> {
+    fn due_by_silence(&self, silence: &Silence<'_>) -> Option<Due> {
         let &Silence { job, timeouts, now, .. } = silence;
         let allocation = self.allocation()?;
         let is_away = allocation.standing == Standing::Away

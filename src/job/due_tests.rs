@@ -103,7 +103,7 @@ fn silent(phases: &[(Phase, bool)], claim: Option<Claim>, running: &[Phase]) -> 
 fn unheard(facts: &Facts, second: i64) -> Option<(Status, Reason, Option<Phase>)> {
     match facts
         .due(at(second), TimeDelta::days(1))
-        .map(|due| if let Due::Unheard(due) = due { *due } else { due })?
+        .map(|due| if let Due::Silent(due) = due { *due } else { due })?
     {
         Due::Revoke(verdict) => Some((verdict.status, verdict.reason, verdict.phase)),
         Due::Conclude(outcome) => Some((Status::Failed, outcome.reason.unwrap(), Some(Phase::Publish))),

@@ -90,7 +90,7 @@ impl<'a> Undertaker<'a> {
             }
         }
         match due {
-            Due::Unheard(_) => self.perform_unheard(id).await?,
+            Due::Silent(_) => self.perform_silent(id).await?,
             Due::Revoke(Verdict { reason: Reason::NodeLost, .. }) => {
                 // The allocation that takes the place of a lost one is made at the same moment, and heard of apart from it.
                 self.look(id).await?;
@@ -118,12 +118,12 @@ impl<'a> Undertaker<'a> {
 
     /// Ends a job of which nothing new was heard for too long. What was not heard may have happened all the same, where it is
     /// this replica that hears nothing.
-    async fn perform_unheard(&self, id: &JobId) -> Result<(), Undone> {
+    async fn perform_silent(&self, id: &JobId) -> Result<(), Undone> {
         let Tenant { nomad, namespace, freshness, store, .. } = self.tenant;
         if freshness.doubt().is_some() || !self.ask(id).await? {
             return Ok(());
         }
-        let Some(Due::Unheard(due)) = store.due_of(id, Utc::now()) else { return Ok(()) };
+        let Some(Due::Silent(due)) = store.due_of(id, Utc::now()) else { return Ok(()) };
         match *due {
             // It does not end by itself.
             Due::Revoke(verdict) => {
