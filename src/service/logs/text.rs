@@ -58,7 +58,9 @@ pub(super) async fn read(
     max_bytes: usize,
 ) -> Result<Logs, Unread> {
     let mut logs = Logs::default();
-    for &phase in phases.iter().filter(|&&phase| record.allocation_of(phase).is_some()) {
+    // Of a phase that wrote nothing there is nothing to read: its task may not even have begun.
+    let wrote = |phase| !Mark::START.is_behind_all(record, phase);
+    for &phase in phases.iter().filter(|&&phase| record.allocation_of(phase).is_some() && wrote(phase)) {
         let target = Target::of(inner, record, phase);
         let mut text = Text::new(tail.unwrap_or(usize::MAX), max_bytes);
         let mark = begin(inner, &target, tail).await;

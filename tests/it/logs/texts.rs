@@ -3,10 +3,11 @@
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-use nomad_build::job::Phase;
-use nomad_build::service::logs::{Hub, Settings};
+use chrono::TimeDelta;
+use nomad_build::job::{Phase, Status};
+use nomad_build::service::logs::{Hub, Logs, Settings};
 
-use super::job::{Job, text};
+use super::job::{Job, now, text};
 use crate::support::agent::client;
 use crate::support::{Instead, nomad_front};
 
@@ -53,4 +54,19 @@ async fn a_log_of_which_a_busy_node_knows_nothing_yet_is_waited_for() {
     let logs = hub.text(&record, None, None, 100_000).await.unwrap().0;
     let whole: String = (1..=20).map(|seq| text(seq) + "\n").collect();
     assert_eq!((logs.build, logs.missing.len()), (whole, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_phase_that_wrote_nothing_no_line_is_missing_though_its_task_never_began() {
+    let mut job = Job::building(10, 10).await;
+    job.lines(Phase::Build, 1).await;
+    // The build's task goes on, and those behind it wait; but as the record has it, all ended long ago.
+    job.change(|record| {
+        record.status = Status::Failed;
+        record.lines = [Some(1), Some(0), Some(0)];
+        record.timestamps.job_end = Some(now() - TimeDelta::minutes(1));
+    });
+    let record = job.record.borrow().clone();
+    let logs = job.hub().text(&record, Some(&[Phase::Test, Phase::Publish]), None, 100_000).await.unwrap().0;
+    assert_eq!(logs, Logs::default());
 }

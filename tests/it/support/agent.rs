@@ -22,6 +22,9 @@ pub(super) const MARK: &str = "NOMAD_BUILD_STACK";
 /// Everybody of these tests has one address. Nobody is asked whether there is another Nomad.
 pub(super) const LIMITS: &str = "limits {\n http_max_conns_per_client = 2000\n}\ndisable_update_check = true";
 
+/// Where Nomad's helpers have their sockets: in a common folder those of killed ones would stay.
+pub(super) const SOCKETS: &str = "PLUGIN_UNIX_SOCKET_DIR";
+
 /// Has programs in Go collect less often, which is a seventh of all the cpu that these tests take.
 pub(crate) const LAZY: (&str, &str) = ("GOGC", "400");
 
@@ -217,6 +220,7 @@ fn spawn(dir: &Path, environment: &[(&'static str, PathBuf)]) -> Child {
         .args(["agent", "-config"])
         .arg(dir.join("agent.hcl"))
         .env(MARK, dir)
+        .env(SOCKETS, dir)
         .env(LAZY.0, LAZY.1)
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(log.try_clone().unwrap())

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::agent::{LAZY, LIMITS, MARK, binary, end_client, end_tasks, wait_for};
+use super::agent::{LAZY, LIMITS, MARK, SOCKETS, binary, end_client, end_tasks, wait_for};
 use super::ports;
 use super::ways::Ways;
 
@@ -343,6 +343,7 @@ fn spawn(dir: &Path, number: usize, ways: &Ways) -> Child {
         .args(["agent", "-config"])
         .arg(dir.join(format!("{name}.hcl")))
         .env(MARK, dir)
+        .env(SOCKETS, dir)
         .env(LAZY.0, LAZY.1)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
