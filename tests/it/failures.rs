@@ -282,6 +282,19 @@ async fn a_job_whose_runner_died_fails() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_that_dies_before_its_claim_fails_and_tags_nothing() {
+    let front = Front::holding(&world().registry, At::Digest).await;
+    let repository = world().repository("");
+    let job = world().job_by(&front, &repository);
+    let id = world().api().submit(&job).await;
+    front.holds().await;
+    crash(&id, "publish");
+    front.let_go();
+    let status = world().api().wait_for_end(&id).await;
+    failed(&id, &job, "publish", "runner_died", &status).await;
+}
+
 #[tokio::test]
 async fn a_phase_whose_runner_hangs_fails_by_its_timeout_and_leaves_nothing() {
     let api = world().api();
