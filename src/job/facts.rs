@@ -86,8 +86,8 @@ pub struct Detail {
     pub death: Option<String>,
     /// When its agent had lost track of it: it starts no task of it any more, and says that they run.
     pub forgotten_at: Option<DateTime<Utc>>,
-    /// What Nomad says that a task waits for which has not begun.
-    pub waits_for: Option<String>,
+    /// The phases whose task has not begun, where Nomad says what it waits for.
+    pub waits_for: Vec<(Phase, String)>,
     /// The phases whose runner runs.
     pub running: Vec<Phase>,
 }

@@ -172,7 +172,7 @@ impl Record {
             },
             image: image(facts, &job.labels, published),
             failure: failure(verdict, published),
-            placement: if status == Status::Pending { waits(facts) } else { None },
+            placement: if status.is_final() { None } else { waits(facts, job.labels.has_tests) },
             nomad: Location {
                 namespace: job.namespace.clone(),
                 job: facts.id.to_string(),
@@ -211,11 +211,21 @@ impl Record {
     }
 }
 
-/// Why nothing can take a job, or why the node that has taken it has not begun.
-fn waits(facts: &Facts) -> Option<String> {
-    let Some(allocation) = facts.allocation() else { return facts.placement.1.clone() };
-    let waits_for = allocation.detail.as_ref()?.waits_for.as_ref()?;
-    Some(format!("{} has taken it, and waits before it can begin. {waits_for}", allocation.node_name))
+/// Why nothing can take a job, or why the node that has taken it does not begin the phase that is next.
+fn waits(facts: &Facts, has_tests: bool) -> Option<String> {
+    let latest = facts.progress.1.latest();
+    let Some(allocation) = facts.allocation() else {
+        return facts.placement.1.clone().filter(|_| latest.is_none());
+    };
+    let next = match latest {
+        None => Phase::Build,
+        Some((phase, outcome)) => phase.next(has_tests).filter(|_| outcome.state == State::Succeeded)?,
+    };
+    let (_, why) = allocation.detail.as_ref()?.waits_for.iter().find(|(phase, _)| *phase == next)?;
+    Some(format!(
+        "node {} has taken the job, and {next} waits before it can begin: {why}",
+        allocation.node_name
+    ))
 }
 
 fn status(facts: &Facts, verdict: Option<&Verdict>, published: Option<&Outcome>) -> Status {

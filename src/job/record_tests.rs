@@ -153,7 +153,7 @@ fn the_status_follows_the_phases() {
 }
 
 #[test]
-fn a_job_whose_build_has_not_begun_says_what_it_waits_for() {
+fn a_job_whose_next_phase_has_not_begun_says_what_it_waits_for() {
     let placement = |facts: &Facts| Record::of(facts).unwrap().placement;
     let mut facts = Facts::new(id());
     facts.see_job(job(1));
@@ -161,12 +161,29 @@ fn a_job_whose_build_has_not_begun_says_what_it_waits_for() {
     assert_eq!(placement(&facts).as_deref(), Some("no node can take it"));
     facts.see_allocation(allocation(9, false));
     assert_eq!(placement(&facts), None);
-    let detail =
-        Some(Detail { waits_for: Some("build: Missing: vault.read(a)".to_owned()), ..Detail::default() });
-    facts.see_allocation(AllocationFacts { detail, ..allocation(10, false) });
-    let want = "node has taken it, and waits before it can begin. build: Missing: vault.read(a)";
-    assert_eq!(placement(&facts).as_deref(), Some(want));
+    let waiting = |index, phases: &[Phase]| {
+        let waits_for = phases.iter().map(|phase| (*phase, "Missing: vault.read(a)".to_owned())).collect();
+        AllocationFacts {
+            detail: Some(Detail { waits_for, ..Detail::default() }),
+            ..allocation(index, false)
+        }
+    };
+    let want = |phase| {
+        Some(format!(
+            "node node has taken the job, and {phase} waits before it can begin: Missing: vault.read(a)"
+        ))
+    };
+    facts.see_allocation(waiting(10, &[Phase::Build]));
+    assert_eq!(placement(&facts), want(Phase::Build));
     facts.see_progress(11, progress(&[(Phase::Build, false)]));
+    assert_eq!(placement(&facts), None);
+    // The tasks behind the build are begun together, and publish waits for the tests anyway.
+    facts.see_allocation(waiting(12, &[Phase::Publish]));
+    facts.see_progress(13, progress(&[(Phase::Build, true)]));
+    assert_eq!(placement(&facts), None);
+    facts.see_progress(14, progress(&[(Phase::Build, true), (Phase::Test, true)]));
+    assert_eq!(placement(&facts), want(Phase::Publish));
+    facts.see_progress(15, progress(&[(Phase::Build, true), (Phase::Test, true), (Phase::Publish, false)]));
     assert_eq!(placement(&facts), None);
 }
 

@@ -102,17 +102,15 @@ fn setup_error(allocation: &Allocation) -> Option<String> {
     })
 }
 
-/// What Nomad said last of a task that its node has not begun, where that is what the task waits for: a secret that cannot be
-/// read is asked for again for minutes before the task fails.
-fn waits_for(allocation: &Allocation) -> Option<String> {
-    if allocation.client_status != "pending" {
-        return None;
-    }
+/// What each task waits for which its node has taken and not begun.
+fn waits_for(allocation: &Allocation) -> Vec<(Phase, String)> {
     let causes = ["Template", "Driver", "Downloading Artifacts", "Restarting"];
-    allocation.task_states.iter().find_map(|(name, task)| {
+    let waits = |phase: Phase| {
+        let task = allocation.task_states.get(phase.as_str()).filter(|task| task.state == "pending")?;
         let event = task.events.last().filter(|event| causes.contains(&event.kind.as_str()))?;
-        Some(format!("{name}: {}", event.display_message))
-    })
+        Some((phase, event.display_message.clone()))
+    };
+    Phase::ALL.into_iter().filter_map(waits).collect()
 }
 
 /// What Nomad said of the end of a task that ran and failed.
@@ -204,26 +202,25 @@ mod tests {
 
     #[test]
     fn a_task_that_its_node_has_not_begun_tells_what_it_waits_for() {
-        let told = |status: &str, kinds: &[&str]| {
+        let told = |state: &str, kinds: &[&str]| {
             let event = |kind: &&str| TaskEvent {
                 kind: (*kind).to_owned(),
                 display_message: "Missing: vault.read(a)".to_owned(),
                 ..TaskEvent::default()
             };
-            let build = TaskState { events: kinds.iter().map(event).collect(), ..TaskState::default() };
-            waits_for(&Allocation {
-                client_status: status.to_owned(),
-                task_states: [("build".to_owned(), build), ("finish".to_owned(), TaskState::default())]
-                    .into(),
-                ..Allocation::default()
-            })
+            let events = kinds.iter().map(event).collect();
+            let task = TaskState { state: state.to_owned(), events, ..TaskState::default() };
+            let task_states =
+                [("publish".to_owned(), task), ("finish".to_owned(), TaskState::default())].into();
+            waits_for(&Allocation { task_states, ..Allocation::default() })
         };
-        let waits = Some("build: Missing: vault.read(a)".to_owned());
+        let waits = [(Phase::Publish, "Missing: vault.read(a)".to_owned())];
         assert_eq!(told("pending", &["Received", "Task Setup", "Template"]), waits);
         assert_eq!(told("pending", &["Received", "Driver"]), waits);
-        assert_eq!(told("pending", &["Received", "Template", "Killing"]), None);
-        assert_eq!(told("pending", &["Received"]), None);
-        assert_eq!(told("running", &["Received", "Template"]), None);
+        assert_eq!(told("pending", &["Received", "Template", "Killing"]), []);
+        assert_eq!(told("pending", &["Received"]), []);
+        assert_eq!(told("running", &["Received", "Template"]), []);
+        assert_eq!(told("dead", &["Received", "Template"]), []);
     }
 
     #[test]

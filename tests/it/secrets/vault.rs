@@ -161,3 +161,30 @@ async fn a_job_that_waits_for_a_secret_in_vault_says_which_one() {
     let status = api.wait_for_end(&id).await;
     assert_eq!((&status["status"], &status["placement"]), (&json!("SUCCEEDED"), &Value::Null), "{status:#}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_whose_publish_waits_for_a_secret_in_vault_says_which_one() {
+    let world = world();
+    let secrets = [("default/registry", json!({ "username": LOGIN.0, "password": LOGIN.1 }))];
+    let (vault, agent, service) = with(secrets, &world.registry).await;
+    let api = Api::new(&service.url);
+    // Time for the silence to begin after the build has read what it needs.
+    let repository = world.repository(&format!("RUN echo {}; sleep 8", Uuid::new_v4()));
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!(["true"]);
+    job["registry_credentials_path"] = json!("vault:secret/data/default/registry");
+    let id = api.submit(&job).await;
+    agent.owns(&id);
+    api.wait_until(&id, "a build", |status| status["status"] == "BUILDING").await;
+    let silence = vault.silence.write().await;
+    let waits = |status: &Value| {
+        let why = status["placement"].as_str();
+        why.is_some_and(|why| why.contains("publish waits") && why.contains("secret/data/default/registry"))
+    };
+    let status = api.wait_until(&id, "the secret that it waits for", waits).await;
+    assert_eq!(status["status"], "TESTING", "{status:#}");
+    assert!(status["phase_timestamps"]["test_end"].is_string(), "{status:#}");
+    drop(silence);
+    let status = api.wait_for_end(&id).await;
+    assert_eq!((&status["status"], &status["placement"]), (&json!("SUCCEEDED"), &Value::Null), "{status:#}");
+}
