@@ -102,7 +102,8 @@ fn setup_error(allocation: &Allocation) -> Option<String> {
     })
 }
 
-/// What each task waits for which its node has taken and not begun.
+/// What each task waits for which its node has taken and not begun, by what Nomad said of it last: a secret that cannot be read is
+/// asked for again for minutes before the task fails.
 fn waits_for(allocation: &Allocation) -> Vec<(Phase, String)> {
     let causes = ["Template", "Driver", "Downloading Artifacts", "Restarting"];
     let waits = |phase: Phase| {
