@@ -8,7 +8,7 @@ use crate::support::{
     engine_is_rid_of, eventually, image_of, world,
 };
 
-/// A cluster for this test alone, and a service that speaks to one of its servers.
+/// A cluster for this test alone, and a service that speaks to its server.
 struct Bench {
     cluster: Lent,
     api: Api,
@@ -346,8 +346,8 @@ async fn what_was_decided_stands_though_nomad_had_forgotten_the_job_when_an_olde
     assert_eq!(world().tags(&sleeper.job).await, [] as [&str; 0]);
 }
 
-/// Has the node's agent lose track of a job that runs there: Nomad (1.11) keeps an allocation without its job for a minute after
-/// it reconnected, and cannot read that again.
+/// Has the node's agent lose track of a job that runs there: Nomad (1.11) keeps an allocation without its job when it
+/// reconnected, until it hears of it next, and cannot read that again.
 async fn forget(cluster: &Cluster, id: &str) {
     let nomad = Nomad::new(&cluster.server());
     let is = async |wanted: &str| {
@@ -357,10 +357,16 @@ async fn forget(cluster: &Cluster, id: &str) {
         })
         .await;
     };
-    cluster.kill_client();
-    is("unknown").await;
-    cluster.restart_client().await;
-    is("running").await;
+    eventually("an agent that keeps an allocation without its job", async || {
+        cluster.kill_client();
+        is("unknown").await;
+        cluster.restart_client().await;
+        is("running").await;
+        // It may hear of it before anybody looked.
+        cluster.halt_client(true);
+        cluster.client_lacks_a_job().then_some(())
+    })
+    .await;
     cluster.reboot_client().await;
 }
 
