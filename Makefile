@@ -17,7 +17,7 @@ fuzz: TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 chaos hostile: SEED ?= $(shell echo $$RANDOM)
 
 # Integration tests wait for Nomad and the engine more than they work.
-test soak: export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(nproc))))
+test soak: export RUST_TEST_THREADS ?= $(shell echo $$((6 * $$(nproc))))
 
 # What set-up found: the engine's address, Nomad, the registry.
 with_env := set -a; . target/setup.env; set +a;
