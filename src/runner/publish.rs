@@ -11,8 +11,8 @@ use super::build::engine_failure;
 use super::log::Log;
 use super::surroundings::Surroundings;
 use super::{Failure, Runner, Work, removal};
-use crate::engine::Engine as _;
-use crate::job::{Claim, Outcome, Payload, Phase, Published, Reason, Task};
+use crate::engine::{DockerEngine, Engine as _};
+use crate::job::{Claim, JobId, Outcome, Payload, Phase, Published, Reason, Task};
 use crate::registry::{
     self, CapturedManifest, Client, Digest, Endpoint, Manifest, PlainHttp, Reference, Relay,
 };
@@ -151,6 +151,15 @@ impl Target {
     }
 }
 
+/// The registry has the claimed image, and a run after this one needs no other. Who hears of a success and pulls the image
+/// on this node must not meet its removal: an engine that does both at once says that there is no such image.
+pub(super) async fn forget_image(engine: &DockerEngine, job: &JobId, log: &Log) {
+    if let Err(error) = removal::images(engine, job, super::REMOVAL).await {
+        let left = "names of the image may be left in the engine, for finish or a cleanup to remove";
+        log.say(&format!("{left}: {}", chain(&error))).await;
+    }
+}
+
 impl Runner {
     pub(super) async fn publish(&self, begun: Outcome) -> Work {
         let pushed = match self.within_limits(Phase::Publish, self.push()).await {
@@ -169,24 +178,15 @@ impl Runner {
                 Err(error) => return Work::Failed(begun, Failure::of(Reason::ClaimFailed, &error)),
             },
             // An earlier run of this task claimed.
-            Ok(Claim::Claimed { digest, .. }) => return target.repair(&self.log, begun, &digest).await,
+            Ok(Claim::Claimed { digest, .. }) => return self.repair_at(&target, begun, &digest).await,
             Ok(Claim::Revoked { verdict, .. }) => return Work::Stopped(begun, verdict.message),
             Err(failure) => return Work::Failed(begun, failure),
         }
         // From here on nothing stops this job but its own end: signals are not listened to.
         self.log.say(&format!("==> claimed {digest}; tagging")).await;
         let tagged = target.tag(&self.log, Outcome { digest: Some(digest), ..begun }, &manifest);
-        let (work, ()) = tokio::join!(tagged, self.forget_image());
+        let (work, ()) = tokio::join!(tagged, forget_image(&self.engine, &self.around.job, &self.log));
         work
-    }
-
-    /// The registry has the image, and a run after this one needs no other. Who hears of a success and pulls the image on
-    /// this node must not meet its removal: an engine that does both at once says that there is no such image.
-    async fn forget_image(&self) {
-        if let Err(error) = removal::images(&self.engine, &self.around.job, super::REMOVAL).await {
-            let left = "names of the image may be left in the engine, for finish or a cleanup to remove";
-            self.log.say(&format!("{left}: {}", chain(&error))).await;
-        }
     }
 
     /// Claims the right to publish; the claim that stands then.
@@ -205,9 +205,15 @@ impl Runner {
 
     pub(super) async fn repair(&self, begun: Outcome, digest: &str) -> Work {
         match Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish), &self.log).await {
-            Ok(target) => target.repair(&self.log, begun, digest).await,
+            Ok(target) => self.repair_at(&target, begun, digest).await,
             Err(failure) => Work::FailedAfterClaim(begun, failure),
         }
+    }
+
+    async fn repair_at(&self, target: &Target, begun: Outcome, digest: &str) -> Work {
+        let repaired = target.repair(&self.log, begun, digest);
+        let (work, ()) = tokio::join!(repaired, forget_image(&self.engine, &self.around.job, &self.log));
+        work
     }
 
     /// Has the engine push to the registry under no tag, and makes sure that it pushed what was tested.

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::support::{At, Front, World, crash, docker, eventually, image_of, unique_seconds, world};
+use crate::support::{
+    At, Front, World, crash, docker, eventually, image_of, images_of, leave_behind, unique_seconds, world,
+};
 
 /// An image that says who built it.
 fn saying(world: &World, who: &str) -> crate::support::Repository {
@@ -144,10 +146,15 @@ async fn a_publish_that_dies_behind_its_claim_is_brought_to_the_claimed_digest()
     let status = api.wait_until(&id, "the claim", |status| status["image"]["digest"].is_string()).await;
     let claimed = status["image"]["digest"].clone();
     assert_eq!(status["image"]["references"][0]["published"], "unknown", "{status:#}");
+    // As one that died sooner leaves them.
+    eventually("no name of the image", async || images_of(&id).is_empty().then_some(())).await;
+    leave_behind(&id);
     crash(&id, "publish");
     front.let_go();
     let status = api.wait_for_end(&id).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    // Who hears of the end and pulls the image here must not meet its removal.
+    assert_eq!(images_of(&id), [] as [&str; 0]);
     assert_eq!(status["image"]["digest"], claimed);
     for (index, tag) in ["one", "two"].into_iter().enumerate() {
         assert_eq!(status["image"]["references"][index]["published"], "yes", "{status:#}");
