@@ -10,7 +10,7 @@ use chrono::Utc;
 
 use super::archiving::Keeper;
 use super::log::{self, Log};
-use super::publish::{Target, forget_image};
+use super::publish::Target;
 use super::surroundings::Surroundings;
 use super::{Ended, Fatal, end, removal};
 use crate::engine::DockerEngine;
@@ -68,12 +68,7 @@ async fn repair(around: &Surroundings, payload: &Payload, log: &Log) -> Result<E
     let begun = progress.of(Phase::Publish).cloned();
     let begun = begun.unwrap_or_else(|| Outcome::begun(&around.allocation, Utc::now()));
     let work = match Target::of(around, payload, Task::Finish, log).await {
-        Ok(target) => {
-            let repaired = target.repair(log, begun, &digest);
-            let engine = DockerEngine::new(&around.engine_socket);
-            let (work, ()) = tokio::join!(repaired, forget_image(&engine, &around.job, log));
-            work
-        }
+        Ok(target) => target.repair(log, begun, &digest).await,
         Err(failure) => super::Work::FailedAfterClaim(begun, failure),
     };
     end(Phase::Publish, around, work.masked(log), None).await

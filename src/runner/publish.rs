@@ -19,13 +19,16 @@ use crate::registry::{
 use crate::registry::{RelayError, Repository};
 use crate::telemetry::chain;
 
-/// The repository in the registry that a job publishes to.
+/// The repository in the registry that a job publishes to, and where its image is until then.
 pub(super) struct Target {
     client: Arc<Client>,
     repository: Repository,
     tags: Vec<Reference>,
     /// What people call it: `host[:port]/path`.
     image: String,
+    /// The engine that has the job's image until it is published.
+    engine: DockerEngine,
+    job: JobId,
 }
 
 /// What the registry has under a tag after it took ours.
@@ -65,7 +68,9 @@ impl Target {
             spec.image_name.as_str().parse().map_err(|error: registry::NameError| internal(&error))?;
         let tags = spec.image_tags.iter().map(|tag| tag.as_str().parse());
         let tags = tags.collect::<Result<_, registry::NameError>>().map_err(|error| internal(&error))?;
-        Ok(Self { client: Arc::new(client), repository, tags, image: spec.image() })
+        let engine = DockerEngine::new(&around.engine_socket);
+        let (client, image, job) = (Arc::new(client), spec.image(), around.job.clone());
+        Ok(Self { client, repository, tags, image, engine, job })
     }
 
     /// Puts a manifest under every tag and reads each of them back.
@@ -129,13 +134,23 @@ impl Target {
         manifest.ok_or_else(gone)
     }
 
+    /// Publishes what was claimed. The registry has it, and no run after this one needs the engine's image.
     async fn tag(&self, log: &Log, mut outcome: Outcome, manifest: &Manifest) -> Work {
-        let (published, failure) = self.put_tags(manifest).await;
+        let ((published, failure), ()) = tokio::join!(self.put_tags(manifest), self.forget_image(log));
         outcome.published = published;
         self.say_tags(log, &outcome).await;
         match failure {
             None => Work::Done(outcome),
             Some(failure) => Work::FailedAfterClaim(outcome, failure),
+        }
+    }
+
+    /// Who hears of a success and pulls the image on this node must not meet its removal: an engine that does both at once
+    /// says that there is no such image.
+    async fn forget_image(&self, log: &Log) {
+        if let Err(error) = removal::images(&self.engine, &self.job, super::REMOVAL).await {
+            let left = "names of the image may be left in the engine, for finish or a cleanup to remove";
+            log.say(&format!("{left}: {}", chain(&error))).await;
         }
     }
 
@@ -148,15 +163,6 @@ impl Target {
             };
             log.say(&format!("{}:{tag} {published}", self.image)).await;
         }
-    }
-}
-
-/// The registry has the claimed image, and a run after this one needs no other. Who hears of a success and pulls the image
-/// on this node must not meet its removal: an engine that does both at once says that there is no such image.
-pub(super) async fn forget_image(engine: &DockerEngine, job: &JobId, log: &Log) {
-    if let Err(error) = removal::images(engine, job, super::REMOVAL).await {
-        let left = "names of the image may be left in the engine, for finish or a cleanup to remove";
-        log.say(&format!("{left}: {}", chain(&error))).await;
     }
 }
 
@@ -178,15 +184,13 @@ impl Runner {
                 Err(error) => return Work::Failed(begun, Failure::of(Reason::ClaimFailed, &error)),
             },
             // An earlier run of this task claimed.
-            Ok(Claim::Claimed { digest, .. }) => return self.repair_at(&target, begun, &digest).await,
+            Ok(Claim::Claimed { digest, .. }) => return target.repair(&self.log, begun, &digest).await,
             Ok(Claim::Revoked { verdict, .. }) => return Work::Stopped(begun, verdict.message),
             Err(failure) => return Work::Failed(begun, failure),
         }
         // From here on nothing stops this job but its own end: signals are not listened to.
         self.log.say(&format!("==> claimed {digest}; tagging")).await;
-        let tagged = target.tag(&self.log, Outcome { digest: Some(digest), ..begun }, &manifest);
-        let (work, ()) = tokio::join!(tagged, forget_image(&self.engine, &self.around.job, &self.log));
-        work
+        target.tag(&self.log, Outcome { digest: Some(digest), ..begun }, &manifest).await
     }
 
     /// Claims the right to publish; the claim that stands then.
@@ -205,15 +209,9 @@ impl Runner {
 
     pub(super) async fn repair(&self, begun: Outcome, digest: &str) -> Work {
         match Target::of(&self.around, &self.payload, Task::Phase(Phase::Publish), &self.log).await {
-            Ok(target) => self.repair_at(&target, begun, digest).await,
+            Ok(target) => target.repair(&self.log, begun, digest).await,
             Err(failure) => Work::FailedAfterClaim(begun, failure),
         }
-    }
-
-    async fn repair_at(&self, target: &Target, begun: Outcome, digest: &str) -> Work {
-        let repaired = target.repair(&self.log, begun, digest);
-        let (work, ()) = tokio::join!(repaired, forget_image(&self.engine, &self.around.job, &self.log));
-        work
     }
 
     /// Has the engine push to the registry under no tag, and makes sure that it pushed what was tested.
