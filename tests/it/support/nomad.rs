@@ -71,8 +71,13 @@ impl Nomad {
             .collect()
     }
 
-    /// Everything a task has written.
+    /// Everything a task has written, once it is over: what it did may be seen before its agent says that it runs.
     pub(crate) async fn task_log(&self, allocation: &str, task: &str) -> String {
+        super::eventually("a task that is over", async || {
+            let allocation = self.get(&format!("/v1/allocation/{allocation}")).await;
+            (allocation["TaskStates"][task]["State"] == "dead").then_some(())
+        })
+        .await;
         let mut text = String::new();
         for stream in ["stdout", "stderr"] {
             let path = format!("/v1/client/fs/logs/{allocation}?task={task}&type={stream}&plain=true");
