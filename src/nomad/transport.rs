@@ -88,6 +88,7 @@ fn read_token(token: &Token) -> Result<Option<SecretString>, Error> {
     token.map(|token| Some(token.into())).ok_or_else(|| Error::malformed(&doing, "it is empty"))
 }
 
+/// Nothing is asked for compressed: Nomad makes a new compressor for every answer, which costs it more than the answer.
 fn pool(settings: &Settings) -> Result<reqwest::Client, Error> {
     let mut builder = reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(3))

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
-use axum::http::header::ACCEPT_ENCODING;
 use axum::http::response::Parts;
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -155,7 +154,7 @@ async fn front_that_shows_old_progress(nomad: &str, namespace: &str) -> String {
     let claims = format!("/v1/vars?namespace={namespace}&prefix=nomad-build%2Fclaims%2F");
     let (nomad, decided) = (Upstream::new(nomad), Arc::new(AtomicBool::new(false)));
     let shown = Arc::new(Mutex::new(None::<(Parts, Bytes)>));
-    let router = Router::new().fallback(move |mut request: Request| {
+    let router = Router::new().fallback(move |request: Request| {
         let (nomad, claims) = (nomad.clone(), claims.clone());
         let (decided, shown) = (Arc::clone(&decided), Arc::clone(&shown));
         async move {
@@ -164,7 +163,6 @@ async fn front_that_shows_old_progress(nomad: &str, namespace: &str) -> String {
             if is_list && query.contains("per_page") && decided.load(Relaxed) {
                 std::future::pending::<()>().await;
             }
-            request.headers_mut().remove(ACCEPT_ENCODING);
             let (head, body) = nomad.pass(request).await.into_parts();
             if !is_list {
                 return Response::from_parts(head, body);

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
-use axum::http::header::ACCEPT_ENCODING;
 use axum::response::Response;
 use futures_util::stream::iter;
 use futures_util::{Stream, StreamExt as _};
@@ -32,14 +31,12 @@ type Plan = Mutex<dyn FnMut() -> Passes + Send>;
 pub(crate) async fn lossy(nomad: &str, plan: impl FnMut() -> Passes + Send + 'static) -> String {
     let nomad = Upstream::new(nomad);
     let plan: Arc<Plan> = Arc::new(Mutex::new(plan));
-    let router = Router::new().fallback(move |mut request: Request| {
+    let router = Router::new().fallback(move |request: Request| {
         let (nomad, plan) = (nomad.clone(), Arc::clone(&plan));
         async move {
             if request.uri().path() != "/v1/event/stream" {
                 return nomad.pass(request).await;
             }
-            // Line by line, as it is.
-            request.headers_mut().remove(ACCEPT_ENCODING);
             let (head, body) = nomad.pass(request).await.into_parts();
             Response::from_parts(head, Body::from_stream(some(body.into_data_stream(), plan)))
         }
