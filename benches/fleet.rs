@@ -1,6 +1,7 @@
 //! A replica beside many jobs: how long it takes to start there, and to hear of a job's end.
 //!
-//! The jobs wait for ever (their group's count is 0), on a Nomad that no other service watches.
+//! On a Nomad that no other service watches. First the jobs wait for ever, as their group's count is 0; then they run, by a
+//! driver of Nomad's own tests that starts no process, and are ended.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -23,8 +24,12 @@ use crate::submit::rendered;
 /// How many jobs there are.
 pub(crate) const JOBS: usize = 10_000;
 
-/// How many calls are made at once to make them.
+/// How many calls are made at once to make them, and how many of them run at once.
 const AT_ONCE: usize = 32;
+const RUN_AT_ONCE: usize = 128;
+
+/// The driver by which they run. Nomad has it unless it was built as a release.
+const DRIVER: &str = "mock_driver";
 
 /// How often a replica is started, and how many ends it is to hear of.
 const STARTS: usize = 5;
@@ -43,10 +48,18 @@ pub(crate) struct Times {
     pub(crate) bare: Sample,
     /// From a replica's start until it is ready, beside jobs that wait.
     pub(crate) waiting: Sample,
+    /// How long it took to list the jobs and to take them in, of that.
+    pub(crate) waiting_listed: Sample,
+    /// How many of the jobs that have ended have an allocation.
+    pub(crate) allocations: usize,
+    /// The lists of those and their allocations, fetched and thrown away.
+    pub(crate) bare_ended: Sample,
     /// The claims of all jobs read, as many at once as a replica reads, and thrown away.
     pub(crate) bare_claims: Sample,
     /// From a replica's start until it is ready, beside as many jobs that have ended.
     pub(crate) ended: Sample,
+    /// How long it took to list the jobs and their allocations and to take them in, of that.
+    pub(crate) ended_listed: Sample,
     /// From the claim that ends a job until a replica tells it, while the ledger is empty.
     pub(crate) heard: Sample,
     /// The same where every job has its ledger.
@@ -79,6 +92,7 @@ async fn beside(nomad: &str) -> anyhow::Result<Times> {
         times.bare.push_ms(fetch(&http, nomad).await?);
         let replica = Replica::start(&http, nomad).await?;
         times.waiting.push_ms(replica.took);
+        times.waiting_listed.push_ms(replica.listed().await?);
         replica.stop().await?;
     }
     let replica = Replica::start(&http, nomad).await?;
@@ -86,11 +100,17 @@ async fn beside(nomad: &str) -> anyhow::Result<Times> {
         times.heard.push_ms(replica.hears(&client, id).await?);
     }
     replica.stop().await?;
+    if nomad::has_driver(&http, nomad, DRIVER).await? {
+        run(&http, nomad, jobs).await?;
+        times.allocations = jobs.len();
+    }
     stream::iter(jobs).map(Ok).try_for_each_concurrent(AT_ONCE, |id| end(&client, id)).await?;
     for _ in 0..STARTS {
+        times.bare_ended.push_ms(fetch(&http, nomad).await?);
         times.bare_claims.push_ms(read_claims(&client, jobs).await?);
         let replica = Replica::start(&http, nomad).await?;
         times.ended.push_ms(replica.took);
+        times.ended_listed.push_ms(replica.listed().await?);
         replica.stop().await?;
     }
     let replica = Replica::start(&http, nomad).await?;
@@ -104,18 +124,40 @@ async fn beside(nomad: &str) -> anyhow::Result<Times> {
 
 /// Registers jobs as the service does, but for the count of their group; their IDs, in the order they were made.
 async fn register(http: &reqwest::Client, nomad: &str, count: usize) -> anyhow::Result<Vec<JobId>> {
-    let submission = json!({
-        "owner": "bench", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["ours"],
-        "registry_url": "127.0.0.1:1", "test_commands": ["true"],
-    });
     let registered = (0..count).map(async |_| {
         let id = JobId::from_uuid(uuid::Uuid::now_v7());
-        let mut job: Value = rendered("127.0.0.1:1", &id, &submission)?;
+        let mut job = job(&id)?;
         job["TaskGroups"][0]["Count"] = json!(0);
         nomad::register(http, nomad, &job).await?;
         anyhow::Ok(id)
     });
     stream::iter(registered).buffered(AT_ONCE).try_collect().await
+}
+
+/// Gives jobs an allocation each, whose tasks all succeed at once.
+async fn run(http: &reqwest::Client, nomad: &str, jobs: &[JobId]) -> anyhow::Result<()> {
+    let run = async |id: &JobId| {
+        let mut job = job(id)?;
+        let group = &mut job["TaskGroups"][0];
+        group["EphemeralDisk"] = json!({"SizeMB": 10});
+        for task in group["Tasks"].as_array_mut().context("a job without tasks")? {
+            task["Driver"] = json!(DRIVER);
+            task["Config"] = json!({"run_for": "1ms"});
+            task["LogConfig"] = json!({"Disabled": true});
+            task["Resources"] = json!({"CPU": 1, "MemoryMB": 10});
+        }
+        nomad::update(http, nomad, &job).await?;
+        nomad::ended_allocation(http, nomad, id.as_str()).await.map(drop)
+    };
+    stream::iter(jobs).map(Ok).try_for_each_concurrent(RUN_AT_ONCE, run).await
+}
+
+fn job(id: &JobId) -> anyhow::Result<Value> {
+    let submission = json!({
+        "owner": "bench", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["ours"],
+        "registry_url": "127.0.0.1:1", "test_commands": ["true"],
+    });
+    rendered("127.0.0.1:1", id, &submission)
 }
 
 /// Ends a job, as a kill does.
@@ -209,6 +251,14 @@ impl Replica {
             ensure!(began.elapsed() < PATIENCE, "the end of {id} is not heard of within {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// How long its first list took, of jobs and allocations, until it was taken in.
+    async fn listed(&self) -> anyhow::Result<Duration> {
+        let metrics = self.http.get(format!("{}/metrics", self.url)).send().await?.text().await?;
+        let name = "nomad_build_watch_list_duration_seconds_sum{part=\"jobs\"}";
+        let seconds = metrics.lines().find_map(|line| line.strip_prefix(name)).context("no list")?;
+        Ok(Duration::from_secs_f64(seconds.trim().parse()?))
     }
 
     /// Its resident memory, in MiB.

@@ -95,8 +95,12 @@ fn print_fleet(times: &fleet::Times) -> anyhow::Result<()> {
     );
     row("bare: the lists of jobs and allocations fetched", &times.bare);
     row("from its start until it is ready, jobs that wait", &times.waiting);
+    row("their list fetched and taken in, of that", &times.waiting_listed);
+    println!("  {} of the jobs that have ended have an allocation", times.allocations);
+    row("bare: the lists of them and their allocations fetched", &times.bare_ended);
     row("bare: the claims of all jobs read", &times.bare_claims);
     row("from its start until it is ready, jobs that have ended", &times.ended);
+    row("the lists fetched and taken in, of that", &times.ended_listed);
     ratio("start beside jobs that wait : bare lists", times.waiting.median(), times.bare.median());
     ratio(
         "start beside jobs that have ended : bare claims",

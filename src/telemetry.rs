@@ -5,6 +5,8 @@
 
 mod share;
 
+use std::time::Duration;
+
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -31,7 +33,7 @@ pub struct Telemetry {
     queue_wait: Histogram,
     watch_lag: Histogram,
     watch_breaks: IntCounterVec,
-    watch_lists: IntCounterVec,
+    watch_lists: HistogramVec,
     watch_corrections: IntCounterVec,
     leftovers: IntGaugeVec,
     leftovers_removed: IntCounterVec,
@@ -102,9 +104,10 @@ impl Telemetry {
                 "How often watching Nomad broke and began anew.",
                 &["part"],
             )?,
-            watch_lists: counter(
-                "nomad_build_watch_lists_total",
-                "How often everything was listed.",
+            watch_lists: histogram(
+                "nomad_build_watch_list_duration_seconds",
+                "How long it took to list everything and to take it in, by part.",
+                &WAITS,
                 &["part"],
             )?,
             watch_corrections: counter(
@@ -160,10 +163,10 @@ impl Telemetry {
         tracing::warn!(part, error = chain(error), "watching Nomad broke; everything will be listed again");
     }
 
-    /// Everything was listed.
-    pub fn listed(&self, part: &str) {
-        self.watch_lists.with_label_values(&[part]).inc();
-        tracing::debug!(part, "listed");
+    /// Everything was listed and taken in.
+    pub fn listed(&self, part: &str, took: Duration) {
+        self.watch_lists.with_label_values(&[part]).observe(took.as_secs_f64());
+        tracing::debug!(part, ?took, "listed");
     }
 
     /// A list brought facts that were lost on their way.

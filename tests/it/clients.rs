@@ -327,7 +327,7 @@ async fn what_was_decided_stands_though_nomad_had_forgotten_the_job_when_an_olde
         (nomad.call(Method::GET, &format!("/v1/job/{id}"), None).await.0 == 404).then_some(())
     })
     .await;
-    let lists = async || service.metric("nomad_build_watch_lists_total{part=\"jobs\"}").await;
+    let lists = async || service.metric("nomad_build_watch_list_duration_seconds_count{part=\"jobs\"}").await;
     let before = lists().await;
     eventually("another list", async || (lists().await > before).then_some(())).await;
     cluster.restore(&snapshot);

@@ -70,7 +70,7 @@ async fn a_replica_that_knew_a_job_before_nomad_forgot_it_leaves_the_claim_that_
     sleeper.is_stopped().await;
     forget(&stack, std::slice::from_ref(&id)).await;
     // Nomad tells of what it collects only by leaving it out.
-    let lists = async || service.metric("nomad_build_watch_lists_total{part=\"jobs\"}").await;
+    let lists = async || service.metric("nomad_build_watch_list_duration_seconds_count{part=\"jobs\"}").await;
     let before = lists().await;
     eventually("another list", async || (lists().await > before).then_some(())).await;
     assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));

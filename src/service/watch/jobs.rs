@@ -108,8 +108,9 @@ impl Watcher {
 
     /// Takes lists in; how many facts of them were news.
     async fn take_lists(&self, lists: &Lists, highest: &mut Highest) -> Result<u64, Error> {
-        let Lists { jobs, allocations, .. } = lists;
-        match highest.listed(jobs.index, Instant::now()) {
+        let Lists { jobs, allocations, took } = lists;
+        let began = Instant::now();
+        match highest.listed(jobs.index, began) {
             State::Newer => {}
             State::Doubtful => return Err(Error::older("listing the jobs", jobs.index, highest.index)),
             State::Restored => {
@@ -145,7 +146,7 @@ impl Watcher {
         }
         self.forget(absent).await?;
         self.freshness.current(Part::Jobs);
-        self.telemetry.all().listed("jobs");
+        self.telemetry.all().listed("jobs", *took + began.elapsed());
         Ok(news)
     }
 

@@ -169,7 +169,6 @@ impl Watcher {
         if is_whole {
             seen.unread.retain(|(path, index), _| seen.indexes.get(path).is_none_or(|read| read < index));
             seen.settled = Some(Instant::now() + quiet(began.elapsed()));
-            self.telemetry.all().listed("ledger");
         }
         let mut changed = seen.take(Entry::Claim, first.as_ref(), claims.value);
         changed.extend(seen.take(Entry::Progress, first.as_ref(), progress.value));
@@ -178,6 +177,7 @@ impl Watcher {
             // Whenever its claim went: of a restored Nomad the ledger may be heard of before its jobs.
             let is_missing = |id: &JobId| !seen.indexes.contains_key(&Entry::Claim.path(id));
             seen.lost.extend(self.store.decided_jobs().into_iter().filter(is_missing));
+            self.telemetry.all().listed("ledger", began.elapsed());
         }
         Ok(claims.index.min(progress.index))
     }
