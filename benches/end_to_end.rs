@@ -108,7 +108,7 @@ async fn by_job(stack: &Stack, round: usize) -> anyhow::Result<Run> {
     let job = bare_job::job(stack, &id, &format!("{}/bench/job:job", stack.registry));
     let (began, began_at) = (Instant::now(), Utc::now());
     nomad::register(&stack.http, &stack.nomad, &job).await?;
-    let allocation = nomad::ended_allocation(&stack.http, &stack.nomad, &id).await?;
+    let allocation = nomad::ended_allocation(stack, &id).await?;
     let over = began.elapsed();
     let published = (nomad::finished_at(&allocation, "publish")? - began_at).to_std()?;
     Ok(Run { published, over })
@@ -124,7 +124,7 @@ async fn by_service(stack: &Stack) -> anyhow::Result<Ours> {
     let began = Instant::now();
     let id = stack.submit(&submission).await?;
     let over = async {
-        nomad::ended_allocation(&stack.http, &stack.nomad, &id).await?;
+        nomad::ended_allocation(stack, &id).await?;
         anyhow::Ok(began.elapsed())
     };
     let (ended, over) = tokio::try_join!(final_status(stack, &id, began), over)?;

@@ -1,7 +1,6 @@
 //! A replica beside many jobs: how long it takes to start there, and to hear of a job's end.
 //!
-//! On a Nomad that no other service watches. First the jobs wait for ever, as their group's count is 0; then they run, by a
-//! driver of Nomad's own tests that starts no process, and are ended.
+//! On a Nomad that no other service watches, whose nodes do nothing: the jobs are placed and not begun until they are ended.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -9,27 +8,24 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use chrono::Utc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use nomad_build::job::{Claim, JobId, Reason, Status, Verdict};
+use nomad_build::job::{Claim, JobId, Outcome, Phase, Reason, Status, Verdict};
 use nomad_build::ledger::{Entry, Ledger};
 use nomad_build::nomad::{Client, Settings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::cluster::Cluster;
 use crate::nomad;
 use crate::sample::Sample;
-use crate::stack::{PROGRAM, ready};
+use crate::stack::PROGRAM;
 use crate::submit::rendered;
 
 /// How many jobs there are.
 pub(crate) const JOBS: usize = 10_000;
 
-/// How many calls are made at once to make them, and how many of them run at once.
+/// How many calls are made at once to make them.
 const AT_ONCE: usize = 32;
-const RUN_AT_ONCE: usize = 128;
-
-/// The driver by which they run. Nomad has it unless it was built as a release.
-const DRIVER: &str = "mock_driver";
 
 /// How often a replica is started, and how many ends it is to hear of.
 const STARTS: usize = 5;
@@ -46,19 +42,15 @@ const PATIENCE: Duration = Duration::from_mins(2);
 pub(crate) struct Times {
     /// The lists of jobs and allocations, fetched and thrown away.
     pub(crate) bare: Sample,
-    /// From a replica's start until it is ready, beside jobs that wait.
+    /// From a replica's start until it is ready, beside jobs that wait for their nodes.
     pub(crate) waiting: Sample,
-    /// How long it took to list the jobs and to take them in, of that.
+    /// From the start of its first list until that is taken in, of that.
     pub(crate) waiting_listed: Sample,
-    /// How many of the jobs that have ended have an allocation.
-    pub(crate) allocations: usize,
-    /// The lists of those and their allocations, fetched and thrown away.
-    pub(crate) bare_ended: Sample,
     /// The claims of all jobs read, as many at once as a replica reads, and thrown away.
     pub(crate) bare_claims: Sample,
-    /// From a replica's start until it is ready, beside as many jobs that have ended.
+    /// From a replica's start until it is ready, beside as many jobs that have been published.
     pub(crate) ended: Sample,
-    /// How long it took to list the jobs and their allocations and to take them in, of that.
+    /// From the start of its first list until that is taken in, of that.
     pub(crate) ended_listed: Sample,
     /// From the claim that ends a job until a replica tells it, while the ledger is empty.
     pub(crate) heard: Sample,
@@ -68,52 +60,46 @@ pub(crate) struct Times {
     pub(crate) memory: Sample,
 }
 
-/// Measures on a stack of its own.
+/// Measures on a Nomad of its own.
 pub(crate) async fn measure() -> anyhow::Result<Times> {
-    let (mut stack, line) = ready(&["dev", "--no-service", "--while-stdin-open"]).await?;
-    let nomad = line.split_whitespace().find_map(|field| field.strip_prefix("nomad="));
-    let nomad = nomad.with_context(|| format!("no nomad= in {line:?}"))?.to_owned();
-    let times = beside(&nomad).await;
-    drop(stack.stdin.take());
-    let status = stack.wait().await?;
-    ensure!(status.success(), "the stack ended with {status}");
-    times
+    let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build()?;
+    let cluster = Cluster::start(&http).await?;
+    let times = beside(&cluster, &http).await?;
+    cluster.stop().await?;
+    Ok(times)
 }
 
-async fn beside(nomad: &str) -> anyhow::Result<Times> {
-    let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build()?;
+async fn beside(cluster: &Cluster, http: &reqwest::Client) -> anyhow::Result<Times> {
+    let nomad = cluster.url.as_str();
     let client = Client::new(&Settings::plain(nomad.parse()?))?;
     let mut times = Times::default();
-    let ids = register(&http, nomad, JOBS + 2 * ENDS).await?;
+    let ids = register(http, nomad, JOBS + 2 * ENDS).await?;
+    cluster.settle().await?;
+    ensure!(cluster.allocations().await? == ids.len(), "not all jobs are placed");
     // The last ones, as it is the youngest jobs that end in practice.
     let (jobs, ends) = ids.split_at(JOBS);
     let (before, after) = ends.split_at(ENDS);
     for _ in 0..STARTS {
-        times.bare.push_ms(fetch(&http, nomad).await?);
-        let replica = Replica::start(&http, nomad).await?;
+        times.bare.push_ms(fetch(http, nomad).await?);
+        let replica = Replica::start(http, nomad).await?;
         times.waiting.push_ms(replica.took);
         times.waiting_listed.push_ms(replica.listed().await?);
         replica.stop().await?;
     }
-    let replica = Replica::start(&http, nomad).await?;
+    let replica = Replica::start(http, nomad).await?;
     for id in before {
         times.heard.push_ms(replica.hears(&client, id).await?);
     }
     replica.stop().await?;
-    if nomad::has_driver(&http, nomad, DRIVER).await? {
-        run(&http, nomad, jobs).await?;
-        times.allocations = jobs.len();
-    }
-    stream::iter(jobs).map(Ok).try_for_each_concurrent(AT_ONCE, |id| end(&client, id)).await?;
+    stream::iter(jobs).map(Ok).try_for_each_concurrent(AT_ONCE, |id| publish(&client, id)).await?;
     for _ in 0..STARTS {
-        times.bare_ended.push_ms(fetch(&http, nomad).await?);
         times.bare_claims.push_ms(read_claims(&client, jobs).await?);
-        let replica = Replica::start(&http, nomad).await?;
+        let replica = Replica::start(http, nomad).await?;
         times.ended.push_ms(replica.took);
         times.ended_listed.push_ms(replica.listed().await?);
         replica.stop().await?;
     }
-    let replica = Replica::start(&http, nomad).await?;
+    let replica = Replica::start(http, nomad).await?;
     for id in after {
         times.heard_beside_all.push_ms(replica.hears(&client, id).await?);
     }
@@ -122,56 +108,41 @@ async fn beside(nomad: &str) -> anyhow::Result<Times> {
     Ok(times)
 }
 
-/// Registers jobs as the service does, but for the count of their group; their IDs, in the order they were made.
+/// Registers jobs as the service does; their IDs, in the order they were made.
 async fn register(http: &reqwest::Client, nomad: &str, count: usize) -> anyhow::Result<Vec<JobId>> {
+    let submission = json!({
+        "owner": "bench", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["ours"],
+        "registry_url": "127.0.0.1:1", "test_commands": ["true"],
+    });
     let registered = (0..count).map(async |_| {
         let id = JobId::from_uuid(uuid::Uuid::now_v7());
-        let mut job = job(&id)?;
-        job["TaskGroups"][0]["Count"] = json!(0);
+        let job = rendered("127.0.0.1:1", &id, &submission)?;
         nomad::register(http, nomad, &job).await?;
         anyhow::Ok(id)
     });
     stream::iter(registered).buffered(AT_ONCE).try_collect().await
 }
 
-/// Gives jobs an allocation each, whose tasks all succeed at once.
-async fn run(http: &reqwest::Client, nomad: &str, jobs: &[JobId]) -> anyhow::Result<()> {
-    let run = async |id: &JobId| {
-        let mut job = job(id)?;
-        let group = &mut job["TaskGroups"][0];
-        group["EphemeralDisk"] = json!({"SizeMB": 10});
-        for task in group["Tasks"].as_array_mut().context("a job without tasks")? {
-            task["Driver"] = json!(DRIVER);
-            task["Config"] = json!({"run_for": "1ms"});
-            task["LogConfig"] = json!({"Disabled": true});
-            task["Resources"] = json!({"CPU": 1, "MemoryMB": 10});
-        }
-        nomad::update(http, nomad, &job).await?;
-        nomad::ended_allocation(http, nomad, id.as_str()).await.map(drop)
-    };
-    stream::iter(jobs).map(Ok).try_for_each_concurrent(RUN_AT_ONCE, run).await
-}
-
-fn job(id: &JobId) -> anyhow::Result<Value> {
-    let submission = json!({
-        "owner": "bench", "repo_url": "https://git.example.com/a/b.git", "image_tags": ["ours"],
-        "registry_url": "127.0.0.1:1", "test_commands": ["true"],
-    });
-    rendered("127.0.0.1:1", id, &submission)
-}
-
-/// Ends a job, as a kill does.
-async fn end(nomad: &Client, id: &JobId) -> anyhow::Result<()> {
-    nomad.stop("default", id.as_str(), false).await?;
-    claim(nomad, id).await
+/// Ends a job as its runner does that published.
+async fn publish(nomad: &Client, id: &JobId) -> anyhow::Result<()> {
+    let (allocation, now) = (uuid::Uuid::new_v4().to_string(), Utc::now());
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let ledger = ledger(nomad);
+    ledger.decide(id, None, &Claim::claimed(&allocation, &digest, now)).await?;
+    let outcome = Outcome { digest: Some(digest), ..Outcome::begun(&allocation, now).succeeded(now) };
+    ledger.record(id, None, Phase::Publish, &outcome).await?;
+    Ok(())
 }
 
 /// Revokes a job's right to publish, which ends it.
-async fn claim(nomad: &Client, id: &JobId) -> anyhow::Result<()> {
-    let ledger = Ledger::new(nomad.clone(), "default", Duration::from_secs(10));
+async fn revoke(nomad: &Client, id: &JobId) -> anyhow::Result<()> {
     let verdict = Verdict::new(Status::Killed, None, Reason::Killed, "killed by the bench", Utc::now());
-    ledger.decide(id, None, &Claim::revoked(verdict)).await?;
+    ledger(nomad).decide(id, None, &Claim::revoked(verdict)).await?;
     Ok(())
+}
+
+fn ledger(nomad: &Client) -> Ledger {
+    Ledger::new(nomad.clone(), "default", Duration::from_secs(10))
 }
 
 /// Fetches what a replica lists, and throws it away.
@@ -240,7 +211,7 @@ impl Replica {
 
     /// Ends a job, and waits until this replica says so.
     async fn hears(&self, nomad: &Client, id: &JobId) -> anyhow::Result<Duration> {
-        claim(nomad, id).await?;
+        revoke(nomad, id).await?;
         let began = Instant::now();
         loop {
             let answer = self.http.get(format!("{}/jobs/{id}/status", self.url)).send().await?;

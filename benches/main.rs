@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is printed")]
 
 mod bare_job;
+mod cluster;
 mod end_to_end;
 mod fleet;
 mod nomad;
@@ -90,17 +91,15 @@ fn print(ended: &end_to_end::Times, reads: &reads::Rates, submit: &submit::Laten
 
 fn print_fleet(times: &fleet::Times) -> anyhow::Result<()> {
     println!(
-        "\nA replica beside {} jobs, in ms                              median      min      max",
+        "\nA replica beside {} jobs and allocations, in ms              median      min      max",
         fleet::JOBS
     );
     row("bare: the lists of jobs and allocations fetched", &times.bare);
     row("from its start until it is ready, jobs that wait", &times.waiting);
-    row("their list fetched and taken in, of that", &times.waiting_listed);
-    println!("  {} of the jobs that have ended have an allocation", times.allocations);
-    row("bare: the lists of them and their allocations fetched", &times.bare_ended);
+    row("its lists fetched and taken in, of that", &times.waiting_listed);
     row("bare: the claims of all jobs read", &times.bare_claims);
     row("from its start until it is ready, jobs that have ended", &times.ended);
-    row("the lists fetched and taken in, of that", &times.ended_listed);
+    row("its lists fetched and taken in, of that", &times.ended_listed);
     ratio("start beside jobs that wait : bare lists", times.waiting.median(), times.bare.median());
     ratio(
         "start beside jobs that have ended : bare claims",

@@ -6,18 +6,10 @@ use serde_json::Value;
 
 use crate::stack::Stack;
 
-/// Registers a job that is not there yet.
+/// Registers a job.
 pub(crate) async fn register(http: &reqwest::Client, nomad: &str, job: &Value) -> anyhow::Result<()> {
-    put(http, nomad, &serde_json::json!({"Job": job, "EnforceIndex": true, "JobModifyIndex": 0})).await
-}
-
-/// Registers a job in place of what it was.
-pub(crate) async fn update(http: &reqwest::Client, nomad: &str, job: &Value) -> anyhow::Result<()> {
-    put(http, nomad, &serde_json::json!({"Job": job})).await
-}
-
-async fn put(http: &reqwest::Client, nomad: &str, body: &Value) -> anyhow::Result<()> {
-    let answer = http.put(format!("{nomad}/v1/jobs")).json(body).send().await?;
+    let body = serde_json::json!({"Job": job, "EnforceIndex": true, "JobModifyIndex": 0});
+    let answer = http.put(format!("{nomad}/v1/jobs")).json(&body).send().await?;
     let (status, text) = (answer.status(), answer.text().await?);
     ensure!(status.is_success(), "registering a job by hand: {status}: {text}");
     Ok(())
@@ -43,15 +35,11 @@ pub(crate) async fn purge(stack: &Stack, id: &str) -> anyhow::Result<()> {
 }
 
 /// Waits, by blocking queries, until a job's allocation has ended; returns it.
-pub(crate) async fn ended_allocation(
-    http: &reqwest::Client,
-    nomad: &str,
-    job: &str,
-) -> anyhow::Result<Value> {
+pub(crate) async fn ended_allocation(stack: &Stack, job: &str) -> anyhow::Result<Value> {
     let mut index = String::from("0");
     loop {
-        let url = format!("{nomad}/v1/job/{job}/allocations?index={index}&wait=60s");
-        let answer = http.get(url).send().await?.error_for_status()?;
+        let url = format!("{}/v1/job/{job}/allocations?index={index}&wait=60s", stack.nomad);
+        let answer = stack.http.get(url).send().await?.error_for_status()?;
         if let Some(now) = answer.headers().get("X-Nomad-Index") {
             now.to_str()?.clone_into(&mut index);
         }
@@ -70,11 +58,4 @@ pub(crate) fn finished_at(allocation: &Value, task: &str) -> anyhow::Result<Date
     let time = allocation["TaskStates"][task]["FinishedAt"].as_str();
     let time = time.with_context(|| format!("{task} has not finished"))?;
     Ok(DateTime::parse_from_rfc3339(time)?.to_utc())
-}
-
-/// Whether a node can run tasks of a driver.
-pub(crate) async fn has_driver(http: &reqwest::Client, nomad: &str, driver: &str) -> anyhow::Result<bool> {
-    let answer = http.get(format!("{nomad}/v1/nodes")).send().await?.error_for_status()?;
-    let nodes: Vec<Value> = answer.json().await?;
-    Ok(nodes.iter().any(|node| node["Drivers"][driver]["Healthy"] == true))
 }
