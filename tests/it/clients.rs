@@ -327,9 +327,8 @@ async fn what_was_decided_stands_though_nomad_had_forgotten_the_job_when_an_olde
         (nomad.call(Method::GET, &format!("/v1/job/{id}"), None).await.0 == 404).then_some(())
     })
     .await;
-    let lists = async || service.metric("nomad_build_watch_list_duration_seconds_count{part=\"jobs\"}").await;
-    let before = lists().await;
-    eventually("another list", async || (lists().await > before).then_some(())).await;
+    let before = service.lists().await;
+    eventually("another list", async || (service.lists().await > before).then_some(())).await;
     cluster.restore(&snapshot);
     eventually("the older state", async || {
         (nomad.call(Method::GET, &format!("/v1/job/{id}"), None).await.0 == 200).then_some(())

@@ -58,11 +58,8 @@ async fn a_stream_that_breaks_whenever_it_begins_holds_no_list_up() {
     let late = Faults::before(&front).await;
     late.harm(|line| line.starts_with("GET /v1/jobs?").then_some(Fault::Delay(Duration::from_millis(500))));
     let service = Service::start_unready(&late.url, &world.registry, &[]);
-    let of_jobs =
-        async |what| service.metric(&format!("nomad_build_watch_{what}_total{{part=\"jobs\"}}")).await;
-    let listed = async || of_jobs("lists").await.filter(|lists| *lists > 2);
-    eventually("lists", listed).await;
-    assert!(of_jobs("reconnects").await > Some(1));
+    eventually("lists", async || service.lists().await.filter(|lists| *lists > 2)).await;
+    assert!(service.metric("nomad_build_watch_reconnects_total{part=\"jobs\"}").await > Some(1));
     let (second, _) = world.api().run(&job).await;
     let api = Api::new(&service.url);
     for id in [first, second] {

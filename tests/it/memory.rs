@@ -70,9 +70,8 @@ async fn a_replica_that_knew_a_job_before_nomad_forgot_it_leaves_the_claim_that_
     sleeper.is_stopped().await;
     forget(&stack, std::slice::from_ref(&id)).await;
     // Nomad tells of what it collects only by leaving it out.
-    let lists = async || service.metric("nomad_build_watch_list_duration_seconds_count{part=\"jobs\"}").await;
-    let before = lists().await;
-    eventually("another list", async || (lists().await > before).then_some(())).await;
+    let before = service.lists().await;
+    eventually("another list", async || (service.lists().await > before).then_some(())).await;
     assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await, json!({"success": true}));
     let claim = Nomad::new(&stack.nomad).get(&format!("/v1/var/nomad-build/claims/{id}")).await;
     assert_eq!(claim["Path"], format!("nomad-build/claims/{id}"), "{claim:#}");

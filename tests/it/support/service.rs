@@ -69,6 +69,11 @@ impl Service {
         text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
     }
 
+    /// How often it has listed everything, of the jobs.
+    pub(crate) async fn lists(&self) -> Option<u64> {
+        self.metric("nomad_build_watch_list_duration_seconds_count{part=\"jobs\"}").await
+    }
+
     /// Tells it to stop, and waits until it has; how it ended.
     pub(crate) async fn stop(mut self) -> std::process::ExitStatus {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
