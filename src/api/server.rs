@@ -31,8 +31,12 @@ use crate::tls;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How long the head of a request may take, and how long a connection may be idle before it.
+/// How long a connection has for the head of its first request.
 const HEAD: Duration = Duration::from_secs(30);
+
+/// How long a connection that was used may be idle, with the head of its next request. Clients let go of theirs first, most of
+/// them after 90 s or sooner: who sends something just when it is hung up on cannot know whether it was taken.
+const IDLE: Duration = Duration::from_secs(100);
 
 /// The most that the head of a request may be, in bytes: Nomad's tokens and JWTs are a few KiB.
 const HEAD_BYTES: usize = 64 * 1024;
@@ -145,11 +149,11 @@ impl Connection {
             request
         });
         let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_BYTES);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(HEAD_BYTES);
         let connection = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
             .into_owned();
-        // hyper's own deadline begins with a head's first byte.
+        // hyper has one deadline for idle connections and heads.
         let silent = async {
             tokio::time::sleep(HEAD).await;
             if asked.load(Ordering::Relaxed) {

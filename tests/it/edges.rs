@@ -196,6 +196,42 @@ async fn who_does_not_go_on_is_hung_up_on_and_the_others_are_served() {
 }
 
 #[tokio::test]
+async fn a_connection_is_kept_for_longer_than_clients_keep_theirs_and_not_for_ever() {
+    let service = started(&[]);
+    let address = service.url.strip_prefix("http://").unwrap();
+    let health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let asks = async |stream: &mut TcpStream| {
+        stream.write_all(health).await.unwrap();
+        let mut said = vec![0; 4096];
+        let length = stream.read(&mut said).await.unwrap();
+        assert!(
+            said[..length].starts_with(b"HTTP/1.1 200 "),
+            "{:?}",
+            String::from_utf8_lossy(&said[..length])
+        );
+    };
+    let used = async || {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        asks(&mut stream).await;
+        stream
+    };
+    let idle = async {
+        let mut stream = used().await;
+        // Go's and reqwest's clients let go of a connection after 90 s.
+        assert_eq!(hangs_up(&mut stream, Duration::from_secs(91)).await, None);
+        asks(&mut stream).await;
+    };
+    let slow = async {
+        let mut stream = used().await;
+        stream.write_all(&health[..20]).await.unwrap();
+        let began = Instant::now();
+        assert_eq!(hangs_up(&mut stream, Duration::from_mins(3)).await, Some(Vec::new()));
+        assert!(began.elapsed() > Duration::from_secs(95), "{:?}", began.elapsed());
+    };
+    tokio::join!(idle, slow);
+}
+
+#[tokio::test]
 async fn an_address_logs_in_more_rarely_than_it_may_ask_for_other_things() {
     let service = started(&[("NOMAD_BUILD_MAX_RATE", "500".to_owned())]);
     let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
