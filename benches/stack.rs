@@ -27,7 +27,7 @@ pub(crate) struct Stack {
 
 impl Stack {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let (program, line) = ready(&["dev", "--while-stdin-open"]).await?;
+        let (program, line) = ready().await?;
         let field = |name: &str| {
             let found = line.split_whitespace().find_map(|field| field.strip_prefix(name));
             found.map(str::to_owned).with_context(|| format!("no {name} in {line:?}"))
@@ -75,9 +75,9 @@ impl Stack {
 }
 
 /// Starts the program as a stack; returns it with the line by which it says that all is up.
-pub(crate) async fn ready(arguments: &[&str]) -> anyhow::Result<(Child, String)> {
+async fn ready() -> anyhow::Result<(Child, String)> {
     let mut program = Command::new(PROGRAM)
-        .args(arguments)
+        .args(["dev", "--while-stdin-open"])
         .env("NOMAD_BUILD_MAX_CPU", MOST_CPU.to_string())
         .env("NOMAD_BUILD_LOG", "warn")
         // Counted, as it is by default, and not refused.
