@@ -276,6 +276,10 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
             build_network: reader.parsed("NOMAD_BUILD_BUILD_NETWORK", "true or false").unwrap_or(true),
             test_network: reader.parsed("NOMAD_BUILD_TEST_NETWORK", "true or false").unwrap_or(true),
             max_pids: at_least(reader, "NOMAD_BUILD_MAX_PIDS", 1).unwrap_or(default.isolation.max_pids),
+            max_checkout_mb: at_least(reader, "NOMAD_BUILD_MAX_CHECKOUT_MB", 1)
+                .unwrap_or(default.isolation.max_checkout_mb),
+            max_checkout_files: at_least(reader, "NOMAD_BUILD_MAX_CHECKOUT_FILES", 1)
+                .unwrap_or(default.isolation.max_checkout_files),
         },
     }
 }

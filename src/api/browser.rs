@@ -2,16 +2,21 @@
 //!
 //! A page may send requests anywhere, and opens a `WebSocket` without asking first. It cannot hide its origin.
 
+use std::time::Duration;
+
 use axum::extract::{Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, REFERRER_POLICY,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
-use super::App;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
 use super::answer::{Code, Problem};
+use super::{App, REQUEST_ID};
 
 /// What every answer says: it is what it says it is, is shown nowhere, and is kept nowhere.
 const HEADERS: [(HeaderName, &str); 4] = [
@@ -35,6 +40,32 @@ pub(super) async fn keep_apart(State(app): State<App>, request: Request, next: N
         answer.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     answer
+}
+
+/// What a page of an allowed origin may send beside what every page may, in a header.
+const SENT: [HeaderName; 6] = [
+    AUTHORIZATION,
+    CONTENT_TYPE,
+    HeaderName::from_static("x-nomad-token"),
+    HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("last-event-id"),
+    REQUEST_ID,
+];
+
+/// How long a browser need not ask again whether a page may.
+const ASKED: Duration = Duration::from_mins(10);
+
+/// Tells browsers what pages of the allowed origins may send, and that they may read the answers. Nobody is known by a cookie.
+pub(super) fn shared(allowed: Vec<String>) -> CorsLayer {
+    let is_allowed = move |origin: &HeaderValue, _: &_| {
+        allowed.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
+    };
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(is_allowed))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(SENT)
+        .expose_headers([REQUEST_ID, RETRY_AFTER])
+        .max_age(ASKED)
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {

@@ -70,6 +70,14 @@ impl App {
         capability: Capability,
     ) -> Result<Result<Arc<Tenant>, FieldError>, Problem> {
         let (service, token) = (&self.service, caller.token.as_ref());
+        let named = named.and_then(|name| match name {
+            Some(name) if !is_namespace(name) => Err(FieldError {
+                field: "namespace".to_owned(),
+                message: "is not the name of a Nomad namespace: it has 1 to 128 letters, digits and -"
+                    .to_owned(),
+            }),
+            name => Ok(name),
+        });
         let is_named = |tenant: &&Arc<Tenant>| matches!(named, Ok(Some(name)) if tenant.namespace() == name);
         let tenant = match (&named, service.tenants().iter().find(is_named)) {
             (_, Some(tenant)) => tenant,
@@ -201,6 +209,13 @@ impl App {
             Some(ticket) => Ok(self.service.redeem(job, ticket).await?),
         }
     }
+}
+
+/// Whether Nomad could have a namespace of this name. What is asked there is kept in memory for a while.
+///
+/// Source: Nomad 1.11, `nomad/structs/structs.go`, `validNamespaceName`.
+fn is_namespace(name: &str) -> bool {
+    (1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Ends a stream once its caller may not read it any more: a reader that resumes it is told.

@@ -33,8 +33,13 @@ use crate::service::logs::{Cursor, InvalidCursor, Message, Request};
 /// A connection is never silent for longer.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
+/// The most of a message of a reader, in bytes: what it says means nothing, and is not kept until it is whole.
+const READERS: usize = 4 << 10;
+
 /// How much of a text is sent at once, in bytes.
 const PIECE: usize = 64 << 10;
+
+const NO_CURSOR: &str = "is not a cursor: use that of the last message that came";
 
 /// What a caller may ask of a log. Texts, so that each one's error names its field.
 #[derive(Deserialize)]
@@ -61,8 +66,7 @@ impl LogQuery {
 
     fn cursor(&self) -> Result<Option<Cursor>, Problem> {
         let cursor = self.cursor.as_ref().map(|text| text.parse());
-        let wrong = "is not a cursor: use that of the last message that came";
-        cursor.transpose().map_err(|_| Problem::parameter("cursor", wrong))
+        cursor.transpose().map_err(|_| Problem::parameter("cursor", NO_CURSOR))
     }
 }
 
@@ -139,9 +143,8 @@ pub(super) async fn stream(
 ) -> Result<Response, Problem> {
     let Query(query) = query?;
     let mut request = Request { phases: query.phases()?, tail: query.tail()?, cursor: query.cursor()? };
-    // A browser's event source resumes by this header.
-    let last_event = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    request.cursor = request.cursor.or_else(|| last_event.and_then(|text| text.parse().ok()));
+    // A browser's event source resumes by this header, and with the address that it was opened with: what came since counts.
+    request.cursor = last_event(&headers)?.or(request.cursor);
     if upgrade.is_err() && !wants_events(&headers) {
         let message = "open this as a WebSocket, or with Accept: text/event-stream";
         return Err(Problem::new(Code::InvalidRequest, message));
@@ -150,10 +153,13 @@ pub(super) async fn stream(
     let by = query.ticket.map(|_| Extension(By(caller.clone())));
     let answer = match (open(&app, caller, &id, request).await, upgrade) {
         (Err(problem), _) => problem.into_response(),
-        (Ok(messages), Ok(upgrade)) => upgrade.on_upgrade(async move |socket| {
-            let _held = held;
-            by_websocket(socket, messages, app.stopping).await;
-        }),
+        (Ok(messages), Ok(upgrade)) => {
+            let upgrade = upgrade.max_message_size(READERS).max_frame_size(READERS);
+            upgrade.on_upgrade(async move |socket| {
+                let _held = held;
+                by_websocket(socket, messages, app.stopping).await;
+            })
+        }
         (Ok(messages), Err(_)) => by_events(messages, app.stopping),
     };
     Ok((by, answer).into_response())
@@ -175,6 +181,13 @@ async fn open(
     }
     let messages = messages.map_err(|error| Problem::parameter("cursor", &error.to_string()))?;
     Ok(while_allowed(messages, caller, tenant))
+}
+
+/// The cursor of the last event that came, where a reader resumes by its ID.
+fn last_event(headers: &HeaderMap) -> Result<Option<Cursor>, Problem> {
+    let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) else { return Ok(None) };
+    let cursor = id.to_str().ok().and_then(|text| text.parse().ok());
+    cursor.map(Some).ok_or_else(|| Problem::parameter("Last-Event-ID", NO_CURSOR))
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {
@@ -239,5 +252,6 @@ fn by_events(messages: BoxStream<'static, Message>, stopping: CancellationToken)
         }
         event.json_data(&message)
     });
-    Sse::new(events).into_response()
+    // Proxies of nginx's kind keep an answer until they have some KiB of it, but for this header.
+    ([("x-accel-buffering", "no")], Sse::new(events)).into_response()
 }

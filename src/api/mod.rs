@@ -91,6 +91,19 @@ pub async fn serve_probes(listener: TcpListener, service: Arc<Service>, shutdown
 }
 
 fn router(app: App) -> Router {
+    let origins = app.service.config().allow_origins.clone();
+    let routes = routes();
+    // Where there are none, no page asks.
+    let routes = if origins.is_empty() { routes } else { routes.layer(browser::shared(origins)) };
+    routes
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn_with_state(app.clone(), browser::keep_apart))
+        .layer(middleware::from_fn_with_state(app.clone(), limits::keep_rate))
+        .layer(middleware::from_fn_with_state(app.clone(), identify_and_count))
+        .with_state(app)
+}
+
+fn routes() -> Router<App> {
     Router::new()
         .route("/jobs", only(get(list::list).post(jobs::submit)))
         .route("/jobs/{id}/status", only(get(jobs::status)))
@@ -105,11 +118,6 @@ fn router(app: App) -> Router {
         .route("/runner/{os}/{arch}/nomad-build", only(get(runner::binary)))
         .route("/runner/{os}/{arch}/sha256sums", only(get(runner::checksum)))
         .fallback(unknown_route)
-        .layer(DefaultBodyLimit::max(BODY))
-        .layer(middleware::from_fn_with_state(app.clone(), browser::keep_apart))
-        .layer(middleware::from_fn_with_state(app.clone(), limits::keep_rate))
-        .layer(middleware::from_fn_with_state(app.clone(), identify_and_count))
-        .with_state(app)
 }
 
 fn probes() -> Router<App> {

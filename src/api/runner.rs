@@ -1,6 +1,10 @@
 //! The runner, for nodes that have none: this program itself, with its checksum.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::io::{self, Read as _};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use axum::body::Body;
 use axum::extract::Path;
@@ -8,7 +12,6 @@ use axum::extract::rejection::PathRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
 use super::answer::{Code, Problem};
@@ -43,8 +46,39 @@ fn program(asked: Platform) -> Result<PathBuf, Problem> {
     if plain(&os) && plain(&arch) && other.is_file() { Ok(other) } else { Err(missing()) }
 }
 
-fn unreadable(error: &std::io::Error) -> Problem {
+fn unreadable(error: &io::Error) -> Problem {
     Problem::new(Code::Internal, &format!("the runner cannot be read: {error}"))
+}
+
+/// The checksum of a program, for as long as it is the same file: its length and when it was changed.
+struct Sum {
+    length: u64,
+    changed: SystemTime,
+    hex: String,
+}
+
+/// Those of the programs that were asked for: whoever asks needs no token, and a program is long.
+static SUMS: LazyLock<Mutex<HashMap<PathBuf, Sum>>> = LazyLock::new(Mutex::default);
+
+/// A program's checksum. One is made at a time, so that many who ask for it cost no more than one.
+fn checksum_of(program: &FilePath) -> io::Result<String> {
+    let mut sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut file = std::fs::File::open(program)?;
+    let now = file.metadata()?;
+    let (length, changed) = (now.len(), now.modified()?);
+    if let Some(sum) = sums.get(program).filter(|sum| (sum.length, sum.changed) == (length, changed)) {
+        return Ok(sum.hex.clone());
+    }
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 64 * 1024]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+    let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    sums.insert(program.to_owned(), Sum { length, changed, hex: hex.clone() });
+    Ok(hex)
 }
 
 /// `GET /runner/{os}/{arch}/nomad-build`
@@ -56,15 +90,35 @@ pub(super) async fn binary(platform: Platform) -> Result<Response, Problem> {
 
 /// `GET /runner/{os}/{arch}/sha256sums`: the checksum in the format of sha256sum(1).
 pub(super) async fn checksum(platform: Platform) -> Result<Response, Problem> {
-    let mut file = tokio::fs::File::open(program(platform)?).await.map_err(|error| unreadable(&error))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match file.read(&mut buffer).await.map_err(|error| unreadable(&error))? {
-            0 => break,
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-    let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let program = program(platform)?;
+    let made = tokio::task::spawn_blocking(move || checksum_of(&program)).await.map_err(io::Error::other);
+    let hex = made.and_then(|made| made).map_err(|error| unreadable(&error))?;
     Ok(plain(StatusCode::OK, "text/plain; charset=utf-8", format!("{hex}  nomad-build\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_is_made_once_and_anew_where_the_program_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        let at = |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let write = |text: &str, seconds| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::File::options().write(true).open(&path).unwrap().set_modified(at(seconds)).unwrap();
+        };
+        write("abc", 1);
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(checksum_of(&path).unwrap(), abc);
+        // What only the file's text tells is not looked at again.
+        write("xyz", 1);
+        assert_eq!(checksum_of(&path).unwrap(), abc);
+        write("", 1);
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(checksum_of(&path).unwrap(), empty);
+        write("abc", 2);
+        assert_eq!(checksum_of(&path).unwrap(), abc);
+    }
 }

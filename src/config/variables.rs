@@ -123,6 +123,12 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ("NOMAD_BUILD_BUILD_NETWORK", "true", "false: the steps of a build have no network"),
     ("NOMAD_BUILD_TEST_NETWORK", "true", "false: tests have no network"),
     ("NOMAD_BUILD_MAX_PIDS", "4096", "the most processes and threads of a test"),
+    (
+        "NOMAD_BUILD_MAX_CHECKOUT_MB",
+        "10240",
+        "the most of a node's disk that a checkout takes, in MiB, with submodules and large files",
+    ),
+    ("NOMAD_BUILD_MAX_CHECKOUT_FILES", "1000000", "the most files of a checkout, with git's own"),
     ("NOMAD_BUILD_MAX_TIMEOUT", "PT4H", "the longest timeout a phase may ask for"),
     ("NOMAD_BUILD_MAX_CPU", "64000", "the most CPU a phase may reserve, in MHz"),
     ("NOMAD_BUILD_MAX_MEMORY_MB", "131072", "the most memory a phase may reserve, in MiB"),

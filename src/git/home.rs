@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::AsyncWriteExt as _;
 
-use super::{Credentials, GitError, Source};
+use super::{Credentials, GitError, Source, large_files};
 
-/// How git connects by SSH where it was given no key: with what the machine has, asking nobody.
-const SSH: &str = "ssh -oBatchMode=yes";
+/// How git connects by SSH where it was given no key: with none, as those of this machine are not the job's. Of the machine's own
+/// it uses the hosts that are known there, which are no secret.
+const SSH: &str = "ssh -F none -oBatchMode=yes -oIdentityFile=none -oIdentitiesOnly=yes -oIdentityAgent=none \
+     -oConnectTimeout=30 -oServerAliveInterval=30 -oServerAliveCountMax=4";
 
 /// How it does with a key of its own: from its home, so that no path passes the shell that git has this run by. Nothing else of
 /// the machine's is used, and the key is shown to none but the hosts that were named with it.
 const SSH_WITH_KEY: &str = "cd \"$HOME\" && exec ssh -F none -oBatchMode=yes -i ssh_key -oIdentitiesOnly=yes \
      -oIdentityAgent=none -oStrictHostKeyChecking=yes -oUserKnownHostsFile=known_hosts -oGlobalKnownHostsFile=none \
-     -oUpdateHostKeys=no";
+     -oUpdateHostKeys=no -oConnectTimeout=30 -oServerAliveInterval=30 -oServerAliveCountMax=4";
 
 /// A folder that is removed when it is dropped, with the credentials in it.
 pub(super) struct Home {
@@ -80,7 +82,8 @@ impl Drop for Home {
 fn configuration(source: &Source<'_>) -> String {
     let mut config = String::from(
         "[protocol]\n\tallow = never\n[core]\n\thooksPath = /dev/null\n[advice]\n\tdetachedHead = false\n\
-         [init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n",
+         [init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n\
+         [http]\n\tlowSpeedLimit = 1\n\tlowSpeedTime = 120\n",
     );
     for transport in source.transports {
         config.push_str(&format!("[protocol \"{transport}\"]\n\tallow = always\n"));
@@ -93,17 +96,8 @@ fn configuration(source: &Source<'_>) -> String {
         config.push_str("[credential]\n\thelper = store\n");
     }
     // Git LFS heeds no `protocol.allow`: what a repository's `.lfsconfig` says must not send it elsewhere.
-    config.push_str(&format!("[lfs]\n\turl = {}\n", quoted(&large_files_url(source.url))));
+    config.push_str(&format!("[lfs]\n\turl = {}\n", quoted(&large_files::server(source.url))));
     config
-}
-
-/// Where Git LFS looks for a repository's objects by its own rule (its documentation of the server discovery).
-fn large_files_url(url: &str) -> String {
-    if !url.starts_with("https://") && !url.starts_with("http://") {
-        return url.to_owned();
-    }
-    let url = url.trim_end_matches('/');
-    format!("{}.git/info/lfs", url.strip_suffix(".git").unwrap_or(url))
 }
 
 /// A value as git's configuration files write it.
@@ -145,6 +139,7 @@ mod tests {
             reference: None,
             transports: &["https"],
             credentials: Some(&credentials),
+            most: crate::git::Most { mebibytes: 1, files: 1, memory: 1 },
             environment: &[],
         };
         let temporary = tempfile::tempdir().unwrap();
@@ -154,20 +149,6 @@ mod tests {
         assert_eq!((mode(&folder), mode(&folder.join(".git-credentials"))), (0o700, 0o600));
         drop(home);
         assert!(!folder.exists());
-    }
-
-    #[test]
-    fn large_files_come_from_the_repositorys_own_server() {
-        for (url, want) in [
-            ("https://example.com/a.git", "https://example.com/a.git/info/lfs"),
-            ("https://example.com/a", "https://example.com/a.git/info/lfs"),
-            ("http://example.com/a/", "http://example.com/a.git/info/lfs"),
-            ("git@example.com:a.git", "git@example.com:a.git"),
-            ("ssh://git@example.com/a.git", "ssh://git@example.com/a.git"),
-            ("file:///srv/a", "file:///srv/a"),
-        ] {
-            assert_eq!(large_files_url(url), want);
-        }
     }
 
     #[test]

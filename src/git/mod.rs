@@ -5,22 +5,21 @@
 //! Invariant: knows nothing of jobs, Nomad or engines.
 
 mod home;
+mod large_files;
 mod process;
 mod refs;
+mod size;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use secrecy::SecretString;
-use tokio::io::AsyncReadExt as _;
 
 use home::Home;
 use process::Git;
 use refs::{Remote, Wanted};
 
-/// The most of a file of attributes that is looked at.
-const MOST_ATTRIBUTES: u64 = 1 << 20;
+pub use size::Most;
 
 /// A repository to check out.
 pub struct Source<'a> {
@@ -32,6 +31,8 @@ pub struct Source<'a> {
     pub transports: &'a [&'a str],
     /// What opens it.
     pub credentials: Option<&'a Credentials>,
+    /// How much it may take of the machine, with its submodules and large files.
+    pub most: Most,
     /// What git's environment has beside our own variables: where programs and trusted certificates are.
     pub environment: &'a [(String, String)],
 }
@@ -85,7 +86,7 @@ pub enum GitError {
     #[error("the git program cannot be run: install git where builds run")]
     Missing(#[source] std::io::Error),
     /// A file of ours could not be written.
-    #[error("{0} cannot be written")]
+    #[error("{0} cannot be written, or removed")]
     File(PathBuf, #[source] std::io::Error),
     /// git could not be listened to.
     #[error("what git says could not be read")]
@@ -114,6 +115,12 @@ pub enum GitError {
          it with what the host's owner publishes)"
     )]
     UnknownHost(String),
+    /// It takes more of the machine than it may.
+    #[error(
+        "the repository, with its submodules and large files, takes more than {0} here: make it smaller, or ask who runs the \
+         service to allow more (NOMAD_BUILD_MAX_CHECKOUT_MB, NOMAD_BUILD_MAX_CHECKOUT_FILES)"
+    )]
+    TooLarge(String),
     /// git failed.
     #[error("git {command} failed{}: {message}", .code.map_or_else(String::new, |code| format!(" with exit code {code}")))]
     Failed {
@@ -123,6 +130,8 @@ pub enum GitError {
         code: Option<i32>,
         /// The last it said.
         message: String,
+        /// Whether that may be otherwise in a moment.
+        is_passing: bool,
     },
 }
 
@@ -148,27 +157,53 @@ pub async fn check_out<O: Output + Sync>(
     output: &O,
 ) -> Result<CheckedOut, GitError> {
     let home = Home::make(home, source).await?;
-    let git = Git { home: home.path(), ssh: home.ssh(), environment: source.environment, output };
+    let memory = source.most.memory;
+    let git = Git { home: home.path(), ssh: home.ssh(), memory, environment: source.environment, output };
     let repository = Repository { url: source.url, folder, git };
-    let (remote, initialised) = tokio::join!(repository.list(), repository.initialise());
-    initialised?;
-    let checked_out = match remote?.resolve(source.reference) {
-        Wanted::Named(reference) => {
-            let commit = repository.fetch_one(&reference).await?;
-            CheckedOut { reference: Some(reference), commit }
-        }
-        Wanted::Commit(text) => CheckedOut { reference: None, commit: repository.fetch_commit(&text).await? },
-        Wanted::Nothing(text) => return Err(GitError::NoSuchRef(text)),
+    let checked_out = tokio::select! {
+        checked_out = repository.check_out(source.reference) => checked_out,
+        // What git is at then is ended by being dropped.
+        what = size::outgrown(folder, source.most) => Err(GitError::TooLarge(what)),
     };
-    repository.run("checkout", &["--quiet", "--detach", &checked_out.commit]).await?;
-    repository.submodules().await?;
-    repository.large_files().await?;
-    Ok(checked_out)
+    let ended = match (checked_out, size::excess(folder, source.most).await) {
+        (Ok(_), Some(what)) => Err(GitError::TooLarge(what)),
+        (ended, _) => ended,
+    };
+    if let Err(GitError::TooLarge(_)) = ended {
+        // The disk has others on it.
+        tokio::fs::remove_dir_all(folder).await.map_err(|error| GitError::File(folder.to_owned(), error))?;
+    }
+    ended
 }
 
 impl<O: Output + Sync> Repository<'_, O> {
-    async fn initialise(&self) -> Result<(), GitError> {
-        let arguments = ["--quiet".as_ref(), "--".as_ref(), self.folder.as_os_str()];
+    async fn check_out(&self, reference: Option<&str>) -> Result<CheckedOut, GitError> {
+        let (remote, initialised) = tokio::join!(self.list(), self.initialise("sha1"));
+        initialised?;
+        let remote = remote?;
+        if remote.is_sha256() {
+            // Of the two kinds the rarer, which one is only known now.
+            let removed = tokio::fs::remove_dir_all(self.folder).await;
+            removed.map_err(|error| GitError::File(self.folder.to_owned(), error))?;
+            self.initialise("sha256").await?;
+        }
+        let checked_out = match remote.resolve(reference) {
+            Wanted::Named(reference) => {
+                let commit = self.fetch_one(&reference).await?;
+                CheckedOut { reference: Some(reference), commit }
+            }
+            Wanted::Commit(text) => CheckedOut { reference: None, commit: self.fetch_commit(&text).await? },
+            Wanted::Nothing(text) => return Err(GitError::NoSuchRef(text)),
+        };
+        self.run("checkout", &["--quiet", "--detach", &checked_out.commit]).await?;
+        self.submodules().await?;
+        self.large_files().await?;
+        Ok(checked_out)
+    }
+
+    async fn initialise(&self, format: &str) -> Result<(), GitError> {
+        let format = format!("--object-format={format}");
+        let arguments = ["--quiet".as_ref(), format.as_ref(), "--".as_ref(), self.folder.as_os_str()];
         self.git.run("init", &arguments, self.git.home).await?;
         // What a submodule's relative address is relative to.
         self.run("remote", &["add", "--", "origin", self.url]).await.map(drop)
@@ -176,7 +211,7 @@ impl<O: Output + Sync> Repository<'_, O> {
 
     async fn list(&self) -> Result<Remote, GitError> {
         let arguments = ["--symref", "--", self.url].map(OsStr::new);
-        Ok(Remote::parse(&self.git.run("ls-remote", &arguments, self.git.home).await?))
+        Ok(Remote::parse(&self.git.run_remotely("ls-remote", &arguments, self.git.home).await?))
     }
 
     async fn fetch(&self, options: &[&str], refs: &[&str]) -> Result<(), GitError> {
@@ -184,7 +219,7 @@ impl<O: Output + Sync> Repository<'_, O> {
         arguments.extend(options);
         arguments.extend(["--", self.url]);
         arguments.extend(refs);
-        self.run("fetch", &arguments).await.map(drop)
+        self.run_remotely("fetch", &arguments).await.map(drop)
     }
 
     /// Fetches a ref or a commit; the commit that came, which need not be the one that was listed.
@@ -216,28 +251,19 @@ impl<O: Output + Sync> Repository<'_, O> {
         Ok(said.trim().to_owned())
     }
 
-    /// Submodules, where the repository has some: under the same rules, as they read the same configuration.
-    async fn submodules(&self) -> Result<(), GitError> {
+    async fn has_modules(&self) -> bool {
         // Not through a link, which git itself does not follow here.
         let modules = tokio::fs::symlink_metadata(self.folder.join(".gitmodules")).await;
-        if !modules.is_ok_and(|modules| modules.is_file()) {
-            return Ok(());
-        }
-        self.run("submodule", &["update", "--init", "--recursive", "--depth=1"]).await.map(drop)
+        modules.is_ok_and(|modules| modules.is_file())
     }
 
-    /// Git LFS objects, where the repository has some and the program is there.
-    async fn large_files(&self) -> Result<(), GitError> {
-        if !has_large_files(&self.folder.join(".gitattributes")).await {
+    /// Submodules, where the repository has some: under the same rules, as they read the same configuration.
+    async fn submodules(&self) -> Result<(), GitError> {
+        if !self.has_modules().await {
             return Ok(());
         }
-        if self.run("lfs", &["version"]).await.is_err() {
-            let warning = "warning: the repository uses Git LFS, and git-lfs is not installed here: its large files stay pointers\n";
-            self.git.output.bytes(warning.as_bytes().to_vec()).await;
-            return Ok(());
-        }
-        self.run("lfs", &["install", "--local", "--skip-repo"]).await?;
-        self.run("lfs", &["pull"]).await.map(drop)
+        let arguments = ["update", "--init", "--recursive", "--depth=1"];
+        self.run_remotely("submodule", &arguments).await.map(drop)
     }
 
     /// Runs git inside the checkout.
@@ -245,22 +271,12 @@ impl<O: Output + Sync> Repository<'_, O> {
         let arguments: Vec<_> = arguments.iter().map(OsStr::new).collect();
         self.git.run(command, &arguments, self.folder).await
     }
-}
 
-/// Whether a file of attributes speaks of Git LFS. A link is not followed: it may lead anywhere on this machine.
-async fn has_large_files(attributes: &Path) -> bool {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let mut text = Vec::new();
-    let read = async {
-        let file =
-            tokio::fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(attributes).await?;
-        if file.metadata().await?.is_file() {
-            file.take(MOST_ATTRIBUTES).read_to_end(&mut text).await?;
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    // One that is not there, or cannot be read, is one that says nothing.
-    read.await.is_ok() && String::from_utf8_lossy(&text).contains("filter=lfs")
+    /// Runs git inside the checkout, against another machine.
+    async fn run_remotely(&self, command: &str, arguments: &[&str]) -> Result<String, GitError> {
+        let arguments: Vec<_> = arguments.iter().map(OsStr::new).collect();
+        self.git.run_remotely(command, &arguments, self.folder).await
+    }
 }
 
 #[cfg(test)]
@@ -274,22 +290,6 @@ mod tests {
             ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"]
         {
             assert!(PASSED.contains(&name), "{name}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_file_of_attributes_is_read_in_part_and_never_through_a_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let line = "*.bin filter=lfs diff=lfs\n";
-        std::fs::write(path("plain"), line).unwrap();
-        std::os::unix::fs::symlink(path("plain"), path("link")).unwrap();
-        std::os::unix::fs::symlink("/dev/zero", path("endless")).unwrap();
-        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        std::fs::write(path("huge"), "#".repeat(1 << 20) + line).unwrap();
-        assert!(has_large_files(&path("plain")).await);
-        for name in ["link", "endless", "pipe", "huge", "missing"] {
-            assert!(!has_large_files(&path(name)).await, "{name}");
         }
     }
 }

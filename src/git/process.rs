@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -24,11 +25,49 @@ const ADVICE: [&str; 3] = [
     "and the repository exists.",
 ];
 
+/// What git, curl and ssh say of what may be otherwise in a moment.
+const PASSING: [&str; 19] = [
+    "returned error: 429",
+    "returned error: 5",
+    "Could not resolve host",
+    "Temporary failure in name resolution",
+    "Failed to connect",
+    "Couldn't connect",
+    "Connection refused",
+    "Connection reset",
+    "Connection timed out",
+    "Connection closed",
+    "Connection to",
+    "Operation timed out",
+    "Operation too slow",
+    "No route to host",
+    "Empty reply from server",
+    "RPC failed",
+    "early EOF",
+    "unexpected disconnect",
+    "the remote end hung up",
+];
+
+/// What git says where it may have no more memory.
+const OUT_OF_MEMORY: [&str; 2] = ["Out of memory", "out of memory"];
+
+/// How long git is let be before it is tried again.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+
+/// Has a shell run git with no more memory than it may have, and each program that git starts. What git is told passes the shell as
+/// its own arguments, which it does not read. A limit that cannot be set is above the one that holds.
+const WITHIN: &str = "ulimit -d \"$0\" 2>/dev/null; exec git \"$@\"";
+
+/// How a shell ends that finds no program.
+const NOT_FOUND: i32 = 127;
+
 /// Where and how git runs.
 pub(super) struct Git<'a, O> {
     pub(super) home: &'a Path,
     /// How it connects by SSH, as a shell takes it.
     pub(super) ssh: &'static str,
+    /// How much memory each of its programs may have, in MiB: a small pack can hold a tree that is larger than any memory.
+    pub(super) memory: u64,
     pub(super) environment: &'a [(String, String)],
     pub(super) output: &'a O,
 }
@@ -54,8 +93,9 @@ impl<O: Output + Sync> Git<'_, O> {
         arguments: &[&OsStr],
         inside: &Path,
     ) -> Result<String, GitError> {
-        let mut git = Command::new("git");
-        git.arg(command).args(arguments).current_dir(inside);
+        let mut git = Command::new("sh");
+        git.args(["-c", WITHIN, &self.memory.saturating_mul(1024).to_string(), command]);
+        git.args(arguments).current_dir(inside);
         git.env_clear().envs(self.environment.iter().cloned()).envs(environment(self.home, self.ssh));
         git.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut group = Group(git.spawn().map_err(GitError::Missing)?);
@@ -67,7 +107,33 @@ impl<O: Output + Sync> Git<'_, O> {
         if status.success() {
             return Ok(said);
         }
+        if status.code() == Some(NOT_FOUND) && complained.contains("git: not found") {
+            return Err(GitError::Missing(std::io::ErrorKind::NotFound.into()));
+        }
+        if OUT_OF_MEMORY.iter().any(|text| complained.contains(text)) {
+            return Err(GitError::TooLarge(format!("{} MiB of memory", self.memory)));
+        }
         Err(failure(command, status.code(), &complained))
+    }
+
+    /// Runs a command that needs another machine: where that is away for a moment, again.
+    pub(super) async fn run_remotely(
+        &self,
+        command: &str,
+        arguments: &[&OsStr],
+        inside: &Path,
+    ) -> Result<String, GitError> {
+        for pause in PAUSES {
+            match self.run(command, arguments, inside).await {
+                Err(error @ GitError::Failed { is_passing: true, .. }) => {
+                    let said = format!("warning: {error}; it is tried again in {} s\n", pause.as_secs());
+                    self.output.bytes(said.into_bytes()).await;
+                }
+                ended => return ended,
+            }
+            tokio::time::sleep(pause).await;
+        }
+        self.run(command, arguments, inside).await
     }
 }
 
@@ -123,7 +189,10 @@ fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
         "Authentication failed",
         "could not read Username",
         "could not read Password",
-        "Permission denied",
+        // ssh's words, which are told from those of a file of this machine's by what follows.
+        "Permission denied (",
+        "Permission denied, please try again",
+        "returned error: 403",
         "HTTP 403",
     ];
     if refused.iter().any(|text| complained.contains(text)) {
@@ -132,7 +201,8 @@ fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
     if complained.contains("Host key verification failed") {
         return GitError::UnknownHost(message);
     }
-    GitError::Failed { command: command.to_owned(), code, message }
+    let is_passing = PASSING.iter().any(|text| complained.contains(text));
+    GitError::Failed { command: command.to_owned(), code, message, is_passing }
 }
 
 #[cfg(test)]
@@ -143,6 +213,10 @@ mod tests {
     fn a_refused_login_is_told_from_other_failures() {
         let refused = failure("fetch", Some(128), "fatal: Authentication failed for 'http://h/'\n");
         assert!(matches!(refused, GitError::Unauthorized(_)));
+        let refused = "fatal: unable to access 'http://h/': The requested URL returned error: 403\n";
+        assert!(matches!(failure("fetch", Some(128), refused), GitError::Unauthorized(_)));
+        let full = "error: unable to create file a: Permission denied\n";
+        assert!(matches!(failure("checkout", Some(1), full), GitError::Failed { is_passing: false, .. }));
         let other = failure("fetch", Some(128), "a\nb\nc\nfatal: d\n");
         assert_eq!(other.to_string(), "git fetch failed with exit code 128: b; c; fatal: d");
         let advice = "fatal: Could not read from remote repository.\n\nPlease make sure you have the correct access \
@@ -159,6 +233,25 @@ mod tests {
             refused,
             "git ls-remote failed with exit code 128: ssh: connect to host h port 22: Connection refused"
         );
+    }
+
+    #[test]
+    fn what_may_be_otherwise_in_a_moment_is_told_from_what_stays() {
+        for (said, passing) in [
+            ("fatal: unable to access 'http://h/a/': The requested URL returned error: 502", true),
+            ("fatal: unable to access 'http://h/a/': Could not resolve host: h", true),
+            ("ssh: connect to host h port 22: Connection refused", true),
+            ("fetch-pack: unexpected disconnect while reading sideband packet", true),
+            ("fatal: repository 'http://h/a/' not found", false),
+            ("fatal: couldn't find remote ref refs/heads/x", false),
+            ("fatal: transport 'ext' not allowed", false),
+        ] {
+            let is_passing = match failure("fetch", Some(128), said) {
+                GitError::Failed { is_passing, .. } => is_passing,
+                other => panic!("{other}"),
+            };
+            assert_eq!(is_passing, passing, "{said}");
+        }
     }
 
     #[tokio::test]

@@ -5,12 +5,16 @@ use std::collections::BTreeSet;
 /// The longest name of a ref that is told, in bytes: that of a submission.
 const LONGEST: usize = 255;
 
+/// The digits of a hash by SHA-256.
+const SHA256: usize = 64;
+
 /// What `git ls-remote --symref` says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Remote {
     /// The ref that HEAD stands for.
     head: Option<String>,
     refs: BTreeSet<String>,
+    sha256: bool,
 }
 
 /// What to fetch.
@@ -32,10 +36,18 @@ impl Remote {
             match value.strip_prefix("ref: ") {
                 Some(target) if name == "HEAD" => remote.head = Some(target.to_owned()),
                 Some(_) => {}
-                None => drop(remote.refs.insert(name.to_owned())),
+                None => {
+                    remote.sha256 |= value.len() == SHA256;
+                    remote.refs.insert(name.to_owned());
+                }
             }
         }
         remote
+    }
+
+    /// Whether its objects are named by SHA-256, and not by SHA-1.
+    pub(super) fn is_sha256(&self) -> bool {
+        self.sha256
     }
 
     fn named(&self, reference: &str) -> Option<Wanted> {
@@ -98,6 +110,13 @@ mod tests {
         let long = format!("refs/heads/{}", "x".repeat(65_000));
         let remote = Remote::parse(&format!("ref: {long}\tHEAD\n1111\tHEAD\n1111\t{long}\n"));
         assert_eq!(remote.resolve(None), named("HEAD"));
+    }
+
+    #[test]
+    fn the_length_of_a_hash_tells_its_kind() {
+        let said = |digits| format!("ref: refs/heads/main\tHEAD\n{}\tHEAD\n", "1".repeat(digits));
+        assert!(!Remote::parse(&said(40)).is_sha256());
+        assert!(Remote::parse(&said(64)).is_sha256());
     }
 
     #[test]

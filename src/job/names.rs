@@ -274,6 +274,12 @@ fn check_variable_path(text: &str) -> Result<(), String> {
     )
 }
 
+/// Whoever resolves such parts ends elsewhere than where the address says.
+fn check_steps(path: &str) -> Result<(), String> {
+    let is_step = |part: &str| matches!(part.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..");
+    check(!path.split('/').any(is_step), "has a part that is . or ..: write the address without it")
+}
+
 fn check_repo_url(text: &str) -> Result<(), String> {
     check_length(text, 2048)?;
     check(
@@ -286,13 +292,16 @@ fn check_repo_url(text: &str) -> Result<(), String> {
         let (user, rest) = text.split_once('@').ok_or(shape)?;
         let (host, path) = rest.split_once(':').ok_or(shape)?;
         check_name(user).map_err(|why| format!("has a user that {why}"))?;
+        check_steps(path)?;
         return check(is_host(host) && !path.is_empty() && !path.starts_with([':', '-']), shape);
     };
     let scheme: Scheme = scheme.parse().map_err(|why| format!("has a scheme that {why}"))?;
     check(!rest.contains(['?', '#']), "has a query or a fragment: name a ref in git_ref instead")?;
-    // Whoever resolves them ends elsewhere than where the address says.
-    let is_step = |part: &str| matches!(part.replace("%2e", ".").replace("%2E", ".").as_str(), "." | "..");
-    check(!rest.split('/').any(is_step), "has a part that is . or ..: write the address without it")?;
+    check(
+        !rest.to_ascii_lowercase().contains("%2f"),
+        "has a / that is percent-encoded: write it as /, or name another repository",
+    )?;
+    check_steps(rest)?;
     if scheme == Scheme::File {
         return check(rest.starts_with('/'), "is not file:// and an absolute path");
     }
@@ -455,6 +464,11 @@ mod tests {
                 "https://e.com/a?x=1",
                 "ssh://-oProxyCommand=x/a",
                 "git@-oProxyCommand=x:a",
+                "git@h:acme/../other/a.git",
+                "git@h:../a.git",
+                "https://e.com/a/%2E%2e/b",
+                "ssh://git@h/acme/a.git%2F..%2fother/b.git",
+                "file:///srv/git/a%2f..%2fother",
             ],
         );
         let url: RepoUrl = "git@example.com:team/Some.Repo.git".parse().unwrap();

@@ -137,11 +137,21 @@ pub struct Isolation {
     pub test_network: bool,
     /// The most processes and threads of a test.
     pub max_pids: u32,
+    /// The most of a node's disk that a checkout takes, in MiB.
+    pub max_checkout_mb: u32,
+    /// The most files of a checkout, with git's own.
+    pub max_checkout_files: u32,
 }
 
 impl Default for Isolation {
     fn default() -> Self {
-        Self { build_network: true, test_network: true, max_pids: 4096 }
+        Self {
+            build_network: true,
+            test_network: true,
+            max_pids: 4096,
+            max_checkout_mb: 10 << 10,
+            max_checkout_files: 1_000_000,
+        }
     }
 }
 

@@ -13,6 +13,9 @@ use crate::git::{self, GitError};
 use crate::job::{GitRef, Outcome, Phase, Policy, Reason, Scheme, Spec, Stream, Task, image_labels};
 use crate::telemetry::chain;
 
+/// The most memory of each of git's programs, in MiB: enough for the largest repositories there are, in full.
+const GIT_MEMORY: u64 = 4096;
+
 impl git::Output for Log {
     async fn bytes(&self, bytes: Vec<u8>) {
         self.output(Stream::Stderr, bytes).await;
@@ -63,12 +66,17 @@ impl Runner {
         self.log.say(&format!("==> checking out {what} of {}", spec.repo_url)).await;
         let transports: Vec<_> =
             self.payload.policy.schemes.iter().map(|scheme: &Scheme| scheme.as_str()).collect();
-        let login = credentials.git();
+        let (login, isolation) = (credentials.git(), self.payload.policy.isolation);
         let source = git::Source {
             url: spec.repo_url.as_str(),
             reference: spec.git_ref.as_ref().map(GitRef::as_str),
             transports: &transports,
             credentials: login.as_ref(),
+            most: git::Most {
+                mebibytes: isolation.max_checkout_mb.into(),
+                files: isolation.max_checkout_files.into(),
+                memory: GIT_MEMORY,
+            },
             environment: &around.git_environment,
         };
         let checked_out = git::check_out(&source, &checkout, &around.secret("git"), &self.log).await;
@@ -135,6 +143,7 @@ fn git_failure(error: &GitError) -> Failure {
         | GitError::Pipe(_)
         | GitError::TooMuch { .. }
         | GitError::UnknownHost(_)
+        | GitError::TooLarge(_)
         | GitError::Failed { .. } => Reason::CheckoutFailed,
     };
     let exit_code = match error {

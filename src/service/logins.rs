@@ -2,6 +2,7 @@
 //!
 //! Invariant: Nomad alone says whether a JWT is good, and what it is good for. A JWT and what it was traded for are kept in memory
 //! only, and found by the JWT's hash.
+//! Invariant: whoever makes up tokens takes nothing of what the others need: Nomad is asked apart from everything else.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -25,6 +26,9 @@ const NAME_KEPT: Duration = Duration::from_mins(10);
 
 /// The most tokens that are kept.
 const MOST: usize = 10_000;
+
+/// How many are asked about at once: for some, Nomad asks an identity provider for its keys.
+const AT_ONCE: usize = 8;
 
 /// Who asks.
 #[derive(Clone, Default)]
@@ -113,8 +117,8 @@ pub(super) struct Logins {
 }
 
 impl Logins {
-    pub(super) fn new(nomad: Client, method: Option<String>) -> Self {
-        Self { nomad, method, traded: Mutex::default(), names: Mutex::default() }
+    pub(super) fn new(nomad: &Client, method: Option<String>) -> Self {
+        Self { nomad: nomad.apart(AT_ONCE), method, traded: Mutex::default(), names: Mutex::default() }
     }
 
     /// Who has a token, of whatever kind.

@@ -102,7 +102,7 @@ impl Service {
         let archives = tenants.iter().filter_map(archive).collect();
         let settings = logs::Settings { archives, ..logs::Settings::default() };
         Ok(Self {
-            logins: Logins::new(nomad.clone(), config.jwt_auth_method.clone()),
+            logins: Logins::new(&nomad, config.jwt_auth_method.clone()),
             people: People::new(&nomad, config.login_methods.clone()),
             hub: logs::Hub::new(nomad.clone(), settings),
             tenants,

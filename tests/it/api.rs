@@ -319,6 +319,41 @@ async fn pages_of_other_origins_are_refused_on_every_route() {
 }
 
 #[tokio::test]
+async fn a_page_of_an_allowed_origin_may_send_what_the_api_takes_and_read_its_answers() {
+    let world = world();
+    let origin = "https://ci.example.com";
+    let service = Service::start(&world.nomad, &world.registry, &[("NOMAD_BUILD_ALLOW_ORIGINS", origin)]);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let unknown = "nb-01890a5d-ac96-774b-bcce-b302099a8057";
+    let asks = async |origin: &str, route: &str| {
+        let asked = http.request(Method::OPTIONS, format!("{}{route}", service.url)).header("origin", origin);
+        let asked = asked.header("access-control-request-method", "POST");
+        let named = "x-nomad-token,content-type,idempotency-key,authorization";
+        asked.header("access-control-request-headers", named).send().await.unwrap()
+    };
+    for route in ["/jobs", &format!("/jobs/{unknown}/logs/tickets")] {
+        let answer = asks(origin, route).await;
+        assert!(answer.status().is_success(), "{}", answer.status());
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_ascii_lowercase();
+        assert_eq!(header("access-control-allow-origin"), origin);
+        assert!(header("access-control-allow-methods").contains("post"));
+        for name in ["x-nomad-token", "content-type", "idempotency-key", "authorization"] {
+            assert!(header("access-control-allow-headers").contains(name), "{name}");
+        }
+        assert!(!answer.headers().contains_key("access-control-allow-credentials"));
+        assert_eq!(asks("https://evil.example", route).await.status(), 403);
+    }
+    for route in ["/health", &format!("/jobs/{unknown}/status")] {
+        let read = http.get(format!("{}{route}", service.url));
+        let answer = read.try_clone().unwrap().header("origin", origin).send().await.unwrap();
+        assert_eq!(answer.headers()["access-control-allow-origin"], origin, "{route}");
+        assert_eq!(answer.headers()["access-control-expose-headers"], "x-request-id,retry-after", "{route}");
+        assert!(answer.headers()["vary"].to_str().unwrap().contains("origin"), "{route}");
+        assert!(!read.send().await.unwrap().headers().contains_key("access-control-allow-origin"), "{route}");
+    }
+}
+
+#[tokio::test]
 async fn the_status_of_a_known_job_is_read_without_asking_nomad() {
     let world = world();
     let (counter, service) = proxied().await;

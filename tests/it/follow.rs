@@ -1,8 +1,10 @@
 //! Logs, as readers of the API see them: by WebSocket, by server-sent events, and whole.
 
-use futures_util::StreamExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::support::agent::wait_for;
 use crate::support::{Api, Service, Sleeper, World, crash_log, eventually, world};
@@ -155,6 +157,88 @@ async fn server_sent_events_say_the_same_as_the_websocket() {
         assert_eq!(lines(&events, phase), lines(&socket, phase));
     }
     assert_eq!(events.last().unwrap()["type"], "end");
+}
+
+/// The events of a log with their IDs.
+fn events(text: &str) -> Vec<(String, Value)> {
+    let mut events = Vec::new();
+    for event in text.split("\n\n") {
+        let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
+        let Some(data) = field("data: ") else { continue };
+        events.push((field("id: ").unwrap_or_default().to_owned(), serde_json::from_str(data).unwrap()));
+    }
+    events
+}
+
+#[tokio::test]
+async fn an_event_source_resumes_behind_the_last_event_that_came_whatever_it_was_opened_with() {
+    let world = world();
+    let api = world.api();
+    let (_repository, job) = counting(world, 20, ":");
+    let (id, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    let whole = events(&api.stream(&id, "").await.text().await.unwrap());
+    let logs: Vec<_> = whole.iter().filter(|(_, message)| message["type"] == "log").collect();
+    let (first, middle) = (&logs[0].0, &logs[logs.len() / 2].0);
+    let url = format!("{}/jobs/{id}/logs/stream", world.service.url);
+    let http = reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    let resume = async |query: &str, last: &str| {
+        let request = http.get(format!("{url}{query}")).header("accept", "text/event-stream");
+        request.header("last-event-id", last).send().await.unwrap()
+    };
+    for query in ["", &format!("?cursor={first}")] {
+        let answer = resume(query, middle).await;
+        assert_eq!(answer.headers()["x-accel-buffering"], "no");
+        let resumed = events(&answer.text().await.unwrap());
+        let behind = |events: &[(String, Value)]| -> Vec<Value> {
+            let logs = events.iter().filter(|(_, message)| message["type"] == "log");
+            logs.map(|(_, message)| message["line"].clone()).collect()
+        };
+        let from = whole.iter().position(|(cursor, _)| cursor == middle).unwrap();
+        assert_eq!(behind(&resumed), behind(&whole[from + 1..]), "{query}");
+    }
+    let refused = resume("", "nonsense").await;
+    assert_eq!(refused.status(), 400);
+    let body: Value = refused.json().await.unwrap();
+    assert_eq!(body["error"]["details"][0]["field"], "Last-Event-ID", "{body}");
+}
+
+#[tokio::test]
+async fn what_a_reader_of_a_log_says_is_not_kept() {
+    let world = world();
+    let (_repository, job) = counting(world, 10_000, "sleep 0.1");
+    let id = world.api().submit(&job).await;
+    let url = format!("{}/jobs/{id}/logs/stream", world.service.url.replacen("http", "ws", 1));
+    let frame = |text: &str, is_last: bool, code| {
+        Message::Frame(Frame::message(text.to_owned(), OpCode::Data(code), is_last))
+    };
+    let small = vec![Message::text("hello"); 2000];
+    let large = vec![Message::text("x".repeat(5000))];
+    // Never ended: a service that waits for the end keeps it all.
+    let mut endless = vec![frame("x", false, Data::Text)];
+    endless.extend((0..10).map(|_| frame(&"x".repeat(1000), false, Data::Continue)));
+    for (said, goes_on) in [(small, true), (large, false), (endless, false)] {
+        let (mut socket, _) = tokio_tungstenite::connect_async(&url).await.unwrap();
+        for message in said {
+            // Who is hung up on cannot go on.
+            if socket.send(message).await.is_err() {
+                break;
+            }
+        }
+        let mut lines = 0;
+        let ended = loop {
+            match socket.next().await {
+                None | Some(Err(_) | Ok(Message::Close(_))) => break true,
+                Some(Ok(Message::Text(text))) => lines += usize::from(text.contains("\"line 5")),
+                Some(Ok(_)) => {}
+            }
+            if lines == 3 {
+                break false;
+            }
+        };
+        assert_eq!(ended, !goes_on);
+    }
+    world.api().post(&format!("/jobs/{id}/kill")).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The git room, over the real git.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -7,38 +8,67 @@ use axum::Router;
 use axum::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::IntoResponse as _;
-use nomad_build::git::{CheckedOut, Credentials, GitError, Output, Source, check_out};
+use nomad_build::git::{CheckedOut, Credentials, GitError, Most, Output, Source, check_out};
 use tempfile::TempDir;
 
 use crate::sources::http;
 use crate::stack::environment;
-use crate::support::{Repository, eventually, processes_with, serve};
+use crate::support::{Repository, Ssh, eventually, processes_with, serve};
 
-/// Hears git, and does nothing of it.
-struct Deaf;
+/// Keeps what git says.
+#[derive(Default)]
+struct Heard(Mutex<Vec<u8>>);
 
-impl Output for Deaf {
-    async fn bytes(&self, _: Vec<u8>) {}
+impl Output for Heard {
+    async fn bytes(&self, mut bytes: Vec<u8>) {
+        self.0.lock().unwrap().append(&mut bytes);
+    }
 }
 
-/// Checks `main` out below a folder whose name a shell would take apart.
-pub(crate) async fn check_out_main(
+const MOST: Most = Most { mebibytes: 1024, files: 100_000, memory: 512 };
+
+/// Checks `main` out below a folder whose name a shell would take apart; what came of it, and what git said.
+async fn check_out_within(
     url: &str,
     credentials: Option<&Credentials>,
-) -> (TempDir, Result<CheckedOut, GitError>) {
+    most: Most,
+    path: String,
+) -> (TempDir, Result<CheckedOut, GitError>, String) {
     let folder = tempfile::Builder::new().prefix("a b'$(id)\"").tempdir().unwrap();
-    let environment = [("PATH".to_owned(), environment("PATH").unwrap())];
+    let environment = [("PATH".to_owned(), path)];
     let source = Source {
         url,
         reference: Some("main"),
         transports: &["file", "http", "ssh"],
         credentials,
+        most,
         environment: &environment,
     };
     let (checkout, home) = (folder.path().join("checkout"), folder.path().join("home"));
-    let checked_out = check_out(&source, &checkout, &home, &Deaf).await;
+    let heard = Heard::default();
+    let checked_out = check_out(&source, &checkout, &home, &heard).await;
     assert!(!home.exists(), "git's home is left behind");
+    (folder, checked_out, String::from_utf8(heard.0.into_inner().unwrap()).unwrap())
+}
+
+/// The same, with the programs that are here.
+pub(crate) async fn check_out_main(
+    url: &str,
+    credentials: Option<&Credentials>,
+) -> (TempDir, Result<CheckedOut, GitError>) {
+    let (folder, checked_out, _) =
+        check_out_within(url, credentials, MOST, environment("PATH").unwrap()).await;
     (folder, checked_out)
+}
+
+/// A folder with a program, and a `PATH` that has it before all others.
+fn program(name: &str, text: &str) -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let all = format!("{}:{}", folder.path().display(), environment("PATH").unwrap());
+    (folder, all)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,6 +81,7 @@ async fn a_branch_that_moves_after_it_was_listed_is_checked_out_as_it_was_fetche
         if uri.path().ends_with("/info/refs") && listings.fetch_add(1, Ordering::SeqCst) == 1 {
             moved.git(&["commit", "--quiet", "--allow-empty", "--message=moved"]);
         }
+        None
     })
     .await;
     let (_folder, checked_out) = check_out_main(&url, None).await;
@@ -66,9 +97,7 @@ async fn a_submodule_with_an_address_relative_to_the_repository_is_checked_out()
     let name = inner.path().file_name().unwrap().to_str().unwrap();
     let outer = Repository::new();
     outer.git(&["remote", "add", "origin", &outer.url()]);
-    let relative = format!("../{name}");
-    outer.git(&["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &relative, "sub"]);
-    let outer = outer.commit();
+    let outer = outer.submodule(&format!("../{name}"), "sub").commit();
     let (folder, checked_out) = check_out_main(&outer.url(), None).await;
     checked_out.unwrap();
     let inside = std::fs::read_to_string(folder.path().join("checkout/sub/inside")).unwrap();
@@ -169,4 +198,142 @@ async fn a_checkout_that_is_given_up_leaves_no_program_of_git_behind() {
     };
     eventually("every program of git has ended", async || (programs() == 0).then_some(())).await;
     drop(connection);
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_for_a_moment_is_asked_again_and_one_that_refuses_is_not() {
+    let repository = Repository::new().file("a", "1").commit();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let url = http::serve_watched(&repository, None, move |uri| {
+        let mut seen = seen.lock().unwrap();
+        let is_first = !seen.contains(uri);
+        seen.push(uri.clone());
+        is_first.then_some(StatusCode::BAD_GATEWAY)
+    })
+    .await;
+    let path = environment("PATH").unwrap();
+    let (folder, checked_out, said) = check_out_within(&url, None, MOST, path.clone()).await;
+    checked_out.unwrap();
+    assert!(folder.path().join("checkout/a").exists());
+    // Once for each address.
+    assert_eq!(said.matches("; it is tried again in ").count(), 2, "{said}");
+
+    asked.lock().unwrap().clear();
+    let seen = Arc::clone(&asked);
+    let url = http::serve_watched(&repository, None, move |uri| {
+        seen.lock().unwrap().push(uri.clone());
+        Some(StatusCode::FORBIDDEN)
+    })
+    .await;
+    let (_folder, refused, said) = check_out_within(&url, None, MOST, path).await;
+    assert!(matches!(refused, Err(GitError::Unauthorized(_))), "{refused:?}");
+    assert!(!said.contains("tried again"), "{said}");
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_repository_whose_objects_are_named_by_sha256_is_checked_out() {
+    let repository = Repository::of_format("sha256").file("a", "1").commit();
+    for url in [repository.url(), http::serve(&repository, None).await] {
+        let (folder, checked_out) = check_out_main(&url, None).await;
+        assert_eq!(checked_out.unwrap().commit, repository.git(&["rev-parse", "main"]), "{url}");
+        assert!(folder.path().join("checkout/a").exists());
+    }
+}
+
+const LARGE: &str = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
+
+#[tokio::test]
+async fn large_files_are_got_for_every_folder_and_submodule_from_the_server_of_each() {
+    let inner = Repository::new().file("deep/.gitattributes", LARGE).commit();
+    let plain = Repository::new().commit();
+    let repository = Repository::new().file("assets/images/.gitattributes", LARGE);
+    let repository = repository.submodule(&inner.url(), "a sub").submodule(&plain.url(), "plain").commit();
+    let (programs, path) =
+        program("git-lfs", "echo \"$PWD $(git config lfs.url) $*\" >> \"$(dirname \"$0\")/calls\"");
+    let (folder, checked_out, said) = check_out_within(&repository.url(), None, MOST, path).await;
+    checked_out.unwrap();
+    let calls = std::fs::read_to_string(programs.path().join("calls")).unwrap();
+    let checkout = folder.path().join("checkout").canonicalize().unwrap();
+    let pulls: Vec<_> = calls.lines().filter(|line| line.ends_with(" pull")).collect();
+    let pull = |of: &str, url: &str| format!("{}{of} {url} pull", checkout.display());
+    assert_eq!(pulls, [pull("", &repository.url()), pull("/a sub", &inner.url())], "{said}");
+}
+
+#[tokio::test]
+async fn large_files_that_stay_pointers_are_told() {
+    let (_programs, path) = program("git-lfs", "exit 1");
+    for (attributes, told) in [(LARGE, true), ("*.bin binary\n", false)] {
+        let repository = Repository::new().file("assets/.gitattributes", attributes).commit();
+        let (_folder, checked_out, said) =
+            check_out_within(&repository.url(), None, MOST, path.clone()).await;
+        checked_out.unwrap();
+        assert_eq!(said.contains("its large files stay pointers"), told, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_repository_that_takes_more_of_the_machine_than_it_may_is_refused_and_removed() {
+    let path = environment("PATH").unwrap();
+    let (bomb, endless) = (Repository::new().bomb(4), Repository::new().bomb(12));
+    // What a working copy of it would be added by does not end.
+    let list = format!("[submodule \"x\"]\n\tpath = x\n\turl = {}\n", endless.url());
+    let hidden = Repository::new().file(".gitmodules", &list).commit();
+    let commit = endless.git(&["rev-parse", "main"]);
+    hidden.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},x")]);
+    hidden.git(&["commit", "--quiet", "--message=x"]);
+    let large = Repository::new().file("large", &"0123456789abcdef".repeat(1 << 18)).commit();
+    let holder = Repository::new().submodule(&large.url(), "large").commit();
+    for (repository, most, what) in [
+        (&bomb, Most { files: 5_000, ..MOST }, "5000 files"),
+        (&endless, MOST, "512 MiB of memory"),
+        (&hidden, MOST, "512 MiB of memory"),
+        (&large, Most { mebibytes: 3, ..MOST }, "3 MiB"),
+        (&holder, Most { mebibytes: 3, ..MOST }, "3 MiB"),
+    ] {
+        let (folder, refused, _) = check_out_within(&repository.url(), None, most, path.clone()).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(&format!("takes more than {what} here")), "{refused}");
+        assert!(!folder.path().join("checkout").exists());
+    }
+    let (_folder, checked_out, _) = check_out_within(&large.url(), None, MOST, path).await;
+    checked_out.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keys_of_the_machine_that_builds_are_shown_to_nobody() {
+    let server = Ssh::serve().await;
+    let repository = Repository::new().commit();
+    // A machine whose user has a key that opens the repository, and knows its host.
+    let machine = tempfile::tempdir().unwrap();
+    let file = |name: &str| machine.path().join(name);
+    std::fs::create_dir(file(".ssh")).unwrap();
+    let key = file(".ssh/id_ed25519");
+    std::fs::write(&key, server.key()).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(file(".ssh/known_hosts"), server.known_host()).unwrap();
+    let own = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
+    let line = format!("{}:x:{}:{}::{}:/bin/sh\n", own.name, own.uid, own.gid, machine.path().display());
+    std::fs::write(file("passwd"), line).unwrap();
+    let ssh = environment("PATH")
+        .unwrap()
+        .split(':')
+        .map(|dir| format!("{dir}/ssh"))
+        .find(|ssh| std::path::Path::new(ssh).exists());
+    let there = format!(
+        "exec unshare --mount sh -c 'mount --bind {} /etc/passwd && exec {} \"$@\"' ssh \"$@\"",
+        file("passwd").display(),
+        ssh.unwrap()
+    );
+    let (_programs, path) = program("ssh", &there);
+    let bare = std::process::Command::new("git")
+        .args(["ls-remote", &server.url(&repository)])
+        .env("PATH", &path)
+        .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes")
+        .output()
+        .unwrap();
+    assert!(bare.status.success(), "the key does not open it: {}", String::from_utf8_lossy(&bare.stderr));
+    let (_folder, refused, _) = check_out_within(&server.url(&repository), None, MOST, path).await;
+    assert!(matches!(refused, Err(GitError::Unauthorized(_))), "{refused:?}");
 }

@@ -392,6 +392,7 @@ async fn gits_credentials_are_where_only_the_task_reads_and_gone_after_the_check
             let holds = |name: &str| files_with(&folder.join(name), "secret-word");
             assert_eq!(holds("alloc"), 0);
             seen_by_server.fetch_max(holds("secrets"), Ordering::SeqCst);
+            None
         })
         .await
     );

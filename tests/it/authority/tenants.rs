@@ -150,9 +150,12 @@ async fn in_each_namespace_a_caller_may_do_what_its_token_may_there_and_is_told_
 async fn a_namespace_that_nothing_is_built_in_is_named_beside_what_else_is_wrong() {
     let (nomad, service, _token) = for_both(&[]).await;
     let all = Api::with_token(&service.url, nomad.management());
-    for (namespace, why) in
-        [(json!("nowhere"), "those you may use are \"builds\", \"team-b\""), (json!(7), "is a number")]
-    {
+    for (namespace, why) in [
+        (json!("nowhere"), "those you may use are \"builds\", \"team-b\""),
+        (json!(7), "is a number"),
+        (json!("no where"), "is not the name of a Nomad namespace"),
+        (json!("x".repeat(129)), "is not the name of a Nomad namespace"),
+    ] {
         let mut job = waiting();
         job["namespace"] = namespace;
         job["image_tags"] = json!([]);

@@ -16,24 +16,26 @@ use tokio::io::AsyncWriteExt;
 
 use crate::support::Repository;
 
+/// Sees a request before it is answered, and may have it refused.
+type Watch = Box<dyn Fn(&Uri) -> Option<StatusCode> + Send + Sync>;
+
 struct Server {
     root: PathBuf,
     /// The header that a caller must send; none lets everybody in.
     authorization: Option<String>,
-    /// Sees each request before it is answered.
-    watch: Box<dyn Fn(&Uri) + Send + Sync>,
+    watch: Watch,
 }
 
 /// Serves a repository as long as the test runs; returns its address.
 pub(crate) async fn serve(repository: &Repository, login: Option<(&str, &str)>) -> String {
-    serve_watched(repository, login, |_| ()).await
+    serve_watched(repository, login, |_| None).await
 }
 
-/// The same, showing each request before it is answered.
+/// The same, showing each request before it is answered, or refused where that is said.
 pub(crate) async fn serve_watched(
     repository: &Repository,
     login: Option<(&str, &str)>,
-    watch: impl Fn(&Uri) + Send + Sync + 'static,
+    watch: impl Fn(&Uri) -> Option<StatusCode> + Send + Sync + 'static,
 ) -> String {
     let authorization = login
         .map(|(user, password)| format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))));
@@ -53,7 +55,9 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    (server.watch)(&uri);
+    if let Some(refused) = (server.watch)(&uri) {
+        return refused.into_response();
+    }
     let given = headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
     if server.authorization.is_some() && server.authorization != given {
         return (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"git\"")]).into_response();
