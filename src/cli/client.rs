@@ -150,9 +150,13 @@ impl Client {
             _ if status.is_redirection() => Err(Error::new(Exit::Failure, doing)
                 .caused_by(format!("the answer is a redirect to {}", location.unwrap_or_default()))
                 .hint("redirects are not followed: set --url to where the service really is")),
-            _ => Err(Error::new(Exit::Failure, doing)
-                .caused_by(format!("the answer, HTTP {status}, is not one of nomad-build's"))
-                .hint(format!("does --url, {}, name a nomad-build service?", self.base))),
+            _ => {
+                let error = Error::new(Exit::Failure, doing)
+                    .caused_by(format!("the answer, HTTP {status}, is not one of nomad-build's"))
+                    .hint(format!("does --url, {}, name a nomad-build service?", self.base));
+                // A proxy's, of a service that is just away.
+                Err(if is_passing(status) { error.passing() } else { error })
+            }
         }
     }
 
@@ -238,12 +242,23 @@ fn token(token: Option<&SecretString>) -> Result<Option<HeaderValue>, Error> {
 
 fn unreachable(doing: &str, source: reqwest::Error) -> Error {
     let is_connect = source.is_connect();
-    let error = Error::new(Exit::Failure, doing).caused_by(source);
+    let error = Error::new(Exit::Failure, doing).caused_by(source).passing();
     if is_connect { error.hint(IS_IT_RUNNING) } else { error }
 }
 
 /// What to try when nobody answers.
 const IS_IT_RUNNING: &str = "is the service running? Start it with `nomad-build serve`, or say where it is with --url or NOMAD_BUILD_URL";
+
+/// Whether what is answered may be another answer in a moment.
+fn is_passing(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
 
 fn refused(doing: &str, status: StatusCode, mut refusal: Refusal, request_id: Option<String>) -> Error {
     let exit = match status {
@@ -257,6 +272,9 @@ fn refused(doing: &str, status: StatusCode, mut refusal: Refusal, request_id: Op
     let mut error = Error::new(exit, doing).caused_by(refusal);
     for detail in details {
         error = error.detail(format!("{}: {}", detail.field, detail.message));
+    }
+    if is_passing(status) {
+        error = error.passing();
     }
     if status == StatusCode::UNAUTHORIZED {
         error = error.hint("set NOMAD_TOKEN to a Nomad token, or log in: nomad-build login");

@@ -15,6 +15,8 @@ pub(crate) struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
     details: Vec<String>,
     hints: Vec<String>,
+    /// Whether it may be otherwise in a moment.
+    is_passing: bool,
 }
 
 #[derive(Debug)]
@@ -33,7 +35,19 @@ impl Error {
             source: None,
             details: Vec::new(),
             hints: Vec::new(),
+            is_passing: false,
         }
+    }
+
+    /// Says that it may be otherwise in a moment.
+    pub(super) fn passing(mut self) -> Self {
+        self.is_passing = true;
+        self
+    }
+
+    /// Whether it may be otherwise in a moment.
+    pub(super) fn is_passing(&self) -> bool {
+        self.is_passing
     }
 
     /// Keeps what caused it.
@@ -52,6 +66,11 @@ impl Error {
     pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
         self.details.push(detail.into());
         self
+    }
+
+    /// Whether one of its particulars is about this field.
+    pub(super) fn is_about(&self, field: &str) -> bool {
+        self.details.iter().any(|detail| detail.split(':').next() == Some(field))
     }
 
     /// Prints the failure with its causes, particulars and hints, and says how the process ends.

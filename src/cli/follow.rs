@@ -22,6 +22,9 @@ const QUEUE: usize = 1024;
 /// The end is known by then; what more there is to say is not worth a longer wait.
 const LAST_WORD: Duration = Duration::from_secs(10);
 
+/// How long a line's begin waits on a terminal for the rest of it: a question, or dots of progress.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// How a job's stream ended.
 enum Ended {
     Job { status: String, reason: Option<String> },
@@ -69,6 +72,10 @@ async fn show(mut events: Receiver<Result<Event, Error>>, mut screen: Screen<'_>
             screen.flush()?;
             tokio::select! {
                 event = events.recv() => event,
+                () = tokio::time::sleep(PAUSE), if screen.hides() => {
+                    screen.show_begun();
+                    continue;
+                }
                 _ = interrupts.recv() => {
                     screen.close()?;
                     return Ok(Ended::Detached);

@@ -30,6 +30,11 @@ impl Joiner {
         Some(line)
     }
 
+    /// Whether a line has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// Takes what was begun and will not be finished, because lines are missing or none will follow.
     pub(super) fn take_rest(&mut self) -> impl Iterator<Item = String> + use<> {
         std::mem::take(&mut self.open).into_values()

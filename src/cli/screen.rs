@@ -65,6 +65,16 @@ impl<'a> Screen<'a> {
         written
     }
 
+    /// Whether something is there that somebody at a terminal does not see, as its line has no end.
+    pub(super) fn hides(&self) -> bool {
+        self.output.stdout_is_terminal() && self.lines.has_begun()
+    }
+
+    /// Shows that: what follows of it begins a line of its own.
+    pub(super) fn show_begun(&mut self) {
+        self.end_open_lines();
+    }
+
     /// Leaves the screen to whoever comes next.
     pub(super) fn close(mut self) -> Result<(), OutputError> {
         self.end_open_lines();

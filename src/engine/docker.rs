@@ -56,12 +56,20 @@ impl DockerEngine {
         docker.map_err(|error| self.unreachable(error))
     }
 
-    /// The containers with a label, running or not.
-    async fn containers(&self, label: String) -> Result<Vec<ContainerSummary>, EngineError> {
+    /// The containers with a label and a name that is `ours`, running or not.
+    async fn containers(
+        &self,
+        label: String,
+        ours: fn(&str) -> bool,
+    ) -> Result<Vec<ContainerSummary>, EngineError> {
         let filters = HashMap::from([("label", vec![label])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let listed = self.docker()?.list_containers(Some(options)).await;
-        listed.map_err(|error| self.failed("listing containers", error))
+        let mut listed = listed.map_err(|error| self.failed("listing containers", error))?;
+        // The engine writes a name as a path.
+        let is_ours = |name: &String| ours(name.trim_start_matches('/'));
+        listed.retain(|container| container.names.iter().flatten().any(is_ours));
+        Ok(listed)
     }
 
     /// The images with a label.
@@ -182,10 +190,14 @@ impl Engine for DockerEngine {
         untagged.map(drop)
     }
 
-    async fn remove_containers(&self, label: (&str, &str)) -> Result<usize, EngineError> {
+    async fn remove_containers(
+        &self,
+        label: (&str, &str),
+        ours: fn(&str) -> bool,
+    ) -> Result<usize, EngineError> {
         // One that hangs does not keep from removing what is there, where the caller waits for longer.
         tokio::time::timeout(CREATION, self.creations.wait()).await.ok();
-        let listed = self.containers(format!("{}={}", label.0, label.1)).await?;
+        let listed = self.containers(format!("{}={}", label.0, label.1), ours).await?;
         let mut removed = 0;
         for id in listed.into_iter().filter_map(|container| container.id) {
             self.remove_container(&id).await?;
@@ -194,8 +206,8 @@ impl Engine for DockerEngine {
         Ok(removed)
     }
 
-    async fn containers_by(&self, label: &str) -> Result<Vec<String>, EngineError> {
-        let listed = self.containers(label.to_owned()).await?;
+    async fn containers_by(&self, label: &str, ours: fn(&str) -> bool) -> Result<Vec<String>, EngineError> {
+        let listed = self.containers(label.to_owned(), ours).await?;
         Ok(listed.into_iter().filter_map(|container| container.labels?.remove(label)).collect())
     }
 

@@ -65,6 +65,8 @@ pub struct RegistryAuth {
 
 /// A container to run to its end.
 pub struct RunRequest {
+    /// Its name, which no other container has.
+    pub name: String,
     /// The image's ID.
     pub image: String,
     /// What to run.
@@ -197,14 +199,20 @@ pub trait Engine {
         output: Sender<Output>,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Kills and removes the containers with a label; returns how many.
+    /// Kills and removes the containers with a label and a name that is `ours`, as an image gives its labels to whatever is run
+    /// from it; returns how many.
     fn remove_containers(
         &self,
         label: (&str, &str),
+        ours: fn(&str) -> bool,
     ) -> impl Future<Output = Result<usize, EngineError>> + Send;
 
-    /// The values of a label: one for each container that has it.
-    fn containers_by(&self, label: &str) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
+    /// The values of a label: one for each container that has it, and a name that is `ours`.
+    fn containers_by(
+        &self,
+        label: &str,
+        ours: fn(&str) -> bool,
+    ) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send;
 
     /// The values of a label: one for each image that has it, and a name that is `ours`.
     fn images_by(

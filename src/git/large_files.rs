@@ -5,10 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::{GitError, Output, Repository};
 
-/// Says of each submodule, however deep, where it is and where it came from. It is the same for every repository, and what those
-/// have in names passes the shell that git has it run by as the values of variables.
-const SUBMODULES: &str = r#"printf '%s\0%s\0' "$displaypath" "$(git config --get remote.origin.url)""#;
-
 /// A file that speaks of Git LFS, in any folder.
 const ATTRIBUTES: [&str; 7] =
     ["--cached", "--quiet", "--fixed-strings", "-e", "filter=lfs", "--", ":(top,glob)**/.gitattributes"];
@@ -17,13 +13,11 @@ const MISSING: &str = "warning: the repository uses Git LFS, and git-lfs is not 
 
 impl<O: Output + Sync> Repository<'_, O> {
     /// Gets the large files.
-    pub(super) async fn large_files(&self) -> Result<(), GitError> {
+    pub(super) async fn large_files(&self, modules: &[(PathBuf, String)]) -> Result<(), GitError> {
+        let modules = modules.iter().map(|(folder, url)| (folder.as_path(), url.as_str()));
         let mut found = Vec::new();
-        if self.has_large_files(self.folder).await? {
-            found.push((self.folder.to_owned(), self.url.to_owned()));
-        }
-        for (folder, url) in self.modules().await? {
-            if self.has_large_files(&folder).await? {
+        for (folder, url) in std::iter::once((self.folder, self.url)).chain(modules) {
+            if self.has_large_files(folder).await? {
                 found.push((folder, url));
             }
         }
@@ -35,7 +29,7 @@ impl<O: Output + Sync> Repository<'_, O> {
             return Ok(());
         }
         for (folder, url) in found {
-            self.get(&folder, &url).await?;
+            self.get(folder, url).await?;
         }
         Ok(())
     }
@@ -58,20 +52,6 @@ impl<O: Output + Sync> Repository<'_, O> {
             Err(GitError::Failed { code: Some(1), .. }) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    /// The submodules that are checked out, and where they came from.
-    async fn modules(&self) -> Result<Vec<(PathBuf, String)>, GitError> {
-        if !self.has_modules().await {
-            return Ok(Vec::new());
-        }
-        let said = self.run("submodule", &["--quiet", "foreach", "--recursive", SUBMODULES]).await?;
-        let mut parts = said.split('\0');
-        let mut modules = Vec::new();
-        while let (Some(path), Some(url)) = (parts.next(), parts.next()) {
-            modules.push((self.folder.join(path), url.to_owned()));
-        }
-        Ok(modules)
     }
 }
 

@@ -21,6 +21,10 @@ use refs::{Remote, Wanted};
 
 pub use size::Most;
 
+/// Says of each submodule, however deep, where it is and where it came from. It is the same for every repository, and what those
+/// have in names passes the shell that git has it run by as the values of variables.
+const MODULES: &str = r#"printf '%s\0%s\0' "$displaypath" "$(git config --get remote.origin.url)""#;
+
 /// A repository to check out.
 pub struct Source<'a> {
     /// Its address.
@@ -31,6 +35,8 @@ pub struct Source<'a> {
     pub transports: &'a [&'a str],
     /// What opens it.
     pub credentials: Option<&'a Credentials>,
+    /// Whether git's own folder stays: it is another one for each checkout, whatever is checked out.
+    pub keep_git: bool,
     /// How much it may take of the machine, with its submodules and large files.
     pub most: Most,
     /// What git's environment has beside our own variables: where programs and trusted certificates are.
@@ -161,7 +167,7 @@ pub async fn check_out<O: Output + Sync>(
     let git = Git { home: home.path(), ssh: home.ssh(), memory, environment: source.environment, output };
     let repository = Repository { url: source.url, folder, git };
     let checked_out = tokio::select! {
-        checked_out = repository.check_out(source.reference) => checked_out,
+        checked_out = repository.check_out(source.reference, source.keep_git) => checked_out,
         // What git is at then is ended by being dropped.
         what = size::outgrown(folder, source.most) => Err(GitError::TooLarge(what)),
     };
@@ -177,7 +183,7 @@ pub async fn check_out<O: Output + Sync>(
 }
 
 impl<O: Output + Sync> Repository<'_, O> {
-    async fn check_out(&self, reference: Option<&str>) -> Result<CheckedOut, GitError> {
+    async fn check_out(&self, reference: Option<&str>, keep_git: bool) -> Result<CheckedOut, GitError> {
         let (remote, initialised) = tokio::join!(self.list(), self.initialise("sha1"));
         initialised?;
         let remote = remote?;
@@ -196,8 +202,11 @@ impl<O: Output + Sync> Repository<'_, O> {
             Wanted::Nothing(text) => return Err(GitError::NoSuchRef(text)),
         };
         self.run("checkout", &["--quiet", "--detach", &checked_out.commit]).await?;
-        self.submodules().await?;
-        self.large_files().await?;
+        let modules = self.submodules().await?;
+        self.large_files(&modules).await?;
+        if !keep_git {
+            self.forget(&modules).await?;
+        }
         Ok(checked_out)
     }
 
@@ -251,19 +260,43 @@ impl<O: Output + Sync> Repository<'_, O> {
         Ok(said.trim().to_owned())
     }
 
-    async fn has_modules(&self) -> bool {
+    /// Submodules, where the repository has some: under the same rules, as they read the same configuration. Where each is, however
+    /// deep, and where it came from.
+    async fn submodules(&self) -> Result<Vec<(PathBuf, String)>, GitError> {
         // Not through a link, which git itself does not follow here.
-        let modules = tokio::fs::symlink_metadata(self.folder.join(".gitmodules")).await;
-        modules.is_ok_and(|modules| modules.is_file())
-    }
-
-    /// Submodules, where the repository has some: under the same rules, as they read the same configuration.
-    async fn submodules(&self) -> Result<(), GitError> {
-        if !self.has_modules().await {
-            return Ok(());
+        let list = tokio::fs::symlink_metadata(self.folder.join(".gitmodules")).await;
+        if !list.is_ok_and(|list| list.is_file()) {
+            return Ok(Vec::new());
         }
         let arguments = ["update", "--init", "--recursive", "--depth=1"];
-        self.run_remotely("submodule", &arguments).await.map(drop)
+        self.run_remotely("submodule", &arguments).await?;
+        let said = self.run("submodule", &["--quiet", "foreach", "--recursive", MODULES]).await?;
+        let mut parts = said.split('\0');
+        let mut modules = Vec::new();
+        while let (Some(path), Some(url)) = (parts.next(), parts.next()) {
+            modules.push((self.folder.join(path), url.to_owned()));
+        }
+        Ok(modules)
+    }
+
+    /// Removes what is git's own, of the submodules too: there it is a file that leads to what is not there any more.
+    async fn forget(&self, modules: &[(PathBuf, String)]) -> Result<(), GitError> {
+        let failed = |path: &Path, error| GitError::File(path.to_owned(), error);
+        let root = tokio::fs::canonicalize(self.folder).await.map_err(|error| failed(self.folder, error))?;
+        for (folder, _) in modules {
+            // Not where a link leads out.
+            let folder =
+                tokio::fs::canonicalize(folder).await.ok().filter(|folder| folder.starts_with(&root));
+            let Some(file) = folder.map(|folder| folder.join(".git")) else { continue };
+            match tokio::fs::remove_file(&file).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed(&file, error));
+                }
+                _ => {}
+            }
+        }
+        let own = root.join(".git");
+        tokio::fs::remove_dir_all(&own).await.map_err(|error| failed(&own, error))
     }
 
     /// Runs git inside the checkout.

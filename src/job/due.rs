@@ -20,9 +20,9 @@ const UNHEARD_FOR: TimeDelta = TimeDelta::minutes(1);
 /// How long after its timeout a phase has to be over: its runner stops what it started, and tells that as soon as it can.
 const HANGS_AFTER: TimeDelta = TimeDelta::minutes(1);
 
-/// How long tags may take behind the claim where a registry is slow: what is asked of it has a minute each time, twice for all
-/// of them and three times for each.
-const TAGGING_S: u64 = 120;
+/// How long tags may take behind the claim where a registry is slow: it is waited for for five minutes, and else what is asked of it
+/// has a minute each time, twice for all of them and three times for each.
+const TAGGING_S: u64 = 420;
 const TAG_S: u64 = 180;
 
 const TOLD_TO_STOP: &str = "Nomad told the runner to stop (a drain, a preemption or an alloc stop)";

@@ -135,8 +135,8 @@ fn a_job_whose_runner_says_nothing_for_longer_than_its_timeout_is_ended() {
         (&BUILT, None, &[Test, Publish], 120, timeout(Some(Build))),
         (&TESTING, None, &[Test, Publish], 120, timeout(Some(Test))),
         (&DONE, None, &[Publish], 100, timeout(Some(Test))),
-        // Behind the claim all tags have eight minutes; then its `finish` ends the publish.
-        (&PUBLISHING, Some(claimed()), &[Publish], 581, STOP),
+        // Behind the claim all tags have thirteen minutes; then its `finish` ends the publish.
+        (&PUBLISHING, Some(claimed()), &[Publish], 881, STOP),
     ] {
         let facts = silent(phases, claim.clone(), running);
         assert_eq!(
@@ -162,7 +162,7 @@ fn a_phase_has_its_time_from_the_end_of_the_one_before() {
         let mut facts = silent(&BUILT, None, running);
         facts.see_progress(20, tested.clone());
         assert_eq!(unheard(&facts, 580), None);
-        assert!(unheard(&facts, 601).is_some());
+        assert!(unheard(&facts, 901).is_some());
     }
 }
 
@@ -188,11 +188,11 @@ fn what_nobody_can_end_is_concluded_and_what_has_ended_is_stopped() {
     let mut finishing = silent(&DONE, Some(claimed()), &[]);
     let detail = Some(Detail::default());
     finishing.see_allocation(AllocationFacts { detail, changed_at: at(30), ..allocation(10, true) });
-    assert_eq!((unheard(&finishing, 590), unheard(&finishing, 591)), (None, CONCLUDED));
+    assert_eq!((unheard(&finishing, 890), unheard(&finishing, 891)), (None, CONCLUDED));
     // A task that Nomad cannot kill.
     let mut stuck = silent(&PUBLISHING, Some(claimed()), &[Phase::Publish]);
     stuck.job.as_mut().unwrap().stopped = true;
-    assert_eq!(unheard(&stuck, 582), CONCLUDED);
+    assert_eq!(unheard(&stuck, 882), CONCLUDED);
     // A runner that goes on though all is told, and one that failed.
     let told = silent(&published, Some(claimed()), &[Phase::Publish]);
     assert_eq!((unheard(&told, 106), unheard(&told, 107)), (None, STOP));

@@ -173,7 +173,20 @@ impl Default for Policy {
     }
 }
 
+/// The build argument by which BuildKit keeps git's folder in a context that it gets from a repository.
+///
+/// Source: Docker's documentation of build variables.
+pub(super) const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+
+/// What BuildKit takes for true: Go's `strconv.ParseBool`.
+const TRUE: [&str; 6] = ["1", "t", "T", "true", "TRUE", "True"];
+
 impl Spec {
+    /// Whether git's own folder is a part of the build's context.
+    pub fn keeps_git_dir(&self) -> bool {
+        self.build_args.get(KEEP_GIT_DIR).is_some_and(|keep| TRUE.contains(&keep.as_str()))
+    }
+
     /// Whether the job has a test phase.
     pub fn has_tests(&self) -> bool {
         self.test_entry_point || !self.test_commands.is_empty()

@@ -10,7 +10,7 @@ use super::fields::{Fields, Invalid};
 use super::names::{ImageName, RegistryUrl, RepoUrl, Tag};
 use super::paths::CredentialsPath;
 use super::secrets::{self, SecretItem};
-use super::spec::{LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
+use super::spec::{KEEP_GIT_DIR, LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 
 /// The labels that the service sets itself.
 const OWN_LABELS: [&str; 3] = [
@@ -216,7 +216,7 @@ fn variable_name(name: &str) -> Result<(), String> {
 
 fn build_arg_name(name: &str) -> Result<(), String> {
     variable_name(name)?;
-    if name.starts_with("BUILDKIT_") {
+    if name.starts_with("BUILDKIT_") && name != KEEP_GIT_DIR {
         return Err("is set by the service: names that start with BUILDKIT_ are its own".to_owned());
     }
     Ok(())
@@ -355,7 +355,7 @@ mod tests {
         let body = json!({
             "owner": "-x", "repo_url": "ext::sh -c id", "git_ref": "--upload-pack=x", "dockerfile_path": "../x",
             "image_tags": ["ok", "no good", 7], "registry_url": "https://ghcr.io", "test_commands": [""],
-            "test_entry_point": "yes", "build_args": {"A B": "x", "OK": 1, "BUILDKIT_SYNTAX": "x"},
+            "test_entry_point": "yes", "build_args": {"A B": "x", "OK": 1, "BUILDKIT_SYNTAX": "x", "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1"},
             "labels": {"nomad-build.job": "x"}, "timeouts": {"build": "soon", "tset": "PT1M"},
             "build_secrets": {"a b": "x#y", "ok": "x#y", "bad": "x"},
             "resources": {"build": {"cpu": 0}}, "priority": 101, "image_tag": "x", "git_credentials_path": "a b",

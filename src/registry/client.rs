@@ -1,5 +1,7 @@
 //! One registry: what can be asked of it and put into it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -83,13 +85,24 @@ impl Client {
         reference: &Reference,
         manifest: &Manifest,
     ) -> Result<(), Error> {
+        self.put_manifest_within(self.transport.deadline(), repository, reference, manifest).await
+    }
+
+    /// The same, where a registry that is away, or asks for time, is waited for so long.
+    pub async fn put_manifest_within(
+        &self,
+        deadline: Duration,
+        repository: &Repository,
+        reference: &Reference,
+        manifest: &Manifest,
+    ) -> Result<(), Error> {
         let mut call = self.manifest_call(Method::PUT, "putting", repository, reference);
         expect_digest(&call.doing, reference, manifest.digest())?;
         let content_type = HeaderValue::from_str(manifest.media_type())
             .map_err(|_| Error::malformed(&call.doing, "a media type that no header can hold"))?;
         call.headers.insert(CONTENT_TYPE, content_type);
         call.body = manifest.bytes().clone();
-        let answer = self.transport.send(&call).await?;
+        let answer = self.transport.send_within(&call, deadline).await?;
         match said_digest(&answer) {
             Some(actual) if actual != manifest.digest() => {
                 Err(Error::DigestMismatch { doing: call.doing, expected: manifest.digest(), actual })

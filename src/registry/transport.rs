@@ -104,10 +104,20 @@ impl Transport {
         Ok(Self { endpoint, http, authenticator: Authenticator::new(credentials), limits })
     }
 
+    /// How long a registry is usually waited for.
+    pub(super) fn deadline(&self) -> Duration {
+        self.limits.deadline
+    }
+
     /// Sends a call that may be repeated, until it succeeds, fails for good, or its time is over.
     pub(super) async fn send(&self, call: &Call) -> Result<Answer, Error> {
+        self.send_within(call, self.limits.deadline).await
+    }
+
+    /// The same, with another time.
+    pub(super) async fn send_within(&self, call: &Call, deadline: Duration) -> Result<Answer, Error> {
         let started = Instant::now();
-        let left = || self.limits.deadline.saturating_sub(started.elapsed());
+        let left = || deadline.saturating_sub(started.elapsed());
         let backoff = ExponentialBuilder::default()
             .with_min_delay(FIRST_WAIT)
             .with_max_delay(LONGEST_WAIT)

@@ -72,6 +72,7 @@ impl Runner {
             reference: spec.git_ref.as_ref().map(GitRef::as_str),
             transports: &transports,
             credentials: login.as_ref(),
+            keep_git: spec.keeps_git_dir(),
             most: git::Most {
                 mebibytes: isolation.max_checkout_mb.into(),
                 files: isolation.max_checkout_files.into(),

@@ -4,23 +4,25 @@
 //! bounded: a slow reader of our output slows the tool, it never grows memory. A line that nobody takes any more is lost and
 //! counted, so that who reads the log is told of it.
 
+mod lines;
+
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write};
+use std::io::{Read as _, Seek as _, SeekFrom, Write};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use aho_corasick::BuildError;
-use chrono::Utc;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::mask::Masker;
 use crate::engine::{self, Output};
-use crate::job::{Line, LineTag, PART, Stream, escape, part_length};
+use crate::job::Stream;
+use lines::Lines;
 
 /// Bytes of a tool's output, or the end of it.
 enum Message {
@@ -30,9 +32,6 @@ enum Message {
     /// Tells how many lines there are, once they are written.
     Count(oneshot::Sender<u64>),
 }
-
-/// How much is collected before it is written.
-const PIECE: usize = 64 * 1024;
 
 /// Where output goes. Cheap to clone; the log ends when the last one is dropped.
 #[derive(Clone)]
@@ -75,11 +74,11 @@ pub(super) fn is_torn(files: &Path, task: &str) -> bool {
 fn open_on(out: impl Write + Send + 'static, is_torn: bool) -> std::io::Result<(Log, Writer)> {
     let (queue, messages) = mpsc::channel(256);
     let masker = Arc::<OnceLock<Masker>>::default();
-    let waiting = if is_torn { b"\n".to_vec() } else { Vec::new() };
-    let open = [Vec::new(), Vec::new()];
-    let lines = Lines { out, waiting, is_torn, seq: 0, open, masker: Arc::clone(&masker) };
-    let thread =
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_all(lines, messages))?;
+    let lines = Lines::new(out, is_torn, Arc::clone(&masker));
+    // Of its own, as what is written may block.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let write = move || runtime.block_on(write_all(lines, messages));
+    let thread = std::thread::Builder::new().name("log".to_owned()).spawn(write)?;
     Ok((Log { queue, passing: TaskTracker::new(), masker }, Writer { thread }))
 }
 
@@ -158,164 +157,37 @@ impl Writer {
     }
 }
 
-fn write_all(mut lines: Lines<impl Write>, mut messages: mpsc::Receiver<Message>) {
-    while let Some(message) = messages.blocking_recv() {
-        lines.take(message);
-        while let Ok(message) = messages.try_recv() {
-            lines.take(message);
+async fn write_all(mut lines: Lines<impl Write>, mut messages: mpsc::Receiver<Message>) {
+    loop {
+        let next = match lines.due() {
+            None => Ok(messages.recv().await),
+            Some(due) => tokio::time::timeout_at(due.into(), messages.recv()).await,
+        };
+        match next {
+            Ok(Some(message)) => {
+                lines.take(message);
+                while let Ok(message) = messages.try_recv() {
+                    lines.take(message);
+                }
+            }
+            Ok(None) => break,
+            // Nothing came before something was due.
+            Err(_) => {}
         }
+        lines.show_open();
         lines.flush();
     }
     lines.flush_open();
     lines.flush();
 }
 
-struct Lines<W: Write> {
-    out: W,
-    /// Whole lines that are not written yet.
-    waiting: Vec<u8>,
-    /// Whether what was written last has no end.
-    is_torn: bool,
-    seq: u64,
-    /// What of each stream has no line end yet.
-    open: [Vec<u8>; 2],
-    masker: Arc<OnceLock<Masker>>,
-}
-
-/// How much of a text is behind its last whole part.
-fn last_part(text: &[u8]) -> usize {
-    let mut rest = text;
-    while part_length(rest) < rest.len() {
-        rest = &rest[part_length(rest)..];
-    }
-    rest.len()
-}
-
-fn slot(stream: Stream) -> usize {
-    match stream {
-        Stream::Stdout => 0,
-        Stream::Stderr => 1,
-    }
-}
-
-impl<W: Write> Lines<W> {
-    fn take(&mut self, message: Message) {
-        match message {
-            Message::Flush => self.flush_open(),
-            Message::Count(answer) => {
-                self.flush_open();
-                self.flush();
-                // Who asked may be gone.
-                answer.send(self.seq).ok();
-            }
-            Message::Output(stream, bytes) => self.output(stream, &bytes),
-        }
-    }
-
-    fn output(&mut self, stream: Stream, bytes: &[u8]) {
-        let mut rest = bytes;
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let mut line = std::mem::take(&mut self.open[slot(stream)]);
-            line.extend_from_slice(&rest[..end]);
-            self.line(stream, &line);
-            line.clear();
-            self.open[slot(stream)] = line;
-            rest = &rest[end + 1..];
-        }
-        let mut open = std::mem::take(&mut self.open[slot(stream)]);
-        open.extend_from_slice(rest);
-        let whole = self.settled(&open);
-        if whole > 0 {
-            let tail = open.split_off(whole);
-            let masked = self.masked(&open);
-            self.parts(stream, &masked, true);
-            open = tail;
-        }
-        self.open[slot(stream)] = open;
-    }
-
-    /// How much of a line without an end is written in parts, so that it never grows memory.
-    fn settled(&self, open: &[u8]) -> usize {
-        let hold = self.masker.get().map_or(0, Masker::hold);
-        match self.masker.get().filter(|_| hold > 0) {
-            None => open.len() - last_part(open),
-            // More than is needed at a time, as all of it is looked through.
-            Some(masker) if open.len() > PART + 2 * hold => {
-                let edge = (open.len() - hold - 3..=open.len() - hold).rev();
-                let most = edge.into_iter().find(|&at| open[at] & 0xC0 != 0x80);
-                masker.cut(open, most.unwrap_or(open.len() - hold))
-            }
-            Some(_) => 0,
-        }
-    }
-
-    fn masked<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
-        self.masker.get().map_or(Cow::Borrowed(text), |masker| masker.mask(text))
-    }
-
-    fn line(&mut self, stream: Stream, line: &[u8]) {
-        let masked = self.masked(line);
-        self.parts(stream, &masked, false);
-    }
-
-    /// Writes a text, in parts where it is long; `goes_on` is whether another one follows the last of them.
-    fn parts(&mut self, stream: Stream, text: &[u8], goes_on: bool) {
-        let mut rest = text;
-        while part_length(rest) < rest.len() {
-            let (part, tail) = rest.split_at(part_length(rest));
-            self.write(LineTag { stream, partial: true }, part);
-            rest = tail;
-        }
-        self.write(LineTag { stream, partial: goes_on }, rest);
-    }
-
-    fn write(&mut self, tag: LineTag, text: &[u8]) {
-        self.seq += 1;
-        let mut out = String::with_capacity(text.len() + 48);
-        Line { time: Utc::now(), seq: self.seq, tag, text: escape(text).into_owned() }.write_to(&mut out);
-        self.waiting.extend_from_slice(out.as_bytes());
-        if self.waiting.len() >= PIECE {
-            self.flush();
-        }
-    }
-
-    /// Writes what waits, as far as it is taken: where Nomad's reader of the pipe is gone, the work goes on.
-    fn flush(&mut self) {
-        let mut written = 0;
-        while written < self.waiting.len() {
-            match self.out.write(&self.waiting[written..]) {
-                Ok(0) => break,
-                Ok(more) => written += more,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
-        if let Some(last) = self.waiting[..written].last() {
-            self.is_torn = *last != b'\n';
-            // What is there of the line looks like one: the number behind it is nobody's, so that a gap is named there.
-            self.seq += u64::from(self.is_torn);
-        }
-        self.waiting.clear();
-        if self.is_torn {
-            self.waiting.push(b'\n');
-        }
-    }
-
-    fn flush_open(&mut self) {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let open = std::mem::take(&mut self.open[slot(stream)]);
-            if !open.is_empty() {
-                self.line(stream, &open);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::job::{Line, PART};
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -432,6 +304,63 @@ mod tests {
             }
             assert_eq!(joined, format!("one *** two\n{filler}***{filler}\n***\n"), "{chunk}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_has_no_line_end_is_shown_in_a_moment_and_joins_to_what_was_said() {
+        let out = Shared::default();
+        let (log, writer) = open_on(out.clone(), false).unwrap();
+        let shown = || {
+            let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+            text.lines().map(|line| Line::parse(line).unwrap()).collect::<Vec<_>>()
+        };
+        let until = async |count: usize| {
+            let seen = async {
+                while shown().len() < count {
+                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(30), seen).await.unwrap();
+        };
+        // The last character comes in two pieces.
+        log.output(Stream::Stdout, b"ready? \xe2\x82".to_vec()).await;
+        until(1).await;
+        log.output(Stream::Stdout, b"\xac yes\n".to_vec()).await;
+        log.output(Stream::Stderr, b"...".to_vec()).await;
+        until(3).await;
+        log.say("done").await;
+        let count = log.lines().await.unwrap();
+        drop(log);
+        writer.finish().await.unwrap();
+        let lines = shown();
+        let seen: Vec<_> = lines.iter().map(|line| (line.text.as_str(), line.tag.partial)).collect();
+        assert_eq!(
+            seen,
+            [("ready? ", true), ("\u{20ac} yes", false), ("...", true), ("", false), ("done", false)]
+        );
+        assert_eq!(count, lines.len() as u64);
+    }
+
+    #[tokio::test]
+    async fn what_may_be_the_begin_of_a_secret_is_not_shown_before_its_line_ends() {
+        let secret = "s3cr3t-of-a-job";
+        let out = Shared::default();
+        let (log, writer) = open_on(out.clone(), false).unwrap();
+        log.hide([secret.as_bytes()]).unwrap();
+        let filler = "x".repeat(2000);
+        log.output(Stream::Stdout, format!("{filler}{}", &secret[..9]).into_bytes()).await;
+        let shown = || String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        let seen = async {
+            while shown().is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), seen).await.unwrap();
+        log.output(Stream::Stdout, format!("{}\n", &secret[9..]).into_bytes()).await;
+        drop(log);
+        writer.finish().await.unwrap();
+        let joined: String = shown().lines().map(|line| Line::parse(line).unwrap().text).collect();
+        assert_eq!(joined, format!("{filler}***"));
     }
 
     #[tokio::test]

@@ -344,7 +344,8 @@ impl Runner {
             )),
         };
         // The work is dropped: its processes and its build are gone, its containers are removed here.
-        let removal = self.engine.remove_containers((CONTAINER_LABEL, self.around.job.as_str()));
+        let label = (CONTAINER_LABEL, self.around.job.as_str());
+        let removal = self.engine.remove_containers(label, removal::is_our_container);
         if let Err(error) = self.engine.within(REMOVAL, removal).await {
             let left = "containers may be left behind, for finish or a cleanup to remove";
             self.log.say(&format!("{left}: {}", chain(&error))).await;

@@ -4,6 +4,7 @@
 //! with what was tested, before any tag exists; a kill up to the claim leaves no tag behind.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 
@@ -18,6 +19,13 @@ use crate::registry::{
 };
 use crate::registry::{RelayError, Repository};
 use crate::telemetry::chain;
+
+/// How long, behind the claim, a registry is waited for that is away or asks for time, for all tags together: no later run does
+/// what was not done now. Counted on where a publish is said to hang.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// How long it is for one tag, whatever the others took.
+const LEAST_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The repository in the registry that a job publishes to, and where its image is until then.
 pub(super) struct Target {
@@ -75,21 +83,27 @@ impl Target {
 
     /// Puts a manifest under every tag and reads each of them back.
     ///
-    /// A tag that cannot be put does not keep the others from being tried: the job has claimed all of them.
+    /// A tag that cannot be put does not keep the others from being tried: the job has claimed all of them. What is read back is
+    /// what counts: an answer may be lost, and a registry whose tags stay what they are then refuses to be told again.
     async fn put_tags(&self, manifest: &Manifest) -> (Vec<Published>, Option<Failure>) {
-        let mut failure = None;
+        let until = Instant::now() + PATIENCE;
+        let mut put = Vec::new();
         for tag in &self.tags {
-            if let Err(error) = self.client.put_manifest(&self.repository, tag, manifest).await {
-                failure.get_or_insert_with(|| registry_failure(&error));
-            }
+            let patience = until.saturating_duration_since(Instant::now()).max(LEAST_PATIENCE);
+            put.push(self.client.put_manifest_within(patience, &self.repository, tag, manifest).await.err());
         }
-        let mut published = Vec::new();
-        for tag in &self.tags {
+        let (mut published, mut failure) = (Vec::new(), None);
+        for (tag, refused) in self.tags.iter().zip(put) {
             let served = self.served(tag, manifest.digest()).await;
-            if let Served::Nothing | Served::Unreadable = served {
-                let message = format!("the registry took tag {tag}, and does not serve it");
-                failure.get_or_insert_with(|| Failure::new(Reason::PushFailed, message));
-            }
+            let failed = match (&served, refused) {
+                (Served::This, _) | (Served::Another, None) => None,
+                (_, Some(error)) => Some(registry_failure(&error)),
+                (Served::Nothing | Served::Unreadable, None) => {
+                    let message = format!("the registry took tag {tag}, and does not serve it");
+                    Some(Failure::new(Reason::PushFailed, message))
+                }
+            };
+            failure = failure.or(failed);
             published.push(served.into());
         }
         (published, failure)

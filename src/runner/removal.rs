@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
+use uuid::Uuid;
 
 use super::surroundings::{CONTAINER_LABEL, IMAGE_LABEL};
 use crate::engine::{DockerEngine, Engine, EngineError};
@@ -20,7 +21,7 @@ pub(super) async fn everything(
     most: Duration,
 ) -> Result<(), EngineError> {
     let removed = while_refused(async || {
-        engine.remove_containers((CONTAINER_LABEL, job.as_str())).await?;
+        engine.remove_containers((CONTAINER_LABEL, job.as_str()), is_our_container).await?;
         engine.remove_images((IMAGE_LABEL, job.as_str()), is_ours).await.map(drop)
     });
     engine.within(most, removed).await
@@ -41,6 +42,19 @@ async fn while_refused(remove: impl AsyncFn() -> Result<(), EngineError>) -> Res
         .with_total_delay(Some(Duration::from_secs(5)));
     let refused = |error: &EngineError| matches!(error, EngineError::Refused { .. });
     (|| remove()).retry(backoff).when(refused).await
+}
+
+/// How the name of every container begins that the runner makes.
+const CONTAINER: &str = "nomad-build-test-nb-";
+
+/// A name for a container of a job's tests.
+pub(super) fn container_name(job: &JobId) -> String {
+    format!("nomad-build-test-{job}-{}", Uuid::new_v4().simple())
+}
+
+/// Whether a container's name is one that the runner gives: what somebody runs from an image that says the label has another.
+pub(super) fn is_our_container(name: &str) -> bool {
+    name.starts_with(CONTAINER)
 }
 
 /// Whether a name is one that the runner gives images in an engine: its work tag, or what it pushed to a relay, whose
@@ -65,6 +79,13 @@ mod tests {
         let removed = everything(&engine, &job, Duration::from_millis(100)).await;
         assert!(matches!(removed, Err(EngineError::Unreachable { .. })), "{removed:?}");
         drop(listener);
+    }
+
+    #[test]
+    fn a_container_of_a_jobs_tests_is_known_by_its_name() {
+        let job = JobId::from_uuid(Uuid::from_u128(1));
+        assert!(is_our_container(&container_name(&job)));
+        assert!(!is_our_container("elegant_lovelace"));
     }
 
     #[test]

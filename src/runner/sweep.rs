@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
 use super::log::{self, Log};
-use super::removal::{self, is_ours};
+use super::removal::{self, is_our_container, is_ours};
 use super::surroundings::{CONTAINER_LABEL, IMAGE_LABEL, Visitor, engine_socket};
 use super::{Ended, Fatal, Lost};
 use crate::engine::{DockerEngine, Engine as _};
@@ -64,7 +64,7 @@ async fn sweep_ended(
     dry_run: bool,
     log: &Log,
 ) -> Result<(), Fatal> {
-    let containers = engine.within(LISTS, engine.containers_by(CONTAINER_LABEL)).await?;
+    let containers = engine.within(LISTS, engine.containers_by(CONTAINER_LABEL, is_our_container)).await?;
     let images = engine.within(LISTS, engine.images_by(IMAGE_LABEL, is_ours)).await?;
     let mut left = BTreeMap::<JobId, SweepReport>::new();
     let of = |label: &String| label.parse::<JobId>().ok();

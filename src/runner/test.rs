@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::build::engine_failure;
-use super::{Failure, Runner, Work};
+use super::{Failure, Runner, Work, removal};
 use crate::engine::{Engine as _, Exit, RunCommand, RunRequest};
 use crate::job::{Outcome, Phase, Reason};
 
@@ -37,6 +37,7 @@ impl Runner {
     async fn run_test(&self, what: &str, image: &str, command: RunCommand) -> Result<(), Failure> {
         let (spec, isolation) = (&self.payload.spec, &self.payload.policy.isolation);
         let request = RunRequest {
+            name: removal::container_name(&self.around.job),
             image: image.to_owned(),
             command,
             env: spec.test_env.clone(),

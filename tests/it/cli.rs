@@ -185,7 +185,8 @@ async fn a_submission_is_the_file_s_with_the_flags_on_top_and_prints_the_job_id_
 async fn a_service_that_is_down_is_said_at_once_and_with_what_to_try() {
     let port = crate::support::ports::port();
     let url = format!("http://127.0.0.1:{port}");
-    for arguments in [&["submit", "--follow"][..], &["status", JOB], &["logs", "-f", JOB], &["kill", JOB]] {
+    let submit = &["submit", "--follow", "--retry-for", "PT0S"][..];
+    for arguments in [submit, &["status", JOB], &["logs", "-f", JOB], &["kill", JOB]] {
         let ran = finished(command(&url, arguments)).await;
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
         assert!(ran.stderr.contains("because:") && ran.stderr.contains("hint: is the service running?"));
@@ -196,9 +197,36 @@ async fn a_service_that_is_down_is_said_at_once_and_with_what_to_try() {
 async fn a_failing_service_is_told_apart_from_a_refusal_and_its_request_is_named() {
     let answers = vec![("POST /jobs", vec![refusal(503, "nomad_unavailable", json!([]))])];
     let service = Service::start(Script { answers, ..Script::default() }).await;
-    let ran = run(&service, &["submit"]).await;
+    let ran = run(&service, &["submit", "--retry-for", "PT0S"]).await;
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("(nomad_unavailable)") && ran.stderr.contains("request-7"), "{}", ran.stderr);
+}
+
+#[tokio::test]
+async fn a_submission_is_tried_again_under_one_key_until_it_is_answered() {
+    let (away, taken) = (refusal(503, "nomad_unavailable", json!([])), data(json!({ "job_id": JOB })));
+    let answers =
+        vec![("POST /jobs", vec![away.clone(), refusal(429, "too_many_requests", json!([])), taken.clone()])];
+    let service = Service::start(Script { answers, ..Script::default() }).await;
+    let ran = run(&service, &["submit"]).await;
+    assert_eq!((ran.code, ran.stdout.trim()), (0, JOB), "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches("trying again").count(), 2, "{}", ran.stderr);
+    let keys: Vec<_> = service.seen().into_iter().map(|seen| seen.key).collect();
+    assert!(keys[0].is_some() && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    // What is refused for good is not tried again; a token that has no keys is one more try, without.
+    let no_keys = refusal(400, "invalid_request", json!([{ "field": "X-Nomad-Token", "message": "no" }]));
+    for (answers, arguments, code, tries) in [
+        (vec![refusal(400, "invalid_submission", json!([]))], &["submit"][..], 2, 1),
+        (vec![no_keys.clone(), taken.clone()], &["submit"], 0, 2),
+        (vec![no_keys, taken], &["submit", "--idempotency-key", "k"], 2, 1),
+    ] {
+        let answers = vec![("POST /jobs", answers)];
+        let service = Service::start(Script { answers, ..Script::default() }).await;
+        let ran = run(&service, arguments).await;
+        let seen = service.seen();
+        assert_eq!((ran.code, seen.len()), (code, tries), "{}", ran.stderr);
+        assert_eq!(seen.last().unwrap().key.is_some(), tries == 1);
+    }
 }
 
 #[tokio::test]
@@ -218,7 +246,8 @@ async fn the_token_goes_with_every_request_and_is_never_shown() {
     let mut script = succeeding(vec![vec![end("SUCCEEDED")]]);
     script.answers.push(("POST /jobs", vec![refusal(503, "nomad_unavailable", json!([]))]));
     let service = Service::start(script).await;
-    for arguments in [&["logs", "-f", JOB][..], &["submit"], &["--help"], &["submit", "--help"]] {
+    let submit = &["submit", "--retry-for", "PT0S"][..];
+    for arguments in [&["logs", "-f", JOB][..], submit, &["--help"], &["submit", "--help"]] {
         let mut command = command(&service.url, arguments);
         command.env("NOMAD_TOKEN", "s3cret-token");
         let ran = finished(command).await;

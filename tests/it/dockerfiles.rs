@@ -190,9 +190,10 @@ async fn what_the_ignore_file_names_is_not_in_the_build() {
 }
 
 #[tokio::test]
-async fn a_step_is_taken_from_the_cache_unless_no_cache_is_asked_for() {
+async fn a_step_behind_the_whole_context_is_taken_from_the_cache_unless_no_cache_is_asked_for() {
     let world = world();
-    let line = format!("RUN : {} && cat /proc/sys/kernel/random/uuid > /id", uuid::Uuid::new_v4());
+    let line =
+        format!("COPY . /src\nRUN : {} && cat /proc/sys/kernel/random/uuid > /id", uuid::Uuid::new_v4());
     let repository = world.repository(&line);
     let mut layers = Vec::new();
     for no_cache in [false, false, true] {
@@ -208,6 +209,21 @@ async fn a_step_is_taken_from_the_cache_unless_no_cache_is_asked_for() {
     }
     assert_eq!(layers[0], layers[1]);
     assert_ne!(layers[1], layers[2]);
+}
+
+#[tokio::test]
+async fn git_s_own_folder_is_in_the_context_only_where_that_is_asked_for() {
+    let world = world();
+    let repository = world.repository("COPY . /src");
+    for (build_args, test) in [
+        (json!({ "BASE": world.base }), "test ! -e /src/.git"),
+        (json!({ "BASE": world.base, "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1" }), "test -e /src/.git/HEAD"),
+    ] {
+        let mut job = world.job(&repository);
+        job["build_args"] = build_args;
+        job["test_commands"] = json!([test]);
+        succeeds(world, &job).await;
+    }
 }
 
 /// Puts the base image into a registry that asks for a password; returns its name there.

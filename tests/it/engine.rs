@@ -76,6 +76,7 @@ impl Bench {
 
     fn command(&self, image: &str, line: &str) -> RunRequest {
         RunRequest {
+            name: format!("nomad-build-test-{}", uuid::Uuid::new_v4().simple()),
             image: image.to_owned(),
             command: RunCommand::Shell(line.to_owned()),
             env: BTreeMap::new(),
@@ -103,7 +104,8 @@ impl Bench {
     }
 
     async fn remove_containers(&self) -> usize {
-        self.engine.remove_containers((LABEL, &self.id)).await.unwrap()
+        let ours = |name: &str| name.starts_with("nomad-build-test-");
+        self.engine.remove_containers((LABEL, &self.id), ours).await.unwrap()
     }
 
     /// The containers that bear this test's label.

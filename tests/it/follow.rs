@@ -204,6 +204,20 @@ async fn an_event_source_resumes_behind_the_last_event_that_came_whatever_it_was
 }
 
 #[tokio::test]
+async fn what_has_no_line_end_is_told_while_the_line_goes_on() {
+    let world = world();
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!(["printf 'ready? '; sleep 600"]);
+    let id = world.api().submit(&job).await;
+    let seen = |message: &Value| message["line"] == "ready? " && message["partial"] == true;
+    let read = read(&world.service.url, &id, "?phase=test", seen);
+    let messages = tokio::time::timeout(std::time::Duration::from_mins(2), read).await.unwrap();
+    assert!(seen(messages.last().unwrap()), "{messages:#?}");
+    world.api().post(&format!("/jobs/{id}/kill")).await;
+}
+
+#[tokio::test]
 async fn what_a_reader_of_a_log_says_is_not_kept() {
     let world = world();
     let (_repository, job) = counting(world, 10_000, "sleep 0.1");

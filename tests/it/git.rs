@@ -41,6 +41,7 @@ async fn check_out_within(
         reference: Some("main"),
         transports: &["file", "http", "ssh"],
         credentials,
+        keep_git: false,
         most,
         environment: &environment,
     };
@@ -100,6 +101,8 @@ async fn a_submodule_with_an_address_relative_to_the_repository_is_checked_out()
     let outer = outer.submodule(&format!("../{name}"), "sub").commit();
     let (folder, checked_out) = check_out_main(&outer.url(), None).await;
     checked_out.unwrap();
+    let checkout = folder.path().join("checkout");
+    assert!(!checkout.join(".git").exists() && !checkout.join("sub/.git").exists());
     let inside = std::fs::read_to_string(folder.path().join("checkout/sub/inside")).unwrap();
     assert_eq!(inside, "inner");
 }

@@ -289,14 +289,17 @@ async fn no_other_tag_is_ever_there_while_a_job_publishes() {
 #[tokio::test]
 async fn who_runs_the_published_image_keeps_container_and_image_when_the_job_is_cleaned_up() {
     let (world, api) = (world(), world().api());
-    let repository = world.repository("");
+    let (ended, _) = api.run(&world.job(&world.repository("RUN false"))).await;
+    let repository = world.repository(&format!("LABEL nomad-build.test={ended}"));
     let job = world.job(&repository);
     let (id, status) = api.run(&job).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
     let image = status["image"]["references"][0]["reference"].as_str().unwrap();
-    // The image's labels are those of everything that is run from it.
+    // The image's labels are those of everything that is run from it, its Dockerfile's own with them.
     let container = docker(&["run", "--detach", image, "sleep", "600"]);
-    api.post(&format!("/jobs/{id}/cleanup")).await;
+    for id in [&id, &ended] {
+        api.post(&format!("/jobs/{id}/cleanup")).await;
+    }
     let running = docker(&["inspect", "--format", "{{.State.Running}}", &container]);
     let named = docker(&["images", "--quiet", image]);
     docker(&["rm", "--force", &container]);

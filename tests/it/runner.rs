@@ -1,130 +1,27 @@
 //! One task as Nomad starts it, over the real Nomad, engine and registry, with a front of Nomad that loses answers.
 
+mod allocation;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::header::RETRY_AFTER;
 use axum::http::{Method, StatusCode};
 use axum::response::IntoResponse as _;
 use chrono::{SecondsFormat, Utc};
-use nomad_build::job::{
-    Claim, JobId, Outcome, Payload, Phase, Policy, Published, Reason, Scheme, Spec, State, Status, Verdict,
-};
+use nomad_build::job::{Claim, JobId, Outcome, Phase, Published, Reason, State, Status, Verdict};
 use nomad_build::ledger::Ledger;
 use nomad_build::nomad::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::sources::http;
-use crate::stack::environment;
-use crate::support::{Repository, Upstream, agent, docker, image_of, unique_seconds, world};
+use crate::support::{At, Repository, Upstream, agent, docker, serve, unique_seconds, world};
 
-/// What Nomad gives a task, and what is left of the job: the tasks share it, as those of one allocation do.
-struct Allocation {
-    job: JobId,
-    ledger: Ledger,
-    folder: TempDir,
-    /// How many of the next answers about claims are lost, from the first attempt to claim on.
-    lost: Arc<AtomicUsize>,
-    /// How many of the next attempts to claim are refused.
-    refused: Arc<AtomicUsize>,
-}
-
-impl Allocation {
-    fn new(submission: &Value) -> Self {
-        let world = world();
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["alloc", "secrets"] {
-            std::fs::create_dir(folder.path().join(name)).unwrap();
-        }
-        let policy = Policy { schemes: vec![Scheme::Https, Scheme::Http, Scheme::File], ..Policy::default() };
-        let payload = Payload {
-            job: JobId::from_uuid(uuid::Uuid::now_v7()),
-            spec: Spec::from_json(submission.clone(), &policy).unwrap(),
-            policy,
-            insecure_registries: vec![world.registry.clone()],
-        };
-        std::fs::write(folder.path().join("alloc/payload"), payload.encode().unwrap()).unwrap();
-        std::fs::write(folder.path().join("secrets/nomad_token"), "none").unwrap();
-        let [lost, refused] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
-        let router = losing(&world.nomad, Arc::clone(&lost), Arc::clone(&refused));
-        let ledger = Ledger::new(nomad(), "default", std::time::Duration::from_secs(10));
-        let allocation = Self { job: payload.job, ledger, folder, lost, refused };
-        allocation.asks(router);
-        allocation
-    }
-
-    /// Its tasks find this instead of Nomad from now on.
-    fn asks(&self, nomad: Router) {
-        let path = self.path("secrets/api.sock");
-        std::fs::remove_file(&path).ok();
-        let socket = tokio::net::UnixListener::bind(path).unwrap();
-        tokio::spawn(async move { axum::serve(socket, nomad).await });
-    }
-
-    /// An allocation whose build is done: its image is the base.
-    async fn built(submission: &Value) -> Self {
-        let allocation = Self::new(submission);
-        docker(&["pull", "--quiet", &world().base]);
-        let image = docker(&["inspect", "--format", "{{.Id}}", &world().base]);
-        let built = Outcome { image_id: Some(image), ..Outcome::begun("a", Utc::now()) };
-        let built = built.succeeded(Utc::now());
-        allocation.ledger.record(&allocation.job, None, Phase::Build, &built).await.unwrap();
-        allocation
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Runs a task to its end; whether it ended well, and its log.
-    async fn run(&self, task: &str, engine: &str) -> (bool, String) {
-        self.run_with(task, engine, &[]).await
-    }
-
-    /// The same, with further variables.
-    async fn run_with(&self, task: &str, engine: &str, variables: &[(&str, &str)]) -> (bool, String) {
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_nomad-build"))
-            .args(["phase", task])
-            .env_clear()
-            .env("PATH", environment("PATH").unwrap())
-            .env("NOMAD_JOB_ID", self.job.as_str())
-            .env("NOMAD_ALLOC_ID", "a")
-            .env("NOMAD_ALLOC_DIR", self.path("alloc"))
-            .env("NOMAD_SECRETS_DIR", self.path("secrets"))
-            .env("NOMAD_BUILD_ENGINE_SOCKET", engine)
-            .envs(variables.iter().copied())
-            .output()
-            .await
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        (output.status.success(), said.into_owned())
-    }
-
-    async fn outcome(&self, phase: Phase) -> Outcome {
-        let (_, progress) = self.ledger.progress(&self.job).await.unwrap();
-        progress.of(phase).unwrap().clone()
-    }
-
-    /// Why the right to publish was revoked.
-    async fn revoked_for(&self) -> Reason {
-        let (_, claim) = self.ledger.claim(&self.job).await.unwrap().unwrap();
-        claim.verdict().unwrap().reason
-    }
-
-    /// Sees to it that everything is published, and that a log said so.
-    async fn is_published(&self, submission: &Value, log: &str) {
-        let outcome = self.outcome(Phase::Publish).await;
-        assert_eq!(outcome.state, State::Succeeded, "{outcome:?}");
-        assert_eq!(outcome.published, [Published::Yes]);
-        let image = image_of(submission);
-        assert_eq!(world().served(image, "one").await, outcome.digest);
-        assert!(log.contains(&format!("{image}:one published")), "{log}");
-        self.ledger.remove(&self.job).await.unwrap();
-    }
-}
+use allocation::Allocation;
 
 const ENGINE: &str = "/var/run/docker.sock";
 
@@ -179,6 +76,28 @@ fn cleaning_up(nomad: &str, ledger: Ledger, job: JobId, before: Method) -> Route
     })
 }
 
+/// A front of a registry whose tags stay what they are: it asks for time, then takes a tag and loses its answer, and then refuses
+/// to be told again.
+fn keeping(registry: &str) -> Router {
+    let (registry, tries) = (Upstream::new(&format!("http://{registry}")), Arc::new(AtomicUsize::new(0)));
+    Router::new().fallback(move |request: Request| {
+        let (registry, tries) = (registry.clone(), Arc::clone(&tries));
+        async move {
+            if !At::Tag.is(request.method(), request.uri().path()) {
+                return registry.pass(request).await;
+            }
+            match tries.fetch_add(1, Ordering::SeqCst) {
+                0 => (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "61")]).into_response(),
+                1 => {
+                    registry.pass(request).await;
+                    StatusCode::BAD_GATEWAY.into_response()
+                }
+                _ => StatusCode::PRECONDITION_FAILED.into_response(),
+            }
+        }
+    })
+}
+
 /// A front of the engine that takes one image for another whenever a name is given, as somebody else with the engine's
 /// socket may make it.
 fn swapping(image: &str, other: &str) -> (TempDir, String) {
@@ -217,6 +136,20 @@ async fn a_publish_whose_claim_was_written_and_its_answer_lost_goes_on() {
     let (well, log) = allocation.run("publish", ENGINE).await;
     assert!(well, "{log}");
     allocation.is_published(&submission, &log).await;
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_time_and_loses_an_answer_has_the_tag_all_the_same() {
+    let mut submission = submission();
+    let front = serve(keeping(&world().registry)).await.to_string();
+    let url = submission["registry_url"].as_str().unwrap().replace(&world().registry, &front);
+    submission["registry_url"] = json!(url);
+    let allocation = Allocation::built(&submission).await;
+    let (well, log) = allocation.run("publish", ENGINE).await;
+    assert!(well, "{log}");
+    let outcome = allocation.outcome(Phase::Publish).await;
+    assert_eq!((outcome.state, outcome.published), (State::Succeeded, vec![Published::Yes]), "{log}");
+    allocation.ledger.remove(&allocation.job).await.unwrap();
 }
 
 #[tokio::test]

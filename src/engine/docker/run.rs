@@ -4,7 +4,7 @@ use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
 use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig};
 use bollard::query_parameters::{
-    AttachContainerOptionsBuilder, CreateContainerOptions, InspectContainerOptions,
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions,
     RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt as _;
@@ -29,7 +29,8 @@ impl DockerEngine {
     async fn create(&self, request: &RunRequest) -> Result<String, EngineError> {
         const DOING: &str = "creating a container";
         let (docker, body) = (self.docker()?, body(request));
-        let creation = async move { docker.create_container(None::<CreateContainerOptions>, body).await };
+        let options = CreateContainerOptionsBuilder::new().name(&request.name).build();
+        let creation = async move { docker.create_container(Some(options), body).await };
         // Cut off in the middle, nobody would know whether it exists.
         match self.creations.spawn(creation).await {
             Ok(created) => Ok(created.map_err(|error| self.without(&request.image, DOING, error))?.id),

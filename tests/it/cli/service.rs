@@ -29,6 +29,7 @@ pub(super) struct Seen {
     /// Method, path and query.
     pub(super) line: String,
     pub(super) token: Option<String>,
+    pub(super) key: Option<String>,
     pub(super) body: Value,
 }
 
@@ -94,14 +95,18 @@ pub(super) fn refusal(status: u16, code: &str, details: Value) -> (u16, Value) {
     (status, json!({ "data": null, "error": error, "timestamp": "2026-01-02T03:04:05Z" }))
 }
 
+fn header(request: &Request, name: &str) -> Option<String> {
+    request.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+}
+
 async fn answer(State(stage): State<Stage>, mut request: Request) -> Response {
     let route = format!("{} {}", request.method(), request.uri().path());
     let line = format!("{} {}", request.method(), request.uri());
-    let token = request.headers().get("x-nomad-token").map(|token| token.to_str().unwrap().to_owned());
+    let (token, key) = (header(&request, "x-nomad-token"), header(&request, "idempotency-key"));
     let upgrade = request.extract_parts::<WebSocketUpgrade>().await.ok();
     let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    stage.seen.lock().unwrap().push(Seen { line, token, body });
+    stage.seen.lock().unwrap().push(Seen { line, token, key, body });
     if let Some(upgrade) = upgrade {
         let steps = stage.connections.lock().unwrap().pop_front().unwrap_or_default();
         if let Some(Step::Refuse(status, body)) = steps.first() {

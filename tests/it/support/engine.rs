@@ -41,7 +41,8 @@ pub(crate) fn images_of(id: &str) -> Vec<String> {
 pub(crate) fn leave_behind(id: &str) {
     let label = format!("nomad-build.test={id}");
     let base = &super::world().base;
-    let container = docker(&["run", "--detach", "--label", &label, base, "sleep", "600"]);
+    let name = format!("nomad-build-test-{id}-{}", uuid::Uuid::new_v4().simple());
+    let container = docker(&["run", "--detach", "--name", &name, "--label", &label, base, "sleep", "600"]);
     let change = format!("LABEL nomad-build.job={id}");
     docker(&["commit", "--change", &change, &container, &format!("nomad-build/{id}:work")]);
 }

@@ -30,7 +30,7 @@ pub(crate) enum At {
 }
 
 impl At {
-    fn is(self, method: &Method, path: &str) -> bool {
+    pub(crate) fn is(self, method: &Method, path: &str) -> bool {
         let manifest = path.split_once("/manifests/").map(|(_, reference)| reference);
         let by_tag = manifest.is_some_and(|reference| !reference.starts_with("sha256:"));
         match self {
