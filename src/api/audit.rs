@@ -110,7 +110,9 @@ impl Asked {
     /// Tells what came of it.
     pub(super) async fn tell(self, service: &Service, file: &Path, request: &str, answer: Answer) {
         let Answer { status, about, by, error, is_dry } = answer;
-        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        // A job that may not be seen is one that is not there.
+        let is_refused =
+            matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
         // Who is refused for asking too fast is not to have more done than that.
         let is_nothing =
             is_dry || matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::TOO_MANY_REQUESTS);

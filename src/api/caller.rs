@@ -1,10 +1,13 @@
 //! Who is asking, and whether that may be: each route names the capability that it needs.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
@@ -16,6 +19,32 @@ use crate::job::{FieldError, JobId};
 use crate::nomad::Capability;
 use crate::service::logs::Message;
 use crate::service::{Caller, Denied, FindError, Tenant};
+
+tokio::task_local! {
+    /// Whether it was found out, for this request, that its caller may have it done.
+    static ALLOWED: Cell<bool>;
+}
+
+/// Notes that a caller may have done what is asked for.
+fn allowed() {
+    // Outside of a guarded route nobody looks.
+    ALLOWED.try_with(|allowed| allowed.set(true)).ok();
+}
+
+/// Lets no answer of a route through that did not ask whether its caller may: a route that forgets it does not work for anybody.
+pub(super) async fn unless_asked(request: Request, next: Next) -> Response {
+    let answer = async move {
+        let answer = next.run(request).await;
+        let is_good = !answer.status().is_client_error() && !answer.status().is_server_error();
+        if is_good && !ALLOWED.with(Cell::get) {
+            tracing::error!("a route answered without asking whether its caller may");
+            let message = "this route does not ask whether you may: that is a fault of the service";
+            return Problem::new(Code::Internal, message).into_response();
+        }
+        answer
+    };
+    ALLOWED.scope(Cell::new(false), answer).await
+}
 
 /// What a caller sent to show who it is.
 pub(super) fn token(headers: &HeaderMap) -> Option<SecretString> {
@@ -89,6 +118,7 @@ impl App {
             (Ok(None) | Err(_), None) => service.first(),
         };
         tenant.authority().check(token, capability).await?;
+        allowed();
         Ok(named.map(|_| Arc::clone(tenant)))
     }
 
@@ -117,7 +147,10 @@ impl App {
         match (failed, denied) {
             (Some(failed), _) if seen.is_empty() => Err(failed),
             (None, Some(denied)) if seen.is_empty() => Err(denied.into()),
-            _ => Ok(seen),
+            _ => {
+                allowed();
+                Ok(seen)
+            }
         }
     }
 
@@ -150,7 +183,10 @@ impl App {
         let sight = Sight::of(tenant, caller, capability).await;
         if home.is_some() {
             match sight? {
-                Sight::Allowed => return Ok(Arc::clone(tenant)),
+                Sight::Allowed => {
+                    allowed();
+                    return Ok(Arc::clone(tenant));
+                }
                 Sight::Visible(denied) => return Err(denied.into()),
                 Sight::Hidden(denied) if self.service.tenants().len() == 1 => {
                     return Err(hidden(job, denied));
@@ -182,7 +218,10 @@ impl App {
         let mut failed = None;
         for (tenant, sight, found) in join_all(looked).await {
             match (sight, found) {
-                (Ok(Sight::Allowed), Ok(())) => return Ok(Arc::clone(tenant)),
+                (Ok(Sight::Allowed), Ok(())) => {
+                    allowed();
+                    return Ok(Arc::clone(tenant));
+                }
                 (Ok(Sight::Visible(denied)), Ok(())) => return Err(denied.into()),
                 (Ok(Sight::Hidden(why)), _) => drop(denied.get_or_insert(why)),
                 (Ok(_), Err(FindError::Unknown(_))) => {}
@@ -245,5 +284,35 @@ fn hidden(job: &JobId, denied: Denied) -> Problem {
     match denied {
         Denied::Anonymous => denied.into(),
         _ => FindError::Unknown(job.clone()).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use axum::{Router, middleware};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_route_that_does_not_ask_whether_its_caller_may_answers_nobody() {
+        let router = Router::new()
+            .route("/forgets", get(async || "a secret"))
+            .route("/asks", get(async || allowed()))
+            .route("/refuses", get(async || StatusCode::FORBIDDEN))
+            .layer(middleware::from_fn(unless_asked));
+        for (path, wanted) in [
+            ("/asks", StatusCode::OK),
+            ("/forgets", StatusCode::INTERNAL_SERVER_ERROR),
+            ("/refuses", StatusCode::FORBIDDEN),
+            // Each request is asked about by itself.
+            ("/forgets", StatusCode::INTERNAL_SERVER_ERROR),
+        ] {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            assert_eq!(router.clone().oneshot(request).await.unwrap().status(), wanted, "{path}");
+        }
     }
 }

@@ -92,7 +92,7 @@ pub async fn serve_probes(listener: TcpListener, service: Arc<Service>, shutdown
 
 fn router(app: App) -> Router {
     let origins = app.service.config().allow_origins.clone();
-    let routes = routes();
+    let routes = guarded_routes().merge(open_routes()).fallback(unknown_route);
     // Where there are none, no page asks.
     let routes = if origins.is_empty() { routes } else { routes.layer(browser::shared(origins)) };
     routes
@@ -103,7 +103,8 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-fn routes() -> Router<App> {
+/// What asks whether its caller may.
+fn guarded_routes() -> Router<App> {
     Router::new()
         .route("/jobs", only(get(list::list).post(jobs::submit)))
         .route("/jobs/{id}/status", only(get(jobs::status)))
@@ -112,12 +113,17 @@ fn routes() -> Router<App> {
         .route("/jobs/{id}/logs/tickets", only(post(logs::ticket)))
         .route("/jobs/{id}/kill", only(post(jobs::kill)))
         .route("/jobs/{id}/cleanup", only(post(jobs::clean_up)))
+        .layer(middleware::from_fn(caller::unless_asked))
+}
+
+/// What everybody may: to log in, and to learn what is no secret.
+fn open_routes() -> Router<App> {
+    Router::new()
         .route("/auth/login", only(get(login::methods).post(login::log_in)))
         .merge(probes())
         .route("/openapi.json", only(get(openapi::document)))
         .route("/runner/{os}/{arch}/nomad-build", only(get(runner::binary)))
         .route("/runner/{os}/{arch}/sha256sums", only(get(runner::checksum)))
-        .fallback(unknown_route)
 }
 
 fn probes() -> Router<App> {

@@ -103,6 +103,43 @@ mod tests {
     }
 
     #[test]
+    fn what_a_service_would_have_refused_the_runner_refuses_too_by_its_field() {
+        for (field, value) in [
+            ("repo_url", json!("ext::sh -c id")),
+            ("repo_url", json!("file:///etc")),
+            ("repo_url", json!("https://example.com/a/../b")),
+            ("git_ref", json!("--upload-pack=id")),
+            ("git_credentials_path", json!("../other")),
+            ("dockerfile_path", json!("../Dockerfile")),
+            ("context_path", json!("/")),
+            ("image_tags", json!(["-x"])),
+            ("image_tags", json!([])),
+            ("registry_url", json!("user:password@host")),
+            ("registry_credentials_path", json!("a b")),
+            ("image_name", json!("UPPER")),
+            ("test_commands", json!(["a\u{0}b"])),
+            ("test_env", json!({"A B": "x"})),
+            ("build_args", json!({"BUILDKIT_SYNTAX": "x"})),
+            ("build_secrets", json!({"id": "no-item"})),
+            ("labels", json!({"nomad-build.job": "x"})),
+            ("timeouts", json!({"build": "PT100H"})),
+            ("resources", json!({"build": {"memory_mb": 1}})),
+            ("target", json!("a b")),
+            ("priority", json!(101)),
+            ("unknown", json!(1)),
+        ] {
+            let bytes = BASE64_STANDARD.decode(payload().encode().unwrap()).unwrap();
+            let mut wire: Value = serde_json::from_slice(&bytes).unwrap();
+            wire["spec"][field] = value.clone();
+            let refused = Payload::decode(&BASE64_STANDARD.encode(wire.to_string()));
+            let Err(PayloadError::Invalid(Invalid(wrong))) = refused else {
+                panic!("{field} {value}: {refused:?}")
+            };
+            assert!(wrong.iter().all(|wrong| wrong.field.starts_with(field)), "{field} {value}: {wrong:?}");
+        }
+    }
+
+    #[test]
     fn a_payload_of_another_age_is_refused_by_its_version() {
         let bytes =
             BASE64_STANDARD.encode(json!({"version": PAYLOAD_VERSION + 1, "shape": "new"}).to_string());

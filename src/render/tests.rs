@@ -1,3 +1,5 @@
+mod hostile;
+
 use uuid::Uuid;
 
 use super::*;

@@ -5,6 +5,7 @@ mod login;
 mod tenants;
 mod tickets;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
@@ -13,6 +14,7 @@ use uuid::Uuid;
 
 use crate::registry::server::Server;
 use crate::sources::http;
+use crate::support::openapi::DOCUMENT;
 use crate::support::{Api, Authority, Guarded, Issuer, NAMESPACE, Service, Ssh, eventually, numbered, world};
 
 /// A service of a Nomad that has ACLs, and the file of its token. It sweeps no node, which would make allocations.
@@ -136,14 +138,59 @@ async fn roles(nomad: &Guarded, url: &str) -> Vec<Role> {
 const READS: [(&str, &str); 3] =
     [("status", "read-job"), ("logs", "read-logs"), ("logs/stream", "read-logs")];
 
+/// What is about no job.
+const OTHERS: [(&str, &str); 2] = [("GET", "/jobs"), ("POST", "/jobs")];
+
+/// What does something to a job, and the capability that it needs.
+const DOES: [(&str, &str); 3] =
+    [("logs/tickets", "read-logs"), ("kill", "dispatch-job"), ("cleanup", "dispatch-job")];
+
+/// What everybody may.
+const OPEN: [(&str, &str); 7] = [
+    ("GET", "/auth/login"),
+    ("POST", "/auth/login"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/runner/linux/none/sha256sums"),
+];
+
+#[test]
+fn the_routes_that_are_tried_are_all_that_there_are() {
+    let of_jobs =
+        READS.iter().map(|(route, _)| ("GET", route)).chain(DOES.iter().map(|(route, _)| ("POST", route)));
+    let of_jobs = of_jobs.map(|(method, route)| format!("{method} /jobs/{{id}}/{route}"));
+    let others = OTHERS.iter().map(|(method, route)| format!("{method} {route}"));
+    let guarded: BTreeSet<_> = of_jobs.chain(others).collect();
+    // The program itself is as open as its checksum, and long.
+    let runner = |route: &str| route.replace("linux/none", "{os}/{arch}");
+    let open = OPEN.iter().map(|(method, route)| format!("{method} {}", runner(route)));
+    let open: BTreeSet<_> = open.chain(["GET /runner/{os}/{arch}/nomad-build".to_owned()]).collect();
+    let described = |is_open: bool| {
+        let paths = DOCUMENT["paths"].as_object().unwrap().iter();
+        let operations =
+            paths.flat_map(|(path, of)| of.as_object().unwrap().iter().map(move |of| (path, of)));
+        let operations = operations.filter(|(_, (name, _))| *name != "parameters");
+        let alike = operations.filter(|(_, (_, of))| (of["security"] == json!([])) == is_open);
+        alike.map(|(path, (name, _))| format!("{} {path}", name.to_uppercase())).collect::<BTreeSet<_>>()
+    };
+    assert_eq!((guarded, open), (described(false), described(true)));
+}
+
 #[tokio::test]
 async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_is_there() {
     let (nomad, service, _token) = guarded().await;
     run_something(&nomad).await;
     let all = Api::with_token(&service.url, nomad.management());
     let unknown = format!("nb-{}", Uuid::new_v4());
-    for role in roles(&nomad, &service.url).await {
-        let id = all.submit(&waiting()).await;
+    let owners = ["acme", "umbrella"];
+    // Whoever the job is for: an owner is no right.
+    for (role, owner) in roles(&nomad, &service.url).await.iter().flat_map(|role| owners.map(|of| (role, of)))
+    {
+        let mut job = waiting();
+        job["owner"] = json!(owner);
+        let id = all.submit(&job).await;
         nomad.owns(&id);
         let mut got = Vec::new();
         let mut wanted = Vec::new();
@@ -158,9 +205,7 @@ async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_
                 wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
             }
             // A cleanup needs a job that has ended.
-            for (route, capability) in
-                [("logs/tickets", "read-logs"), ("kill", "dispatch-job"), ("cleanup", "dispatch-job")]
-            {
+            for (route, capability) in DOES {
                 let answer = role.api.call(Method::POST, &format!("/jobs/{path}/{route}"), None).await.0;
                 got.push((route, is_there, answer));
                 wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
@@ -174,9 +219,13 @@ async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_
             got.push((route, true, status));
             wanted.push((route, true, role.wanted("dispatch-job", None)));
         }
-        for route in ["/health", "/ready", "/metrics", "/openapi.json"] {
-            got.push((route, true, role.api.call(Method::GET, route, None).await.0));
-            wanted.push((route, true, StatusCode::OK));
+        // What is listed is seen; what everybody may, everybody may.
+        got.push(("/jobs", true, role.api.call(Method::GET, "/jobs", None).await.0));
+        wanted.push(("/jobs", true, role.wanted("read-job", None)));
+        for (method, route) in OPEN {
+            let (status, body) = role.api.call(method.parse().unwrap(), route, Some(&json!({}))).await;
+            let is_let_in = !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+            assert!(is_let_in, "{}, {method} {route}: {body}", role.name);
         }
         assert_eq!(got, wanted, "{}", role.name);
         // What is hidden looks like what is not there.

@@ -9,11 +9,12 @@ use axum::http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::IntoResponse as _;
 use nomad_build::git::{CheckedOut, Credentials, GitError, Most, Output, Source, check_out};
+use nomad_build::job::{GitRef, RepoUrl};
 use tempfile::TempDir;
 
 use crate::sources::http;
 use crate::stack::environment;
-use crate::support::{Repository, Ssh, eventually, processes_with, serve};
+use crate::support::{Random, Repository, Ssh, eventually, processes_with, scale, serve};
 
 /// Keeps what git says.
 #[derive(Default)]
@@ -302,6 +303,88 @@ async fn a_repository_that_takes_more_of_the_machine_than_it_may_is_refused_and_
     }
     let (_folder, checked_out, _) = check_out_within(&large.url(), None, MOST, path).await;
     checked_out.unwrap();
+}
+
+/// Writes down what git is told, each run by itself, and answers as a repository that has the ref.
+const RECORDER: &str = r#"for word; do printf '%s\0' "$word"; done > "$(dirname "$0")/call.$$"
+commit=1111111111111111111111111111111111111111
+case "$1" in
+    ls-remote) printf '%s\trefs/heads/%s\n' $commit "$REF" ;;
+    rev-parse) echo $commit ;;
+    init) for folder; do :; done; mkdir -p "$folder/.git" ;;
+    grep) exit 1 ;;
+esac"#;
+
+/// A text of what means something to a shell, or to whoever reads options.
+fn made_up(random: &mut Random) -> String {
+    const PARTS: [&str; 18] = [
+        "$(id)",
+        "`id`",
+        "${IFS}",
+        "--upload-pack=id",
+        "-",
+        ";",
+        "&&",
+        "|",
+        "'",
+        "(",
+        ")",
+        "%2e",
+        "%s",
+        "{{",
+        "}}",
+        "!",
+        "a/b",
+        "x",
+    ];
+    (0..=random.below(4)).map(|_| random.one_of(&PARTS)).collect()
+}
+
+#[tokio::test]
+async fn an_address_and_a_ref_are_arguments_of_git_whole_and_behind_its_options() {
+    let wanted = scale("NOMAD_BUILD_TEST_HOSTILE_SUBMISSIONS", 100);
+    let (programs, path) = program("git", RECORDER);
+    let mut random = Random::of(7);
+    let mut tried = 0;
+    while tried < wanted {
+        let url = format!("https://example.com/{}", made_up(&mut random)).parse::<RepoUrl>();
+        let reference = made_up(&mut random).parse::<GitRef>();
+        let (Ok(url), Ok(reference)) = (url, reference) else { continue };
+        tried += 1;
+        let folder = tempfile::tempdir().unwrap();
+        let environment =
+            [("PATH".to_owned(), path.clone()), ("REF".to_owned(), reference.as_str().to_owned())];
+        let source = Source {
+            url: url.as_str(),
+            reference: Some(reference.as_str()),
+            transports: &["https"],
+            credentials: None,
+            keep_git: false,
+            most: MOST,
+            environment: &environment,
+        };
+        let heard = Heard::default();
+        let checkout = folder.path().join("checkout");
+        check_out(&source, &checkout, &folder.path().join("home"), &heard).await.unwrap();
+        let mut calls = Vec::new();
+        for file in std::fs::read_dir(programs.path()).unwrap().map(|file| file.unwrap().path()) {
+            if file.file_name().is_some_and(|name| name != "git") {
+                calls.push(std::fs::read_to_string(&file).unwrap());
+                std::fs::remove_file(file).unwrap();
+            }
+        }
+        let told = |command: &str| {
+            let mut calls =
+                calls.iter().map(|call| call.trim_end_matches('\0').split('\0').collect::<Vec<_>>());
+            calls.find(|words| words[0] == command).unwrap()
+        };
+        let full = format!("refs/heads/{reference}");
+        assert_eq!(told("ls-remote")[1..], ["--symref", "--", url.as_str()]);
+        assert_eq!(told("remote")[1..], ["add", "--", "origin", url.as_str()]);
+        let fetch = ["--no-tags", "--no-recurse-submodules", "--depth=1", "--", url.as_str(), &full];
+        assert_eq!(told("fetch")[1..], fetch);
+        assert_eq!(calls.len(), 7, "{calls:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

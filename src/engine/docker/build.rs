@@ -232,7 +232,53 @@ fn is_unauthorized(message: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    const ANYTHING: &str = "([-+$(){}`;&|'\"\\\\ \n%=#?]|\\PC){0,12}";
+
+    static CLIENT: LazyLock<Client> = LazyLock::new(|| Client::builder().tls_certs_only([]).build().unwrap());
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+        #[test]
+        fn what_a_build_is_given_stands_in_its_request_as_it_is(
+            build_args in proptest::collection::btree_map("[A-Z]{1,4}", ANYTHING, 0..3),
+            labels in proptest::collection::btree_map("[a-z]{1,4}", ANYTHING, 0..3),
+            dockerfile in ANYTHING,
+            target in proptest::option::of(ANYTHING),
+        ) {
+            let request = BuildRequest {
+                context: PathBuf::new(),
+                dockerfile: PathBuf::new(),
+                tag: "nomad-build/x:work".to_owned(),
+                build_args: build_args.clone(),
+                target: target.clone(),
+                labels: labels.clone(),
+                no_cache: false,
+                registry_auth: Vec::new(),
+                secrets: BTreeMap::new(),
+                cache_namespace: "n".to_owned(),
+                network: true,
+                may_take: Box::new(|_| Ok(())),
+            };
+            let options = options(&request, &dockerfile, "session");
+            let url = CLIENT.post(format!("{HOST}/build")).query(&options).build().unwrap().url().clone();
+            let query: BTreeMap<String, String> = url.query_pairs().into_owned().collect();
+            let mut sent: BTreeMap<String, String> = serde_json::from_str(&query["buildargs"]).unwrap();
+            prop_assert!(sent.remove("BUILDKIT_CACHE_MOUNT_NS").is_some());
+            prop_assert_eq!(sent, build_args);
+            prop_assert_eq!(serde_json::from_str::<BTreeMap<String, String>>(&query["labels"]).unwrap(), labels);
+            prop_assert_eq!(&query["dockerfile"], &dockerfile);
+            prop_assert_eq!(query.get("target").cloned().unwrap_or_default(), target.unwrap_or_default());
+            prop_assert_eq!(url.path(), "/build");
+        }
+    }
 
     #[test]
     fn a_refused_base_image_is_told_from_a_failed_step() {

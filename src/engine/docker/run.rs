@@ -120,3 +120,41 @@ fn body(request: &RunRequest) -> ContainerCreateBody {
         ..ContainerCreateBody::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+        #[test]
+        fn a_command_is_one_argument_and_a_variable_one_text_whatever_they_say(
+            command in "([-+$(){}`;&|'\"\\\\ \n%]|\\PC){0,12}",
+            env in proptest::collection::btree_map("[A-Z]{1,4}", "([-+$(){}`;&|'\"\\\\ \n%=]|\\PC){0,12}", 0..3),
+        ) {
+            let request = RunRequest {
+                name: "name".to_owned(),
+                image: "sha256:0".to_owned(),
+                command: RunCommand::Shell(command.clone()),
+                env: env.clone(),
+                labels: std::collections::BTreeMap::new(),
+                memory_bytes: 1,
+                cpu_shares: 1,
+                pids: 1,
+                network: true,
+            };
+            let body = body(&request);
+            let words = body.entrypoint.unwrap();
+            let (last, shell) = words.split_last().unwrap();
+            prop_assert_eq!(last, &command);
+            prop_assert!(matches!(shell, [sh, c] | [sh, c, _] if sh == "/bin/sh" && c == "-c"));
+            // What the shell takes for an option is behind the end of the options.
+            prop_assert!(!command.starts_with(['-', '+']) || shell.last().is_some_and(|word| word == "--"));
+            prop_assert_eq!(body.cmd, Some(Vec::new()));
+            let sent: Vec<_> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            prop_assert_eq!(body.env, Some(sent));
+        }
+    }
+}
