@@ -2,6 +2,7 @@
 
 mod audit;
 mod login;
+mod secrets;
 mod tenants;
 mod tickets;
 
@@ -12,10 +13,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::registry::server::Server;
-use crate::sources::http;
 use crate::support::openapi::DOCUMENT;
-use crate::support::{Api, Authority, Guarded, Issuer, NAMESPACE, Service, Ssh, eventually, numbered, world};
+use crate::support::{Api, Guarded, Issuer, NAMESPACE, Service, eventually, numbered, world};
 
 /// A service of a Nomad that has ACLs, and the file of its token. It sweeps no node, which would make allocations.
 async fn guarded() -> (Guarded, Service, tempfile::NamedTempFile) {
@@ -48,9 +47,6 @@ async fn guard(
     let service = Service::start(&nomad.url, registries, &[&variables, further].concat());
     (nomad, service, token)
 }
-
-/// The private registry's user.
-const LOGIN: (&str, &str) = ("ci", "relay-test");
 
 /// A job that no node can take.
 fn waiting() -> Value {
@@ -310,80 +306,6 @@ async fn without_acls_only_this_machine_is_served_unless_the_operator_says_so() 
             assert!(message.contains("NOMAD_BUILD_OPEN=true"), "{message}");
         }
     }
-}
-
-#[tokio::test]
-async fn a_caller_builds_with_the_secrets_of_its_own_team_and_never_with_anothers() {
-    let world = world();
-    let authority = Authority::new();
-    let registry = Server::start(Some(LOGIN)).await;
-    let registries = format!("{},{}", world.registry, registry.host());
-    let nomad = Guarded::start_trusting(&authority).await;
-    let (nomad, service, _token) = guard(nomad, &registries, &[]).await;
-    let server = Ssh::serve().await;
-    let put = async |path: &str, items: Value| {
-        let body = json!({ "Namespace": NAMESPACE, "Path": path, "Items": items });
-        nomad.call(Method::PUT, &format!("var/{path}?namespace=builds"), &body).await;
-    };
-    for team in ["acme", "other"] {
-        put(
-            &format!("creds/{team}/git"),
-            json!({ "ssh_key": server.key(), "known_hosts": server.known_host() }),
-        )
-        .await;
-        put(&format!("creds/{team}/https"), json!({ "username": "me@here", "password": LOGIN.1 })).await;
-        put(&format!("creds/{team}/registry"), json!({ "username": LOGIN.0, "password": LOGIN.1 })).await;
-        put(&format!("creds/{team}/npm"), json!({ "token": format!("canary-of-{team}") })).await;
-    }
-    // Who is one of those that submit, as the README has it: there is no `submit-job`.
-    let api = Api::with_token(&service.url, &nomad.builder().await.secret);
-    let step = format!(
-        "RUN --mount=type=secret,id=npm,required=true : {}; test \"$(cat /run/secrets/npm)\" = canary-of-acme",
-        Uuid::new_v4()
-    );
-    let repository = world.repository(&step);
-    let mut job = world.job(&repository);
-    job["repo_url"] = json!(server.url(&repository));
-    job["registry_url"] = json!(registry.host());
-    job["git_credentials_path"] = json!("creds/acme/git");
-    job["registry_credentials_path"] = json!("creds/acme/registry");
-    job["build_secrets"] = json!({ "npm": "creds/acme/npm#token" });
-    let id = api.submit(&job).await;
-    nomad.owns(&id);
-    let status = api.wait_for_end(&id).await;
-    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}\n{}", api.logs(&id).await, server.said());
-    let plain = http::serve(&repository, Some(("me@here", LOGIN.1))).await;
-    let (host, path) = plain.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let mut by_https = job.clone();
-    by_https["repo_url"] = json!(format!("https://{}/{path}", authority.before(host.parse().unwrap()).await));
-    by_https["git_credentials_path"] = json!("creds/acme/https");
-    let second = api.submit(&by_https).await;
-    nomad.owns(&second);
-    let status = api.wait_for_end(&second).await;
-    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}", api.logs(&second).await);
-    for (field, mine, others) in [
-        ("git_credentials_path", json!("creds/acme/git"), json!("creds/other/git")),
-        ("registry_credentials_path", json!("creds/acme/registry"), json!("creds/other/registry")),
-        (
-            "build_secrets",
-            json!({ "npm": "creds/acme/npm#token" }),
-            json!({ "npm": "creds/other/npm#token" }),
-        ),
-    ] {
-        job[field] = others;
-        let (status, body) = api.call(Method::POST, "/jobs", Some(&job)).await;
-        assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
-        assert_eq!(body["error"]["code"], "forbidden", "{body}");
-        let details = body["error"]["details"].as_array().unwrap();
-        assert_eq!(details.len(), 1, "{body}");
-        assert!(details[0]["field"].as_str().unwrap().starts_with(field), "{body}");
-        job[field] = mine;
-    }
-    let jobs = nomad.call(Method::GET, "jobs?namespace=builds&prefix=nb-", &Value::Null).await;
-    assert_eq!(jobs.as_array().unwrap().len(), 2, "{jobs}");
-    let copies =
-        async || nomad.call(Method::GET, "vars?namespace=builds&prefix=nomad/jobs", &Value::Null).await;
-    eventually("no copy is left", async || copies().await.as_array()?.is_empty().then_some(())).await;
 }
 
 /// Has Nomad take the JWTs of an issuer, whose jobs of one repository are among those that submit.

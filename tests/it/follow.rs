@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::support::agent::wait_for;
-use crate::support::{Api, Service, Sleeper, World, crash_log, eventually, world};
+use crate::support::{Api, Service, Sleeper, World, crash_log, eventually, kilobytes, world};
 
 /// Reads a stream until `enough` says so of a message, or until its end.
 async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
@@ -282,13 +282,6 @@ async fn a_log_of_50_mb_with_a_line_of_5_mb_arrives_whole_and_its_text_says_what
     assert!(text.lines().next().unwrap().contains("logs/stream"), "{}", &text[..200]);
 }
 
-/// The memory of a process, in MiB.
-fn resident(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_take_nothing_of_long_logs_are_held_in_bounded_memory_and_let_go() {
     let world = world();
@@ -299,7 +292,7 @@ async fn callers_that_take_nothing_of_long_logs_are_held_in_bounded_memory_and_l
     job["test_commands"] = json!(["yes 'a line of a log' | head -c 30000000"]);
     let (id, status) = api.run(&job).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
-    let idle = resident(service.process());
+    let idle = kilobytes(service.process()) >> 10;
     let mut callers = Vec::new();
     for path in ["logs", "logs/stream"].iter().cycle().take(200) {
         let mut caller = std::net::TcpStream::connect(service.url.strip_prefix("http://").unwrap()).unwrap();
@@ -316,7 +309,7 @@ async fn callers_that_take_nothing_of_long_logs_are_held_in_bounded_memory_and_l
     })
     .await;
     assert!(logs["data"]["test"].as_str().unwrap().contains("test succeeded"), "{logs:#}");
-    let most = resident(service.process());
+    let most = kilobytes(service.process()) >> 10;
     assert!(most < idle + 600, "{idle} MiB grew to {most}");
     drop(callers);
 }

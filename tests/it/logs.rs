@@ -19,7 +19,7 @@ use nomad_build::service::logs::{Cursor, EndReason, Hub, InvalidCursor, Message,
 use self::job::{Job, Seen, all, phase_only, text};
 use crate::support::agent::{Agent, client, wait_for};
 use crate::support::proxy::Proxy;
-use crate::support::{Instead, nomad_front};
+use crate::support::{Instead, kilobytes, nomad_front};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_readers_from_before_placement_to_the_end_share_one_connection_a_task_and_miss_nothing() {
@@ -105,12 +105,6 @@ async fn a_reader_that_drops_at_any_point_resumes_on_another_replica_without_los
     assert_eq!(seen.end, Some((Status::Succeeded, None)));
 }
 
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 /// Counts lines and checks each, holding none.
 async fn check(mut stream: BoxStream<'static, Message>, slowly: Arc<AtomicBool>) -> u64 {
     let mut seq = 0;
@@ -136,14 +130,14 @@ async fn fifty_megabytes_are_read_by_a_fast_reader_whatever_a_slow_one_does() {
     const LINES: u64 = 450_000;
     let mut job = Job::building(10, 10).await;
     let hub = job.hub();
-    let before = resident();
+    let before = kilobytes(std::process::id());
     let slowly = Arc::new(AtomicBool::new(true));
     let slow = tokio::spawn(check(job.read(&hub, Request::default()), Arc::clone(&slowly)));
     let fast = tokio::spawn(check(job.read(&hub, Request::default()), Arc::default()));
     job.lines(Phase::Build, LINES).await;
     job.end_build();
     assert_eq!(fast.await.unwrap(), LINES);
-    let grown = resident().saturating_sub(before);
+    let grown = kilobytes(std::process::id()).saturating_sub(before);
     assert!(!slow.is_finished(), "the fast reader did not wait for the slow one");
     assert!(grown < 64 << 10, "{grown} kB more");
     slowly.store(false, Relaxed);

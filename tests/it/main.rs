@@ -38,6 +38,7 @@ mod openapi;
 mod publishing;
 mod registry;
 mod replicas;
+mod repositories;
 mod runner;
 mod schemathesis;
 mod secrets;

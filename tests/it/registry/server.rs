@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use nomad_build::registry::{Digest, Repository};
 use tempfile::{NamedTempFile, TempDir};
 
+use crate::support::kilobytes;
+
 /// bcrypt of `relay-test`, at its least cost.
 const HTPASSWD: &str = "ci:$2y$05$abcdefghijklmnopqrstuuVgHK7w/AvQsoGaxBf/GxZTzlk7Fm6K2\n";
 
@@ -60,6 +62,11 @@ impl Server {
             writeln!(config, "auth: {{htpasswd: {{realm: test, path: {}}}}}", file.display()).unwrap();
         }
         config
+    }
+
+    /// Where it keeps everything.
+    pub(crate) fn folder(&self) -> &Path {
+        self.directory.path()
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -239,9 +246,7 @@ pub(super) async fn wait_for(what: &str, done: impl AsyncFn() -> bool) {
 
 /// This process's memory.
 pub(super) fn resident_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    kilobytes(std::process::id()) / 1024
 }
 
 /// Watches this process's memory from a thread of its own.

@@ -71,6 +71,11 @@ impl Agent {
         agent
     }
 
+    /// Where it keeps everything: its state, its log, the folders of allocations.
+    pub(super) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
     async fn is_ready(&self) {
         self.get_past_its_keyring().await;
         wait_for("a node that is ready", Duration::from_mins(1), async || {

@@ -60,6 +60,13 @@ pub(crate) fn unique_seconds() -> String {
     (100_000_000 + uuid::Uuid::new_v4().as_u128() % 100_000_000).to_string()
 }
 
+/// The memory of a process, in KiB.
+pub(crate) fn kilobytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 /// Every process with `text` in its command line.
 pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     processes(|process| {

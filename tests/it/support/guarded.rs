@@ -1,6 +1,6 @@
 //! A Nomad with ACLs on, and the policies that are shipped.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -63,6 +63,11 @@ impl Guarded {
         })
         .await;
         guarded
+    }
+
+    /// Where it keeps everything.
+    pub(crate) fn folder(&self) -> &Path {
+        self.agent.folder()
     }
 
     /// Adds a namespace of builds: what the service and its runners may do in the first one, they may do there, too.

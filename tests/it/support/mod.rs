@@ -4,6 +4,7 @@ pub(crate) mod agent;
 mod api;
 mod authority;
 mod bucket;
+mod canaries;
 mod cluster;
 mod engine;
 mod engine_front;
@@ -40,10 +41,11 @@ use tokio::time::Instant;
 pub(crate) use api::Api;
 pub(crate) use authority::Authority;
 pub(crate) use bucket::Bucket;
+pub(crate) use canaries::Canaries;
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
-    containers_of, crash, crash_log, docker, end_container, engine_is_rid_of, hang, images_of, leave_behind,
-    processes_with, runner_of, unique_seconds,
+    containers_of, crash, crash_log, docker, end_container, engine_is_rid_of, hang, images_of, kilobytes,
+    leave_behind, processes_with, runner_of, unique_seconds,
 };
 pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};

@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 /// A running service. Dropped, it is killed.
 pub(crate) struct Service {
     child: Child,
     pub(crate) url: String,
+    said: Arc<Mutex<String>>,
 }
 
 impl Service {
@@ -43,8 +45,15 @@ impl Service {
             }
         };
         // Its log is read on, or it would block; it is shown where a test fails, as tests' output is.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
-        Self { child, url: format!("http://{address}") }
+        let said = Arc::<Mutex<String>>::default();
+        let heard = Arc::clone(&said);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                eprintln!("{line}");
+                *heard.lock().unwrap() += &(line + "\n");
+            }
+        });
+        Self { child, url: format!("http://{address}"), said }
     }
 
     fn wait_until_ready(&self) {
@@ -61,6 +70,11 @@ impl Service {
     /// The number of its process.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its log.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     /// What it says of a metric, by its name and labels as they are written; none where it says nothing.

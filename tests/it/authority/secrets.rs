@@ -1,0 +1,177 @@
+//! Secrets of a team: its own callers' builds have them, and they are found nowhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::guard;
+use crate::registry::server::Server;
+use crate::sources::http;
+use crate::support::{
+    Api, Authority, Canaries, Guarded, NAMESPACE, Repository, Service, Ssh, eventually, world,
+};
+
+/// The private registry's user.
+const LOGIN: (&str, &str) = ("ci", "relay-test");
+
+/// A cluster with ACLs, where two teams have secrets of the same kinds.
+struct Stage {
+    nomad: Guarded,
+    service: Service,
+    _token: tempfile::NamedTempFile,
+    registry: Server,
+    server: Ssh,
+    authority: Authority,
+    audit: tempfile::NamedTempFile,
+    npm: String,
+    password: String,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let (authority, registry) = (Authority::new(), Server::start(Some(LOGIN)).await);
+        let registries = format!("{},{}", world().registry, registry.host());
+        let nomad = Guarded::start_trusting(&authority).await;
+        let audit = tempfile::NamedTempFile::new().unwrap();
+        let variables = [("NOMAD_BUILD_AUDIT_FILE", audit.path().to_str().unwrap())];
+        let (nomad, service, token) = guard(nomad, &registries, &variables).await;
+        let server = Ssh::serve().await;
+        let canary = || format!("canary-{}", Uuid::new_v4().simple());
+        let (npm, password) = (canary(), canary());
+        for (team, npm) in [("acme", npm.clone()), ("other", canary())] {
+            for (what, items) in [
+                ("git", json!({ "ssh_key": server.key(), "known_hosts": server.known_host() })),
+                ("https", json!({ "username": "me@here", "password": password })),
+                ("registry", json!({ "username": LOGIN.0, "password": LOGIN.1 })),
+                ("npm", json!({ "token": npm })),
+            ] {
+                let path = format!("creds/{team}/{what}");
+                let body = json!({ "Namespace": NAMESPACE, "Path": path, "Items": items });
+                nomad.call(Method::PUT, &format!("var/{path}?namespace=builds"), &body).await;
+            }
+        }
+        Self { nomad, service, _token: token, registry, server, authority, audit, npm, password }
+    }
+
+    /// A repository whose build mounts the secret, and a submission that brings every kind of them.
+    fn job(&self) -> (Repository, Value) {
+        let sum: String = Sha256::digest(&self.npm).iter().map(|byte| format!("{byte:02x}")).collect();
+        let step = format!(
+            "RUN --mount=type=secret,id=npm,required=true : {}; \
+             test \"$(sha256sum < /run/secrets/npm)\" = '{sum}  -'; sleep 1",
+            Uuid::new_v4()
+        );
+        let repository = world().repository(&step);
+        let mut job = world().job(&repository);
+        job["repo_url"] = json!(self.server.url(&repository));
+        job["registry_url"] = json!(self.registry.host());
+        job["git_credentials_path"] = json!("creds/acme/git");
+        job["registry_credentials_path"] = json!("creds/acme/registry");
+        job["build_secrets"] = json!({ "npm": "creds/acme/npm#token" });
+        job["test_commands"] = json!(["true"]);
+        (repository, job)
+    }
+
+    /// Everything that Nomad and the service tell of a job, and of all jobs.
+    async fn told(&self, api: &Api, id: &str) -> String {
+        let mut told = api.status(id).await.to_string() + &api.logs(id).await.to_string();
+        told += &api.stream(id, "").await.text().await.unwrap();
+        told += &api.call(Method::GET, "/jobs", None).await.1.to_string();
+        for path in ["", "/allocations", "/evaluations", "/deployments", "/versions", "/summary"] {
+            let path = format!("job/{id}{path}?namespace=builds");
+            told += &self.nomad.call(Method::GET, &path, &Value::Null).await.to_string();
+        }
+        let variables = self.nomad.call(Method::GET, "vars?namespace=*", &Value::Null).await;
+        for variable in variables.as_array().unwrap() {
+            let path = variable["Path"].as_str().unwrap();
+            // Where they are the team's own.
+            if !path.starts_with("creds/") {
+                let path = format!("var/{path}?namespace=builds");
+                told += &self.nomad.call(Method::GET, &path, &Value::Null).await.to_string();
+            }
+        }
+        told
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_builds_with_the_secrets_of_its_own_team_and_they_are_found_nowhere() {
+    let stage = Stage::new().await;
+    let canaries = Arc::new(Canaries::new(&[
+        ("the step's secret", &stage.npm),
+        ("the password of git", &stage.password),
+        ("the key of git", &stage.server.key()),
+        ("the password of the registry", LOGIN.1),
+    ]));
+    // What is looked for is found where it is.
+    assert_eq!(canaries.within("a key", stage.server.key().as_bytes()), ["the key of git in a key"]);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (looks, until) = (Arc::clone(&canaries), Arc::clone(&is_over));
+    let processes = tokio::task::spawn_blocking(move || looks.in_processes(&until));
+    // Who is one of those that submit, as the README has it: there is no `submit-job`.
+    let api = Api::with_token(&stage.service.url, &stage.nomad.builder().await.secret);
+    let (repository, by_ssh) = stage.job();
+    let plain = http::serve(&repository, Some(("me@here", &stage.password))).await;
+    let (host, path) = plain.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let mut by_https = by_ssh.clone();
+    let front = stage.authority.before(host.parse().unwrap()).await;
+    by_https["repo_url"] = json!(format!("https://{front}/{path}"));
+    by_https["git_credentials_path"] = json!("creds/acme/https");
+    let mut ended = Vec::new();
+    for job in [by_ssh, by_https] {
+        let id = api.submit(&job).await;
+        stage.nomad.owns(&id);
+        let status = api.wait_for_end(&id).await;
+        let said = stage.server.said();
+        assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}\n{said}", api.logs(&id).await);
+        ended.push(id);
+    }
+    let copies = async || {
+        let path = "vars?namespace=builds&prefix=nomad/jobs";
+        stage.nomad.call(Method::GET, path, &Value::Null).await
+    };
+    eventually("no copy is left", async || copies().await.as_array()?.is_empty().then_some(())).await;
+    is_over.store(true, Ordering::SeqCst);
+    let mut found = processes.await.unwrap();
+    for id in &ended {
+        found.extend(canaries.within("what is told", stage.told(&api, id).await.as_bytes()));
+    }
+    found.extend(canaries.below(stage.nomad.folder()));
+    found.extend(canaries.below(&stage.registry.folder().join("storage")));
+    found.extend(canaries.within("the service's log", stage.service.said().as_bytes()));
+    found.extend(canaries.within("the audit log", &std::fs::read(stage.audit.path()).unwrap()));
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_caller_builds_with_no_secret_of_another_team() {
+    let stage = Stage::new().await;
+    let api = Api::with_token(&stage.service.url, &stage.nomad.builder().await.secret);
+    let (_repository, mut job) = stage.job();
+    for (field, mine, others) in [
+        ("git_credentials_path", json!("creds/acme/git"), json!("creds/other/git")),
+        ("registry_credentials_path", json!("creds/acme/registry"), json!("creds/other/registry")),
+        (
+            "build_secrets",
+            json!({ "npm": "creds/acme/npm#token" }),
+            json!({ "npm": "creds/other/npm#token" }),
+        ),
+    ] {
+        job[field] = others;
+        let (status, body) = api.call(Method::POST, "/jobs", Some(&job)).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
+        assert_eq!(body["error"]["code"], "forbidden", "{body}");
+        let details = body["error"]["details"].as_array().unwrap();
+        assert_eq!(details.len(), 1, "{body}");
+        assert!(details[0]["field"].as_str().unwrap().starts_with(field), "{body}");
+        job[field] = mine;
+    }
+    let jobs = stage.nomad.call(Method::GET, "jobs?namespace=builds&prefix=nb-", &Value::Null).await;
+    assert_eq!(jobs, json!([]));
+    let path = "vars?namespace=builds&prefix=nomad/jobs";
+    assert_eq!(stage.nomad.call(Method::GET, path, &Value::Null).await, json!([]));
+}

@@ -1,0 +1,87 @@
+//! Secrets that are looked for afterwards, wherever they could have got to.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aho_corasick::AhoCorasick;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
+
+/// Some secrets, in the forms that they may be written in.
+pub(crate) struct Canaries {
+    forms: AhoCorasick,
+    names: Vec<&'static str>,
+}
+
+/// What of a text in base64 is the secret's alone, behind so many other bytes.
+fn aligned(secret: &str, before: usize) -> String {
+    let encoded = BASE64_STANDARD_NO_PAD.encode([&vec![0; before], secret.as_bytes()].concat());
+    encoded[(before * 8).div_ceil(6)..(before + secret.len()) * 8 / 6].to_owned()
+}
+
+fn percent(secret: &str) -> String {
+    secret.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+impl Canaries {
+    /// By their names. Of a secret of several lines, each line that is long enough to be one.
+    pub(crate) fn new(secrets: &[(&'static str, &str)]) -> Self {
+        let (mut forms, mut names) = (Vec::new(), Vec::new());
+        for (name, secret) in secrets {
+            for line in secret.lines().filter(|line| line.len() > 8 && !line.starts_with("-----")) {
+                let encoded = (0..3).map(|before| aligned(line, before));
+                let all: Vec<_> = encoded.chain([line.to_owned(), percent(line)]).collect();
+                names.extend(std::iter::repeat_n(*name, all.len()));
+                forms.extend(all);
+            }
+        }
+        Self { forms: AhoCorasick::new(forms).unwrap(), names }
+    }
+
+    /// Those that are somewhere in what was found at a place.
+    pub(crate) fn within(&self, place: &str, bytes: &[u8]) -> Vec<String> {
+        let found = self.forms.find_iter(bytes).map(|hit| self.names[hit.pattern().as_usize()]);
+        let mut found: Vec<_> = found.map(|name| format!("{name} in {place}")).collect();
+        found.dedup();
+        found
+    }
+
+    /// Those in the files of a folder, also where they are compressed.
+    pub(crate) fn below(&self, folder: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in folder.read_dir().into_iter().flatten().flatten() {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            let name = path.display().to_string();
+            if kind.is_dir() {
+                found.extend(self.below(&path));
+            } else if kind.is_file() {
+                let bytes = std::fs::read(&path).unwrap_or_default();
+                found.extend(self.within(&name, &bytes));
+                if bytes.starts_with(&[0x1f, 0x8b]) {
+                    let said = Command::new("gzip").args(["-dc"]).arg(&path).output().unwrap();
+                    found.extend(self.within(&format!("{name}, decompressed"), &said.stdout));
+                }
+            }
+        }
+        found
+    }
+
+    /// Those in the arguments and variables of this machine's processes, until it is over.
+    pub(crate) fn in_processes(&self, is_over: &AtomicBool) -> Vec<String> {
+        let mut found = Vec::new();
+        while !is_over.load(Ordering::SeqCst) {
+            for process in Path::new("/proc").read_dir().unwrap().flatten() {
+                for file in ["cmdline", "environ"] {
+                    let bytes = std::fs::read(process.path().join(file)).unwrap_or_default();
+                    let place = || format!("{file} of {}", String::from_utf8_lossy(&bytes));
+                    if self.forms.is_match(&bytes) {
+                        found.extend(self.within(&place(), &bytes));
+                    }
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        found
+    }
+}
