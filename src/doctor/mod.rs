@@ -4,6 +4,7 @@
 
 mod cluster;
 mod node;
+mod steps;
 
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use super::Report;
+use super::{Report, steps};
 use crate::engine::DockerEngine;
 use crate::telemetry::chain;
 
@@ -110,9 +110,9 @@ async fn engine(node: &Node, report: &mut Report) {
             "turn the kernel's cgroup controllers on: a test may take all of the node's",
         );
     }
-    let message = "the steps of a build have no limits but those of the daemon's cgroup-parent, and nothing bounds the disk that they fill";
-    let remedy = "set cgroup-parent in the engine's daemon.json to a slice with limits, and give its storage a volume of its own";
-    report.warn("limits", message, remedy);
+    steps::examine(&node.engine_socket, report).await;
+    let message = "nothing bounds the disk that the steps of a build and its tests fill";
+    report.warn("limits", message, "give the engine's storage a volume of its own");
     room(&about.root, report);
 }
 

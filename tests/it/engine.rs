@@ -1,6 +1,7 @@
 //! The engine room, over the real Docker Engine.
 
 mod builds;
+mod limits;
 mod runs;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,6 @@
 //! Secrets of a team: its own callers' builds have them, and they are found nowhere.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -109,9 +108,7 @@ async fn a_caller_builds_with_the_secrets_of_its_own_team_and_they_are_found_now
     ]));
     // What is looked for is found where it is.
     assert_eq!(canaries.within("a key", stage.server.key().as_bytes()), ["the key of git in a key"]);
-    let is_over = Arc::new(AtomicBool::new(false));
-    let (looks, until) = (Arc::clone(&canaries), Arc::clone(&is_over));
-    let processes = tokio::task::spawn_blocking(move || looks.in_processes(&until));
+    let processes = canaries.watch();
     // Who is one of those that submit, as the README has it: there is no `submit-job`.
     let api = Api::with_token(&stage.service.url, &stage.nomad.builder().await.secret);
     let (repository, by_ssh) = stage.job();
@@ -135,8 +132,7 @@ async fn a_caller_builds_with_the_secrets_of_its_own_team_and_they_are_found_now
         stage.nomad.call(Method::GET, path, &Value::Null).await
     };
     eventually("no copy is left", async || copies().await.as_array()?.is_empty().then_some(())).await;
-    is_over.store(true, Ordering::SeqCst);
-    let mut found = processes.await.unwrap();
+    let mut found = processes.end();
     for id in &ended {
         found.extend(canaries.within("what is told", stage.told(&api, id).await.as_bytes()));
     }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use aho_corasick::AhoCorasick;
 use base64::Engine as _;
@@ -67,8 +69,14 @@ impl Canaries {
         found
     }
 
-    /// Those in the arguments and variables of this machine's processes, until it is over.
-    pub(crate) fn in_processes(&self, is_over: &AtomicBool) -> Vec<String> {
+    /// Looks for them in the arguments and variables of this machine's processes, until it is ended.
+    pub(crate) fn watch(self: &Arc<Self>) -> Watch {
+        let (canaries, is_over) = (Arc::clone(self), Arc::new(AtomicBool::new(false)));
+        let until = Arc::clone(&is_over);
+        Watch { is_over, thread: Some(std::thread::spawn(move || canaries.in_processes(&until))) }
+    }
+
+    fn in_processes(&self, is_over: &AtomicBool) -> Vec<String> {
         let mut found = Vec::new();
         while !is_over.load(Ordering::SeqCst) {
             for process in Path::new("/proc").read_dir().unwrap().flatten() {
@@ -80,8 +88,28 @@ impl Canaries {
                     }
                 }
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
         found
+    }
+}
+
+/// A look at processes that goes on until it is ended, or dropped.
+pub(crate) struct Watch {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<String>>>,
+}
+
+impl Watch {
+    /// What was found.
+    pub(crate) fn end(mut self) -> Vec<String> {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
     }
 }
