@@ -18,7 +18,9 @@ const MASK: &[u8] = b"***";
 /// Shorter ones are not hidden: they are all over any text, and what is missing of it would tell them.
 const LEAST: usize = 6;
 
-/// After how many characters programs break a line of base64: base64(1), and PEM.
+/// The longest secret, in bytes, of which every piece is known by sight in base64. Of a longer one only whole lines are, as programs
+/// break them after so many characters: base64(1), and PEM.
+const WINDOWED: usize = 16 << 10;
 const WRAPS: [usize; 2] = [76, 64];
 
 /// How many bytes one byte of a secret is written with at most: `\u0041`, and that may be percent-encoded.
@@ -107,11 +109,18 @@ fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     // A text in base64 says nothing of where its line ended.
     let whole = secret.strip_suffix(b"\n").unwrap_or(secret);
     for aligned in (0..3).filter_map(|before| aligned_base64(whole, before)) {
-        for wrap in WRAPS {
-            forms.extend(aligned.as_bytes().chunks(wrap).map(<[u8]>::to_vec));
+        for text in [aligned.replace('+', "-").replace('/', "_"), aligned] {
+            let bytes = text.as_bytes();
+            if whole.len() <= WINDOWED {
+                // Wherever lines are broken: what stands before the secret says where that is.
+                forms.extend(bytes.windows(LEAST).map(<[u8]>::to_vec));
+                continue;
+            }
+            for wrap in WRAPS {
+                forms.extend(bytes.chunks(wrap).map(<[u8]>::to_vec));
+            }
+            forms.push(text.into_bytes());
         }
-        let url_safe = aligned.replace('+', "-").replace('/', "_");
-        forms.extend([aligned.into_bytes(), url_safe.into_bytes()]);
     }
     forms.retain(|form| form.len() >= LEAST);
     forms
@@ -316,6 +325,50 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn of_base64_no_piece_is_left_wherever_its_lines_are_broken(
+            before in prop::collection::vec(any::<u8>(), 0..100),
+            secret in "[ -~]{8,60}",
+            behind in prop::collection::vec(any::<u8>(), 0..40),
+            width in 20_usize..100,
+        ) {
+            let encoded = STANDARD_NO_PAD.encode([before.as_slice(), secret.as_bytes(), behind.as_slice()].concat());
+            let aligned = aligned_base64(secret.as_bytes(), before.len() % 3).unwrap();
+            let masker = Masker::new([secret.as_bytes()]).unwrap();
+            for line in encoded.as_bytes().chunks(width) {
+                let seen = masker.mask(line).into_owned();
+                for piece in aligned.as_bytes().windows(LEAST) {
+                    prop_assert!(!seen.windows(LEAST).any(|left| left == piece), "{}", String::from_utf8_lossy(&seen));
+                }
+            }
+        }
+
+        #[test]
+        fn urls_and_json_hide_it_whatever_it_is(
+            secret in "[ -~]{3,20}\\PC{3,20}", before in "[a-z\"%\\\\ +&]{0,9}", behind in "[a-z ]{0,9}",
+        ) {
+            let percent = |text: &str, plain: fn(u8) -> bool| {
+                let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+                text.bytes().map(one).collect::<String>()
+            };
+            let json = |text: &str| {
+                let quoted = serde_json::to_string(text).unwrap();
+                quoted[1..quoted.len() - 1].to_owned()
+            };
+            let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+            for encode in [
+                &(|text: &str| percent(text, unreserved)) as &dyn Fn(&str) -> String,
+                &|text| percent(text, |_| false),
+                &|text| percent(text, unreserved).replace("%20", "+"),
+                &|text| json(text),
+                &|text| percent(&json(text), unreserved),
+            ] {
+                let [one, two, three] = [before.as_str(), &secret, &behind].map(encode);
+                let seen = masked(&[&secret], &format!("{one}{two}{three}"));
+                prop_assert!(seen.contains("***") && !seen.contains(&two), "{one} {two} {three}: {seen}");
+            }
+        }
+
         #[test]
         fn base64_hides_it_at_every_place(
             before in prop::collection::vec(any::<u8>(), 0..40),

@@ -233,7 +233,61 @@ impl<W: Write> Lines<W> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD as STANDARD;
+
     use super::*;
+
+    /// What is written of a text that comes in pieces of one length.
+    fn written(secret: &str, text: &[u8], piece: usize) -> String {
+        let masker = Arc::<OnceLock<Masker>>::default();
+        masker.set(Masker::new([secret.as_bytes()]).unwrap()).ok().unwrap();
+        let mut lines = Lines::new(Vec::new(), false, masker);
+        for bytes in text.chunks(piece) {
+            lines.take(Message::Output(Stream::Stdout, bytes.to_vec()));
+        }
+        lines.flush_open();
+        lines.flush();
+        let written = String::from_utf8(lines.out).unwrap();
+        written.lines().map(|line| Line::parse(line).unwrap().text + "\n").collect()
+    }
+
+    #[test]
+    fn a_secret_is_hidden_in_every_form_at_every_size_of_what_comes() {
+        let secret = "tok/en+of \"a\" job\nand its second line\n";
+        let plain = secret.trim_end();
+        let base64 = |before: &str| STANDARD.encode(format!("{before}{plain} behind"));
+        let json = serde_json::to_string(plain).unwrap();
+        let percent: String = plain.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let few = plain.replace('\n', "%0A").replace(' ', "%20").replace('"', "%22").replace('+', "%2B");
+        let url_safe = base64("").replace('+', "-").replace('/', "_");
+        let wrapped: Vec<_> =
+            base64("//host/:_authToken=").as_bytes().chunks(20).map(<[u8]>::to_vec).collect();
+        let wrapped = String::from_utf8(wrapped.join(&b'\n')).unwrap();
+        for text in [
+            plain.to_owned(),
+            json.clone(),
+            serde_json::to_string(&json).unwrap(),
+            percent,
+            few.clone(),
+            few.replace("%20", "+"),
+            base64(""),
+            base64("x"),
+            base64("xy"),
+            url_safe,
+            wrapped,
+        ] {
+            let text = format!("before {text} behind");
+            let whole = written(secret, text.as_bytes(), text.len());
+            assert!(whole.starts_with("before ") && whole.contains("***"), "{text}: {whole}");
+            for piece in ["tok/en", "second", "%74%6F", "dG9rL2", "90b2sv", "9rL2Vu", "tok%2Fen"] {
+                assert!(!whole.contains(piece), "{text}: {whole}");
+            }
+            for size in 1..text.len() {
+                assert_eq!(written(secret, text.as_bytes(), size), whole, "{text} in {size}");
+            }
+        }
+    }
 
     #[test]
     fn a_character_that_is_still_on_its_way_is_no_part_of_a_text() {
