@@ -171,8 +171,8 @@ job "nomad-build" {
 
       resources {
         cpu        = 300
-        memory     = 256
-        memory_max = 512
+        memory     = 512
+        memory_max = 1024
       }
     }
   }

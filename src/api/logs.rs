@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrade, close_code};
@@ -16,15 +15,14 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::App;
 use super::answer::{Code, Data, Problem, Unread, rfc3339};
 use super::audit::By;
 use super::caller::while_allowed;
 use super::jobs::Id;
 use super::server::Held;
+use super::{App, texts};
 use crate::job::{JobId, Phase};
 use crate::nomad::Capability;
 use crate::service::Caller;
@@ -35,9 +33,6 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// The most of a message of a reader, in bytes: what it says means nothing, and is not kept until it is whole.
 const READERS: usize = 4 << 10;
-
-/// How much of a text is sent at once, in bytes.
-const PIECE: usize = 64 << 10;
 
 const NO_CURSOR: &str = "is not a cursor: use that of the last message that came";
 
@@ -89,26 +84,7 @@ pub(super) async fn whole(
     let limit = app.service.config().log_limit;
     let logs = app.service.hub().text(&record, phases.as_deref(), tail, limit).await;
     let (logs, turn) = logs.map_err(|cause| Problem::from(Unread { job: id, cause }))?;
-    Ok(held(Data(logs).into_response(), turn))
-}
-
-/// An answer that holds its turn until it is sent, or given up.
-fn held(answer: Response, turn: OwnedSemaphorePermit) -> Response {
-    answer.map(|body| {
-        let pieces = body.into_data_stream().flat_map(|piece| {
-            let all = piece.map_or_else(|error| vec![Err(error)], |bytes| cut(bytes).map(Ok).collect());
-            stream::iter(all)
-        });
-        Body::from_stream(pieces.map(move |piece| {
-            let _held = &turn;
-            piece
-        }))
-    })
-}
-
-/// Pieces of bytes. What is behind a piece that was not taken is not sent.
-fn cut(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
-    std::iter::from_fn(move || (!bytes.is_empty()).then(|| bytes.split_to(bytes.len().min(PIECE))))
+    Ok(texts::answer(logs, turn))
 }
 
 #[derive(Serialize)]

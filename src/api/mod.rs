@@ -16,6 +16,7 @@ mod openapi;
 mod probes;
 mod runner;
 mod server;
+mod texts;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -36,7 +36,7 @@ mod text;
 
 pub use cursor::{Cursor, InvalidCursor};
 pub use message::{EndReason, Message};
-pub use text::Logs;
+pub use text::{Logs, Truncated};
 
 pub(super) use tap::ARCHIVE_ASKED;
 
@@ -65,7 +65,7 @@ impl Default for Settings {
             ring_bytes: 2 << 20,
             bite_bytes: 1 << 20,
             connections: 48,
-            texts: 8,
+            texts: 4,
             bites: 64,
             patience: Duration::from_mins(1),
             archives: HashMap::new(),

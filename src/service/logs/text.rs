@@ -305,6 +305,7 @@ impl Text {
                 self.line(&open);
             }
         }
+        self.kept.shrink_to_fit();
         // It is UTF-8: made of texts, and cut between characters.
         String::from_utf8(self.kept.into())
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())

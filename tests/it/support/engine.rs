@@ -62,8 +62,17 @@ pub(crate) fn unique_seconds() -> String {
 
 /// The memory of a process, in KiB.
 pub(crate) fn kilobytes(process: u32) -> u64 {
+    memory(process, "VmRSS:")
+}
+
+/// The most that it ever was.
+pub(crate) fn most_kilobytes(process: u32) -> u64 {
+    memory(process, "VmHWM:")
+}
+
+fn memory(process: u32, of: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(of)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
