@@ -122,6 +122,18 @@ impl App {
         Ok(named.map(|_| Arc::clone(tenant)))
     }
 
+    /// Whether a caller may do something in any namespace, before it is known in which one.
+    pub(super) async fn may_anywhere(&self, caller: &Caller, capability: Capability) -> Result<(), Problem> {
+        let mut refused = None;
+        for tenant in self.service.tenants() {
+            match tenant.authority().check(caller.token.as_ref(), capability).await {
+                Ok(()) => return Ok(()),
+                Err(denied) => drop(refused.get_or_insert(denied)),
+            }
+        }
+        refused.map_or(Ok(()), |denied| Err(denied.into()))
+    }
+
     /// The namespaces whose jobs a caller may see: that which is named, or all of them.
     pub(super) async fn seen_by(
         &self,

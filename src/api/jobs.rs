@@ -75,7 +75,11 @@ impl FromRequest<App> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
-        let Sent(mut job) = Sent::from_request(request, app).await?;
+        let (mut head, body) = request.into_parts();
+        let caller = Caller::from_request_parts(&mut head, app).await?;
+        // What is sent by who may submit nowhere is not held in memory, nor waited for.
+        app.may_anywhere(&caller, Capability::DispatchJob).await?;
+        let Sent(mut job) = Sent::from_request(Request::from_parts(head, body), app).await?;
         Ok(Self { namespace: take_text(&mut job, "namespace"), job })
     }
 }

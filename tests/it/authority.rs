@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uuid::Uuid;
 
 use crate::support::openapi::DOCUMENT;
@@ -231,6 +232,28 @@ async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_
             let text = |body: &Value| body["error"].to_string();
             assert_eq!(text(&hidden), text(&absent).replace(&unknown, &id), "{}", role.name);
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_sent_by_who_may_not_submit_is_not_waited_for() {
+    let (nomad, service, _token) = guarded().await;
+    let reader = nomad.caller("namespace \"builds\" { capabilities = [\"read-job\"] }").await;
+    for (token, wanted) in [
+        (String::new(), "HTTP/1.1 401"),
+        (format!("X-Nomad-Token: {}\r\n", Uuid::new_v4()), "HTTP/1.1 403"),
+        (format!("X-Nomad-Token: {}\r\n", reader.secret), "HTTP/1.1 403"),
+    ] {
+        let address = service.url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST /jobs HTTP/1.1\r\nHost: localhost\r\n{token}Content-Type: application/json\r\n\
+             Content-Length: 400000\r\n\r\n{{"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).await.unwrap();
+        assert_eq!(std::str::from_utf8(&begin).unwrap(), wanted);
     }
 }
 
