@@ -184,7 +184,11 @@ fn failure(command: &str, code: Option<i32>, complained: &str) -> GitError {
     let is_said = |line: &&str| !line.trim().is_empty() && !ADVICE.contains(&line.trim());
     let lines: Vec<_> = complained.lines().filter(is_said).collect();
     let from = lines.len().saturating_sub(3);
-    let message = lines[from..].join("; ");
+    let mut message = lines[from..].join("; ");
+    // Forges say so of a private one, too.
+    if message.contains("fatal: repository '") && message.contains("' not found") {
+        message.push_str(" (if it is private, name its credentials in git_credentials_path)");
+    }
     let refused = [
         "Authentication failed",
         "could not read Username",
@@ -215,6 +219,10 @@ mod tests {
         assert!(matches!(refused, GitError::Unauthorized(_)));
         let refused = "fatal: unable to access 'http://h/': The requested URL returned error: 403\n";
         assert!(matches!(failure("fetch", Some(128), refused), GitError::Unauthorized(_)));
+        let missing = failure("ls-remote", Some(128), "fatal: repository 'https://h/a/' not found\n");
+        assert!(
+            missing.to_string().ends_with("(if it is private, name its credentials in git_credentials_path)")
+        );
         let full = "error: unable to create file a: Permission denied\n";
         assert!(matches!(failure("checkout", Some(1), full), GitError::Failed { is_passing: false, .. }));
         let other = failure("fetch", Some(128), "a\nb\nc\nfatal: d\n");

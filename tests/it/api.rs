@@ -307,6 +307,9 @@ async fn pages_of_other_origins_are_refused_on_every_route() {
             assert_eq!(answer.status() == 403, is_refused, "{route} {header}: {value}");
             assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{route}");
             assert_eq!(answer.headers()["cache-control"], "no-store", "{route}");
+            assert_eq!(answer.headers()["referrer-policy"], "no-referrer", "{route}");
+            let policy = "default-src 'none'; frame-ancestors 'none'";
+            assert_eq!(answer.headers()["content-security-policy"], policy, "{route}");
         }
         let socket = format!("{}/jobs/nb-x/logs/stream", service.url.replacen("http", "ws", 1));
         let mut request =

@@ -220,12 +220,23 @@ async fn the_copies_of_credentials_are_gone_when_the_job_has_ended() {
     let world = world();
     let nomad = world.nomad_api();
     let login = nomad.credentials(&json!({ "username": "me", "password": PASSWORD })).await;
-    for (line, end) in [("RUN true", "SUCCEEDED"), ("RUN false", "FAILED")] {
+    let slow = "RUN sleep 600";
+    for (line, end) in
+        [("RUN true", "SUCCEEDED"), ("RUN false", "FAILED"), (slow, "KILLED"), (slow, "FAILED")]
+    {
         let repository = world.repository(line);
         let mut job = world.job(&repository);
         job["registry_credentials_path"] = json!(login);
         job["git_credentials_path"] = json!(login);
-        let (id, status) = world.api().run(&job).await;
+        if (line, end) == (slow, "FAILED") {
+            job["timeouts"] = json!({ "build": "PT2S" });
+        }
+        let id = world.api().submit(&job).await;
+        if end == "KILLED" {
+            world.api().wait_until(&id, "building", |status| status["status"] == "BUILDING").await;
+            world.api().post(&format!("/jobs/{id}/kill")).await;
+        }
+        let status = world.api().wait_for_end(&id).await;
         assert_eq!(status["status"], end, "{status:#}");
         eventually("a job without credentials", async || {
             nomad.variables(&format!("nomad/jobs/{id}")).await.is_empty().then_some(())
