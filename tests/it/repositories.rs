@@ -87,8 +87,8 @@ fn harms() -> Vec<Harm> {
         Harm::new(linked.commit(), "input_missing", own),
         Harm::new(outer.commit(), "input_missing", |job| job["context_path"] = json!("context")),
         Harm::new(with_module, "checkout_failed", own),
-        // Nothing to fetch, and 200 MB on the disk; ten thousand files of one; more than any memory.
-        Harm::new(plain("").file("zeros", &"0".repeat(200_000_000)).commit(), "checkout_failed", own),
+        // Nothing to fetch, and 80 MB on the disk; ten thousand files of one; more than any memory.
+        Harm::new(plain("").file("zeros", &"0".repeat(80_000_000)).commit(), "checkout_failed", own),
         Harm::new(Repository::new().bomb(4), "checkout_failed", own),
         Harm::new(plain("COPY --from=/etc /passwd /x"), "build_failed", own),
         Harm::new(
@@ -109,7 +109,7 @@ fn harms() -> Vec<Harm> {
             job["test_commands"] = json!(["head -c 100000000 /dev/zero > /filled; exit 1"]);
         }),
         Harm::new(plain(""), "test_failed", |job| {
-            job["test_commands"] = json!(["yes \"$(printf 'a\\033[2Jb')\" | head -c 20000000; exit 1"]);
+            job["test_commands"] = json!(["yes \"$(printf 'a\\033[2Jb')\" | head -c 5000000; exit 1"]);
         }),
         Harm::new(plain(""), "timeout", |job| {
             job["timeouts"]["test"] = json!("PT3S");

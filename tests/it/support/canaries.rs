@@ -88,7 +88,7 @@ impl Canaries {
                     }
                 }
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(std::time::Duration::from_millis(200));
         }
         found
     }
