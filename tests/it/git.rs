@@ -342,7 +342,7 @@ fn made_up(random: &mut Random) -> String {
 
 #[tokio::test]
 async fn an_address_and_a_ref_are_arguments_of_git_whole_and_behind_its_options() {
-    let wanted = scale("NOMAD_BUILD_TEST_HOSTILE_SUBMISSIONS", 100);
+    let wanted = scale("NOMAD_BUILD_TEST_HOSTILE_SUBMISSIONS", 30);
     let (programs, path) = program("git", RECORDER);
     let mut random = Random::of(7);
     let mut tried = 0;
