@@ -26,7 +26,7 @@ impl Output for Heard {
     }
 }
 
-const MOST: Most = Most { mebibytes: 1024, files: 100_000, memory: 512 };
+const MOST: Most = Most { mebibytes: 1024, files: 100_000, memory: 128 };
 
 /// Checks `main` out below a folder whose name a shell would take apart; what came of it, and what git said.
 async fn check_out_within(
@@ -291,8 +291,8 @@ async fn a_repository_that_takes_more_of_the_machine_than_it_may_is_refused_and_
     let holder = Repository::new().submodule(&large.url(), "large").commit();
     for (repository, most, what) in [
         (&bomb, Most { files: 5_000, ..MOST }, "5000 files"),
-        (&endless, MOST, "512 MiB of memory"),
-        (&hidden, MOST, "512 MiB of memory"),
+        (&endless, MOST, "128 MiB of memory"),
+        (&hidden, MOST, "128 MiB of memory"),
         (&large, Most { mebibytes: 3, ..MOST }, "3 MiB"),
         (&holder, Most { mebibytes: 3, ..MOST }, "3 MiB"),
     ] {

@@ -87,8 +87,8 @@ fn harms() -> Vec<Harm> {
         Harm::new(linked.commit(), "input_missing", own),
         Harm::new(outer.commit(), "input_missing", |job| job["context_path"] = json!("context")),
         Harm::new(with_module, "checkout_failed", own),
-        // Nothing to fetch, and 80 MB on the disk; ten thousand files of one; more than any memory.
-        Harm::new(plain("").file("zeros", &"0".repeat(80_000_000)).commit(), "checkout_failed", own),
+        // Nothing to fetch, and 20 MB on the disk; ten thousand files of one; more than any memory.
+        Harm::new(plain("").file("zeros", &"0".repeat(20_000_000)).commit(), "checkout_failed", own),
         Harm::new(Repository::new().bomb(4), "checkout_failed", own),
         Harm::new(plain("COPY --from=/etc /passwd /x"), "build_failed", own),
         Harm::new(
@@ -122,7 +122,7 @@ fn harms() -> Vec<Harm> {
 async fn hostile_repositories_are_refused_or_contained_and_harm_neither_the_service_nor_other_builds() {
     let world = world();
     let limits = [
-        ("NOMAD_BUILD_MAX_CHECKOUT_MB", "64"),
+        ("NOMAD_BUILD_MAX_CHECKOUT_MB", "16"),
         ("NOMAD_BUILD_MAX_CHECKOUT_FILES", "5000"),
         ("NOMAD_BUILD_MAX_PIDS", "100"),
     ];
