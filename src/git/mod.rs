@@ -171,9 +171,12 @@ pub async fn check_out<O: Output + Sync>(
         // What git is at then is ended by being dropped.
         what = size::outgrown(folder, source.most) => Err(GitError::TooLarge(what)),
     };
-    let ended = match (checked_out, size::excess(folder, source.most).await) {
-        (Ok(_), Some(what)) => Err(GitError::TooLarge(what)),
-        (ended, _) => ended,
+    // What was there for less time than passes between two looks.
+    let ended = match checked_out {
+        Ok(done) => {
+            size::excess(folder, source.most).await.map_or(Ok(done), |what| Err(GitError::TooLarge(what)))
+        }
+        failed => failed,
     };
     if let Err(GitError::TooLarge(_)) = ended {
         // The disk has others on it.
