@@ -110,6 +110,11 @@ job "registry" {
         YAML
       }
 
+      # A Go program does not see the limit below: it collects before it is there, instead of being ended.
+      env {
+        GOMEMLIMIT = "192MiB"
+      }
+
       resources {
         cpu    = 100
         memory = 256
