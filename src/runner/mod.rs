@@ -19,7 +19,7 @@ mod vault;
 
 use std::fs::{File, TryLockError};
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,8 +40,14 @@ use surroundings::{CONTAINER_LABEL, Surroundings};
 /// How long a phase waits for what it made in the engine to be gone: well below the time that Nomad gives a stopped task.
 const REMOVAL: Duration = Duration::from_secs(10);
 
-/// How often a file is looked for, or its lock tried: it costs nothing.
+/// How often a file is looked for, or its lock tried.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Of a long wait, the part that may pass until its end is seen: looking is not to take cpu from the tests that are waited for.
+const LATE: u32 = 100;
+
+/// However long it is.
+const LATEST: Duration = Duration::from_millis(250);
 
 /// How a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,11 +326,11 @@ impl Runner {
         Ended::Badly
     }
 
-    /// Waits for the sign that another task of this allocation is over: a file, looked for often, as that costs nothing.
+    /// Waits for the sign that another task of this allocation is over: a file, looked for the less often the longer it takes.
     async fn wait_for(&self, phase: Phase) {
-        let sign = self.around.sign_of(phase);
+        let (sign, begun) = (self.around.sign_of(phase), Instant::now());
         while !tokio::fs::try_exists(&sign).await.unwrap_or(false) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep((begun.elapsed() / LATE).clamp(LOOK, LATEST)).await;
         }
     }
 
