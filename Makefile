@@ -16,6 +16,9 @@ fuzz: SECONDS ?= 60
 fuzz: TARGETS ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
 chaos hostile: SEED ?= $(shell echo $$RANDOM)
 
+# What a test says when it fails is worth more than where in the runtime it was.
+test soak chaos hostile: export RUST_BACKTRACE := 0
+
 # Integration tests wait for Nomad and the engine more than they work.
 test soak: export RUST_TEST_THREADS ?= $(shell echo $$((6 * $$(nproc))))
 
