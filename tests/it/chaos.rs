@@ -55,7 +55,7 @@ struct Run {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_fails_every_history_is_clean() {
-    let seconds = scale("NOMAD_BUILD_TEST_CHAOS_SECONDS", 45);
+    let seconds = scale("NOMAD_BUILD_TEST_CHAOS_SECONDS", 30);
     let seed = scale("NOMAD_BUILD_TEST_CHAOS_SEED", 1) as u64;
     eprintln!("chaos: {seconds} s; again: make chaos MINUTES={} SEED={seed}", seconds.div_ceil(60));
     let run = Run {

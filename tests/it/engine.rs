@@ -15,7 +15,7 @@ use nomad_build::engine::{
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::support::{Torn, eventually, world};
+use crate::support::{Torn, eventually, scale, world};
 
 const LABEL: &str = "nomad-build-test.id";
 

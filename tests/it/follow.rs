@@ -7,7 +7,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::support::agent::wait_for;
-use crate::support::{Api, Service, Sleeper, World, crash_log, eventually, kilobytes, most_kilobytes, world};
+use crate::support::{
+    Api, Hold, Service, Sleeper, World, crash_log, eventually, kilobytes, most_kilobytes, world,
+};
 
 /// Reads a stream until `enough` says so of a message, or until its end.
 async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
@@ -133,7 +135,7 @@ async fn a_text_that_is_asked_for_as_soon_as_a_job_has_failed_is_whole() {
     let mut job = world.job(&repository);
     job["test_commands"] = json!(["echo last words; exit 3"]);
     // A failed phase ends its job, and tells of itself behind that.
-    for _ in 0..10 {
+    for _ in 0..5 {
         let (id, status) = api.run(&job).await;
         assert_eq!(status["failure"]["reason"], "test_failed", "{status:#}");
         let log = api.logs(&id).await["test"].as_str().unwrap().to_owned();
@@ -374,7 +376,8 @@ async fn what_a_runner_says_while_nobody_takes_it_is_a_gap_that_is_named() {
     let (world, api) = (world(), world().api());
     let repository = world.repository("");
     let mut job = world.job(&repository);
-    job["test_commands"] = json!(["echo before", "sleep 3", "echo behind"]);
+    let hold = Hold::new();
+    job["test_commands"] = json!(["echo before", hold.command(), "echo behind"]);
     let id = api.submit(&job).await;
     eventually("the first test's output", async || {
         let logs = api.logs(&id).await;
@@ -383,6 +386,7 @@ async fn what_a_runner_says_while_nobody_takes_it_is_a_gap_that_is_named() {
     .await;
     let status = api.status(&id).await;
     crash_log(status["nomad"]["allocation"].as_str().unwrap(), "test");
+    hold.let_go().await;
     // A log is no reason to fail what is well.
     assert_eq!(api.wait_for_end(&id).await["status"], "SUCCEEDED");
     let logs = eventually("a text that is final", async || {

@@ -12,7 +12,8 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Api, At, Front, Instead, Namespace, Service, Upstream, eventually, image_of, nomad_front, serve, world,
+    Api, At, Front, Hold, Instead, Namespace, Service, Upstream, eventually, image_of, nomad_front, serve,
+    world,
 };
 
 /// A status without what other jobs, or the replica's last look at Nomad, change.
@@ -51,14 +52,13 @@ async fn a_service_that_is_killed_in_every_phase_tells_the_job_as_if_nothing_had
     let front = Front::holding(&world.registry, At::Manifest).await;
     let registries = format!("{},{}", world.registry, front.host);
     let mut service = Service::start(&world.nomad, &registries, &[]);
-    // Each step is new, and takes long enough for a service to die and come back in it.
-    let repository = world.repository("ARG ROUND\nRUN sleep 3");
+    let holds = [Hold::new(), Hold::new()];
+    let repository = world.repository(&format!("RUN {}", holds[0].command()));
     let mut job = world.job(&repository);
-    job["build_args"]["ROUND"] = json!(uuid::Uuid::new_v4().to_string());
-    job["test_commands"] = json!(["sleep 3"]);
+    job["test_commands"] = json!([holds[1].command()]);
     job["registry_url"] = json!(front.host);
     let id = Api::new(&service.url).submit(&job).await;
-    for phase in ["BUILDING", "TESTING", "PUBLISHING"] {
+    for (phase, hold) in [("BUILDING", Some(&holds[0])), ("TESTING", Some(&holds[1])), ("PUBLISHING", None)] {
         let before = Api::new(&service.url).wait_until(&id, phase, |status| status["status"] == phase).await;
         service.kill();
         service = Service::start(&world.nomad, &registries, &[]);
@@ -66,6 +66,9 @@ async fn a_service_that_is_killed_in_every_phase_tells_the_job_as_if_nothing_had
         assert_eq!(after["status"], phase, "{after:#}");
         for (name, time) in before["phase_timestamps"].as_object().unwrap() {
             assert_eq!(&after["phase_timestamps"][name], time, "{name} in {phase}");
+        }
+        if let Some(hold) = hold {
+            hold.let_go().await;
         }
     }
     front.let_go();

@@ -21,7 +21,7 @@ impl Stack {
         let mut child = Command::new(env!("CARGO_BIN_EXE_nomad-build"))
             .args(["dev", "--no-service", "--while-stdin-open"])
             .args(arguments)
-            .env(LAZY.0, LAZY.1)
+            .envs(LAZY)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,5 +1,7 @@
 //! Builds.
 
+use std::time::Duration;
+
 use super::*;
 
 #[tokio::test]
@@ -153,4 +155,34 @@ async fn a_build_dropped_while_its_context_is_sent_stops_sending() {
         () = eventually("the file is opened", async || is_open().then_some(())) => {}
     }
     eventually("the file is closed", async || (!is_open()).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_is_dropped_takes_no_other_with_it_that_shares_its_steps() {
+    let (bench, rounds) = (Bench::new(), scale("NOMAD_BUILD_TEST_SHARED_BUILDS", 3));
+    for round in 0..rounds {
+        // Steps that are the same are one in the engine, whosever they are.
+        let shared = format!("FROM {}\nRUN echo {}{round}; sleep 0.3\n", world().base, bench.id);
+        let contexts: Vec<_> = (0..6)
+            .map(|build| {
+                directory(&[("Dockerfile", &format!("{shared}COPY {build} /\n")), (&build.to_string(), "")])
+            })
+            .collect();
+        let builds = contexts.iter().enumerate().map(|(number, context)| {
+            let mut request = bench.request(context.path());
+            request.tag = format!("nomad-build-test/{}:{number}", bench.id);
+            let build = bench.build(request);
+            async move {
+                if number % 2 == 0 {
+                    // At any time from before the first step to behind the last.
+                    let at = Duration::from_millis(40 * ((round * 3 + number / 2) % 20) as u64);
+                    tokio::time::timeout(at, build).await.ok();
+                    return;
+                }
+                let (ended, said) = build.await;
+                assert!(ended.is_ok(), "round {round}: {ended:?}\n{}", said.text());
+            }
+        });
+        futures_util::future::join_all(builds).await;
+    }
 }

@@ -25,8 +25,8 @@ pub(super) const LIMITS: &str = "limits {\n http_max_conns_per_client = 2000\n}\
 /// Where Nomad's helpers have their sockets: in a common folder those of killed ones would stay.
 pub(super) const SOCKETS: &str = "PLUGIN_UNIX_SOCKET_DIR";
 
-/// Has programs in Go collect less often, which is a seventh of all the cpu that these tests take.
-pub(crate) const LAZY: (&str, &str) = ("GOGC", "400");
+/// Has programs in Go collect only when they hold that much: Nomad's helpers, of which each job has eight, never do.
+pub(crate) const LAZY: [(&str, &str); 2] = [("GOGC", "off"), ("GOMEMLIMIT", "512MiB")];
 
 /// A running agent, server and client in one.
 pub(crate) struct Agent {
@@ -226,7 +226,7 @@ fn spawn(dir: &Path, environment: &[(&'static str, PathBuf)]) -> Child {
         .arg(dir.join("agent.hcl"))
         .env(MARK, dir)
         .env(SOCKETS, dir)
-        .env(LAZY.0, LAZY.1)
+        .envs(LAZY)
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::{eventually, eventually_within, openapi};
+use super::{asking_every, eventually, openapi};
 
 /// A client.
 #[derive(Clone)]
@@ -128,13 +128,18 @@ impl Api {
 
     /// Waits for a job's final status.
     pub(crate) async fn wait_for_end(&self, id: &str) -> Value {
-        self.wait_until(id, "the end of the job", has_ended).await
+        self.ends_within(Duration::from_secs(90), id).await
     }
 
     /// The same for a job that is to end by a timeout, and the minute after it.
     pub(crate) async fn wait_for_late_end(&self, id: &str) -> Value {
+        self.ends_within(Duration::from_mins(4), id).await
+    }
+
+    /// All tests together ask so often that asking takes a good part of the machine; an end stays.
+    async fn ends_within(&self, most: Duration, id: &str) -> Value {
         let ended = async || Some(self.status(id).await).filter(has_ended);
-        eventually_within(Duration::from_mins(4), "the end of the job", ended).await
+        asking_every(Duration::from_millis(300), most, "the end of the job", ended).await
     }
 
     /// Submits a job and waits for its end; returns its ID and last status.

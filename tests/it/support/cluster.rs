@@ -361,7 +361,7 @@ fn spawn(dir: &Path, number: usize, ways: &Ways) -> Child {
         .arg(dir.join(format!("{name}.hcl")))
         .env(MARK, dir)
         .env(SOCKETS, dir)
-        .env(LAZY.0, LAZY.1)
+        .envs(LAZY)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -101,6 +101,17 @@ pub(crate) fn crash(id: &str, phase: &str) {
     end_at_once(runner_of(id, phase).unwrap());
 }
 
+/// Ends the `sleep` of so many seconds, and not the shell that waits for it; whether there was one.
+pub(super) fn end_sleep(seconds: &str) -> bool {
+    let line = format!("sleep\0{seconds}\0");
+    let found =
+        processes(|process| std::fs::read(process.join("cmdline")).is_ok_and(|it| it == line.as_bytes()));
+    for process in &found {
+        end_at_once(i32::try_from(*process).unwrap());
+    }
+    !found.is_empty()
+}
+
 /// Ends Nomad's helper that takes the output of an allocation's task, as a crash of it does.
 pub(crate) fn crash_log(allocation: &str, task: &str) {
     let pipe = format!("{allocation}/alloc/logs/.{task}.stdout.fifo");

@@ -60,7 +60,7 @@ pub(crate) use random::Random;
 pub(crate) use registry::tags_of;
 pub(crate) use repository::Repository;
 pub(crate) use service::Service;
-pub(crate) use sleeper::Sleeper;
+pub(crate) use sleeper::{Hold, Sleeper};
 pub(crate) use ssh::Ssh;
 pub(crate) use torn::Torn;
 pub(crate) use upstream::{Upstream, serve};
@@ -213,17 +213,26 @@ pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T
 pub(crate) async fn eventually_within<T>(
     most: Duration,
     what: &str,
+    ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    asking_every(Duration::from_millis(100), most, what, ask).await
+}
+
+/// The same, asking less and less often until it is every `pause`.
+pub(crate) async fn asking_every<T>(
+    pause: Duration,
+    most: Duration,
+    what: &str,
     mut ask: impl AsyncFnMut() -> Option<T>,
 ) -> T {
     let deadline = Instant::now() + most;
-    let mut pause = Duration::from_millis(20);
+    let mut next = Duration::from_millis(20);
     loop {
         if let Some(value) = ask().await {
             return value;
         }
         assert!(Instant::now() < deadline, "not within {} s: {what}", most.as_secs());
-        tokio::time::sleep(pause).await;
-        // All tests together ask so often that asking takes a good part of the machine.
-        pause = (pause * 3 / 2).min(Duration::from_millis(100));
+        tokio::time::sleep(next).await;
+        next = (next * 3 / 2).min(pause);
     }
 }

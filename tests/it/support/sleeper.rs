@@ -2,7 +2,28 @@
 
 use serde_json::{Value, json};
 
+use super::engine::end_sleep;
 use super::{Api, Repository, eventually, processes_with, unique_seconds, world};
+
+/// A command that lasts until it is let go, and succeeds then: however slow the machine is, what is to happen while
+/// it runs does.
+pub(crate) struct Hold(String);
+
+impl Hold {
+    pub(crate) fn new() -> Self {
+        Self(unique_seconds())
+    }
+
+    /// For `/bin/sh -c`.
+    pub(crate) fn command(&self) -> String {
+        format!("sleep {} || true", self.0)
+    }
+
+    /// Ends it once it has begun.
+    pub(crate) async fn let_go(&self) {
+        eventually("the command runs", async || end_sleep(&self.0).then_some(())).await;
+    }
+}
 
 pub(crate) struct Sleeper {
     pub(crate) job: Value,
