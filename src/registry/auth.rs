@@ -38,13 +38,18 @@ pub struct Credentials {
 pub(super) enum Scope {
     Pull(Repository),
     Push(Repository),
+    /// To push to the first what is pulled from the second.
+    Mount(Repository, Repository),
 }
 
 impl Scope {
-    fn parameter(&self) -> String {
+    fn parameters(&self) -> Vec<String> {
+        let pull = |repository| format!("repository:{repository}:pull");
+        let push = |repository| format!("repository:{repository}:pull,push");
         match self {
-            Self::Pull(repository) => format!("repository:{repository}:pull"),
-            Self::Push(repository) => format!("repository:{repository}:pull,push"),
+            Self::Pull(repository) => vec![pull(repository)],
+            Self::Push(repository) => vec![push(repository)],
+            Self::Mount(to, from) => vec![push(to), pull(from)],
         }
     }
 }
@@ -131,10 +136,9 @@ impl Authenticator {
             return Err(Error::malformed(&doing, "its token realm is not reached by HTTPS"));
         }
         let mut url = realm.clone();
-        let scope = scope.parameter();
-        let parameters = [("service", service), ("scope", Some(scope.as_str()))];
-        url.query_pairs_mut()
-            .extend_pairs(parameters.into_iter().filter_map(|(key, value)| Some((key, value?))));
+        let service = service.map(|service| ("service", service.to_owned()));
+        let scopes = scope.parameters().into_iter().map(|scope| ("scope", scope));
+        url.query_pairs_mut().extend_pairs(service.into_iter().chain(scopes));
         let mut request = via.http.get(url);
         if let Some(basic) = self.basic(&doing)? {
             request = request.header(AUTHORIZATION, basic);
@@ -187,6 +191,13 @@ fn secret_header(scheme: &str, secret: &str, doing: &str) -> Result<HeaderValue,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_asks_for_both_repositories() {
+        let [to, from] = ["team/app", "base/alpine"].map(|name| name.parse().unwrap());
+        let wanted = ["repository:team/app:pull,push", "repository:base/alpine:pull"];
+        assert_eq!(Scope::Mount(to, from).parameters(), wanted);
+    }
 
     #[test]
     fn secrets_are_not_shown() {

@@ -42,6 +42,30 @@ impl Client {
         step.next.ok_or_else(|| Error::malformed(&call.doing, "it does not say where to upload to"))
     }
 
+    /// Has a blob taken over from another repository of the registry; false where the registry wants it sent instead.
+    pub(super) async fn mount(
+        &self,
+        repository: &Repository,
+        digest: Digest,
+        from: &Repository,
+    ) -> Result<bool, Error> {
+        let doing = format!("taking blob {digest} over from {from} to {}/{repository}", self.host());
+        let path = format!("v2/{repository}/blobs/uploads/");
+        let mut call = self.call(Method::POST, &path, Scope::Mount(repository.clone(), from.clone()), doing);
+        call.url
+            .query_pairs_mut()
+            .append_pair("mount", &digest.to_string())
+            .append_pair("from", from.as_str());
+        call.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        let step = self.step(&call, self.transport.send(&call).await?)?;
+        if let Some(url) = step.next {
+            // It has begun an upload, which nobody wants.
+            let stage = Stage { method: Method::DELETE, url, completes: None, headers: HeaderMap::new() };
+            self.upload_empty(repository, stage).await?;
+        }
+        Ok(step.status == StatusCode::CREATED)
+    }
+
     /// Sends a step without content, once.
     pub(super) async fn upload_empty(&self, repository: &Repository, stage: Stage) -> Result<Step, Error> {
         let mut call = self.upload_call(repository, stage);

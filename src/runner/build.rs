@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
 
+use super::bases::Bases;
 use super::credentials::Credentials;
 use super::log::Log;
 use super::surroundings::Surroundings;
@@ -42,8 +43,13 @@ impl Runner {
         let dockerfile = inside(&checkout, spec.dockerfile_path.as_str(), "dockerfile_path").await?;
         let created = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
         let labels = image_labels(spec, &checked_out.commit, &created, around.job.as_str());
-        let files = (context, dockerfile);
-        let request = build_request(spec, around, &credentials, files, &self.payload.policy, labels);
+        let (files, bases) = ((context, dockerfile), Bases::default());
+        let mut request = build_request(spec, around, &credentials, files, &self.payload.policy, labels);
+        let (may_take, noted) = (request.may_take, bases.clone());
+        request.may_take = Box::new(move |source| {
+            noted.note(source);
+            may_take(source)
+        });
         // The commit is told while it is built, so that it is known of a build that fails or is killed, too.
         let told = around.tell(Phase::Build, &outcome);
         let built = self.log.with_output(|output| self.engine.build(request, output));
@@ -52,6 +58,7 @@ impl Runner {
             self.log.say(&format!("the commit could not be told: {}", chain(&error))).await;
         }
         outcome.image_id = Some(built.map_err(|error| engine_failure(&error, Reason::BuildFailed))?);
+        bases.keep(around).await;
         // The context has been sent; the next phases need the image alone.
         tokio::fs::remove_dir_all(&checkout).await.ok();
         Ok(outcome)

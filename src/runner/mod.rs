@@ -4,6 +4,7 @@
 //! Invariant: a failed phase revokes the right to publish before anything else is told of it.
 
 mod archiving;
+mod bases;
 mod build;
 mod credentials;
 mod finish;

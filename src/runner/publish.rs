@@ -11,7 +11,7 @@ use chrono::Utc;
 use super::build::engine_failure;
 use super::log::Log;
 use super::surroundings::Surroundings;
-use super::{Failure, Runner, Work, removal};
+use super::{Failure, Runner, Work, bases, removal};
 use crate::engine::{DockerEngine, Engine as _};
 use crate::job::{Claim, JobId, Outcome, Payload, Phase, Published, Reason, Task};
 use crate::registry::{
@@ -234,7 +234,10 @@ impl Runner {
         let image = self.tested_image().await?;
         self.log.say(&format!("==> pushing to {}", self.payload.spec.image())).await;
         target.knock(&image).await?;
-        let relay = Relay::start(Arc::clone(&target.client), target.repository.clone()).await;
+        let id: Digest = image.parse().map_err(|error| Failure::of(Reason::Internal, &error))?;
+        let bases = bases::kept(&self.around, target.client.host()).await;
+        let (client, repository) = (Arc::clone(&target.client), target.repository.clone());
+        let relay = Relay::of_image(id, bases, client, repository).await;
         let relay = relay.map_err(|error| Failure::of(Reason::Internal, &error))?;
         let reference = relay.reference();
         let pushed = self.log.with_output(|output| self.engine.push(&image, &reference, output)).await;
@@ -245,7 +248,7 @@ impl Runner {
             (_, Err(error)) => return Err(engine_failure(&error, Reason::PushFailed)),
             (Err(error), Ok(())) => return Err(Failure::of(Reason::PushFailed, &error)),
         };
-        check(&captured, &image)?;
+        check(&captured, id)?;
         let put = captured.put_by_digest(&target.client, &target.repository).await;
         put.map_err(|error| registry_failure(&error))?;
         Ok((target, captured.manifest().clone()))
@@ -253,13 +256,12 @@ impl Runner {
 }
 
 /// What the engine pushed must be what was tested.
-fn check(captured: &CapturedManifest, image: &str) -> Result<(), Failure> {
-    let tested: Digest = image.parse().map_err(|error| Failure::of(Reason::Internal, &error))?;
+fn check(captured: &CapturedManifest, tested: Digest) -> Result<(), Failure> {
     if captured.is_image(tested) {
         return Ok(());
     }
     let message =
-        format!("the engine pushed {}, which is not the tested image {image}", captured.manifest().digest());
+        format!("the engine pushed {}, which is not the tested image {tested}", captured.manifest().digest());
     Err(Failure::new(Reason::DigestMismatch, message))
 }
 

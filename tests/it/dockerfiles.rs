@@ -269,6 +269,8 @@ async fn a_private_registry_gives_the_base_and_takes_the_image_with_the_credenti
         if phase.is_none() {
             assert_eq!(status["status"], "SUCCEEDED", "{case}");
             assert!(status["image"]["digest"].as_str().unwrap().starts_with("sha256:"), "{case}");
+            // What the registry has of a base is not sent to it again; of one that is elsewhere it has nothing.
+            assert_eq!(registry.mounts().await, 1, "{case}");
             continue;
         }
         assert_eq!(status["status"], "FAILED", "{case}");

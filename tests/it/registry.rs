@@ -80,6 +80,39 @@ async fn an_image_pushed_through_a_relay_is_under_no_tag_until_it_is_put_there()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_another_repository_of_the_registry_has_is_taken_over_and_not_sent() {
+    for user in [None, Some(USER)] {
+        let server = Server::start(user).await;
+        let client = client_with(server.host(), user.map(|(_, secret)| password(secret)));
+        // Of small layers an engine does not ask whether they are anywhere.
+        let (file, base) = (random_file(1), "base/image".parse::<Repository>().unwrap());
+        let image = Image::import(file.path()).await;
+        let relay = Relay::start(Arc::clone(&client), base.clone()).await.unwrap();
+        image.push(&relay.reference()).await.unwrap();
+        let first = relay.finish().unwrap();
+        first.put_by_digest(&client, &base).await.unwrap();
+        let sent = server.count("PATCH").await;
+        for (others, more, begun) in
+            [(vec!["nothing/here"], 1, 1), (vec!["nothing/here", "base/image"], 0, 1)]
+        {
+            let to: Repository = format!("to/{}", others.len()).parse().unwrap();
+            let others = others.iter().map(|name| name.parse().unwrap()).collect();
+            let relay = Relay::of_image(image.id(), others, Arc::clone(&client), to.clone()).await.unwrap();
+            let (before, left) = (server.count("PATCH").await, server.count("DELETE").await);
+            image.push(&relay.reference()).await.unwrap();
+            let captured = relay.finish().unwrap();
+            assert_eq!(captured.manifest(), first.manifest());
+            captured.put_by_digest(&client, &to).await.unwrap();
+            // Its configuration is its own, and looked for nowhere else.
+            let config = sent - 1;
+            assert_eq!(server.count("PATCH").await - before, config + more, "{to}");
+            // What was begun in vain was ended.
+            assert_eq!(server.count("DELETE").await - left, begun, "{to}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_with_a_password_is_pushed_to_by_an_engine_that_has_none() {
     let (server, image) = (Server::start(Some(USER)).await, Image::load(2).await);
     let client = client_with(server.host(), Some(password(USER.1)));

@@ -24,9 +24,10 @@ use uuid::Uuid;
 
 pub use captured::CapturedManifest;
 use route::Door;
-use serve::Front;
+use serve::{Elsewhere, Front};
 
 use super::client::Client;
+use super::digest::Digest;
 use super::error::Error;
 use super::name::Repository;
 
@@ -58,12 +59,33 @@ pub enum RelayError {
 impl Relay {
     /// Opens a front on a free port of 127.0.0.1 that forwards to `repository` of the client's registry.
     pub async fn start(client: Arc<Client>, repository: Repository) -> Result<Self, RelayError> {
+        Self::open(client, repository, Elsewhere::default()).await
+    }
+
+    /// The same for the image with this ID. What `others` of that registry's repositories hold of it is taken over from there,
+    /// where the registry does that and the client's user may read them: an engine compresses a layer anew, and sends it,
+    /// for every repository.
+    pub async fn of_image(
+        image_id: Digest,
+        others: Vec<Repository>,
+        client: Arc<Client>,
+        repository: Repository,
+    ) -> Result<Self, RelayError> {
+        // Its configuration, where that is what its ID says, is in no other image.
+        Self::open(client, repository, Elsewhere::except(image_id, others)).await
+    }
+
+    async fn open(
+        client: Arc<Client>,
+        repository: Repository,
+        elsewhere: Elsewhere,
+    ) -> Result<Self, RelayError> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(RelayError::Listen)?;
         let address = listener.local_addr().map_err(RelayError::Listen)?;
         // Each has 122 random bits; together they are well over 128.
         let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
         let stop = CancellationToken::new();
-        let front = Arc::new(Front::new(client, repository, Door::new(&secret), stop.clone()));
+        let front = Arc::new(Front::new(client, (repository, elsewhere), Door::new(&secret), stop.clone()));
         let router = serve::router(Arc::clone(&front));
         let stopped = stop.clone().cancelled_owned();
         tokio::spawn(async move {

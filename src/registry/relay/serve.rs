@@ -1,6 +1,6 @@
 //! The front's server: one request of the engine, at most a few of the real registry.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
@@ -30,12 +30,33 @@ const MOST_UPLOADS: usize = 1024;
 pub(super) struct Front {
     client: Arc<Client>,
     repository: Repository,
+    elsewhere: Elsewhere,
     door: Door,
     stop: CancellationToken,
     /// Where each upload goes on upstream. The engine only ever sees the key.
     uploads: Mutex<HashMap<String, Url>>,
     captured: Mutex<Captured>,
     failure: Mutex<Option<Error>>,
+}
+
+/// Where else the registry may have what is pushed.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    repositories: Vec<Repository>,
+    /// An engine asks several times, and each time for one the registry would be asked twice.
+    looked_for: Mutex<HashSet<Digest>>,
+}
+
+impl Elsewhere {
+    /// In these, but for this blob.
+    pub(super) fn except(digest: Digest, repositories: Vec<Repository>) -> Self {
+        Self { repositories, looked_for: Mutex::new(HashSet::from([digest])) }
+    }
+
+    /// Those in which a blob is to be looked for: none the second time.
+    fn to_ask(&self, digest: Digest) -> &[Repository] {
+        if lock(&self.looked_for).insert(digest) { &self.repositories } else { &[] }
+    }
 }
 
 /// The front as an HTTP service.
@@ -55,12 +76,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Front {
     pub(super) fn new(
         client: Arc<Client>,
-        repository: Repository,
+        (repository, elsewhere): (Repository, Elsewhere),
         door: Door,
         stop: CancellationToken,
     ) -> Self {
-        let (uploads, captured, failure) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { client, repository, door, stop, uploads, captured, failure }
+        Self {
+            client,
+            repository,
+            elsewhere,
+            door,
+            stop,
+            uploads: Mutex::default(),
+            captured: Mutex::default(),
+            failure: Mutex::default(),
+        }
     }
 
     pub(super) fn door(&self) -> &Door {
@@ -118,11 +147,25 @@ impl Front {
     }
 
     async fn find_blob(&self, digest: Digest) -> Response {
-        match self.client.head_blob(&self.repository, digest).await {
+        let mut found = self.client.head_blob(&self.repository, digest).await;
+        if matches!(found, Ok(None)) && self.take_over(digest).await {
+            found = self.client.head_blob(&self.repository, digest).await;
+        }
+        match found {
             Ok(Some(length)) => reply::blob(digest, length),
             Ok(None) => reply::refusal(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "no such blob"),
             Err(error) => self.failed(error, false),
         }
+    }
+
+    /// Whether another repository had it. Where one cannot be read, the blob is sent, which tells what is wrong.
+    async fn take_over(&self, digest: Digest) -> bool {
+        for other in self.elsewhere.to_ask(digest) {
+            if matches!(self.client.mount(&self.repository, digest, other).await, Ok(true)) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn start_upload(&self) -> Response {

@@ -93,6 +93,15 @@ impl Server {
 
     /// How many requests with this method were answered.
     pub(super) async fn count(&self, method: &str) -> usize {
+        self.answered(|line| line.contains(&format!("\"{method} "))).await
+    }
+
+    /// How many blobs were taken over from another repository.
+    pub(crate) async fn mounts(&self) -> usize {
+        self.answered(|line| line.contains("?mount=") && line.contains("\" 201 ")).await
+    }
+
+    async fn answered(&self, is: impl Fn(&str) -> bool) -> usize {
         // The log is written after the answer: a request of our own marks how far it is to be read.
         let mark = format!("/v2/mark/{}/tags/list", uuid::Uuid::new_v4());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -100,7 +109,7 @@ impl Server {
         let file = self.directory.path().join("access.log");
         let read = || std::fs::read_to_string(&file).unwrap();
         wait_for("the registry's log", async || read().contains(&mark)).await;
-        read().lines().filter(|line| line.contains(&format!("\"{method} "))).count()
+        read().lines().filter(|line| is(line)).count()
     }
 
     /// Returns when some upload has begun.
