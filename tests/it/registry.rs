@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 
 use server::{Image, Server, docker, random_file};
 
+use crate::support::{Fault, Faults};
+
 const USER: (&str, &str) = ("ci", "relay-test");
 
 fn client_with(host: &str, credentials: Option<Credentials>) -> Arc<Client> {
@@ -110,6 +112,24 @@ async fn what_another_repository_of_the_registry_has_is_taken_over_and_not_sent(
             assert_eq!(server.count("DELETE").await - left, begun, "{to}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_taken_over_is_sent() {
+    let (server, file) = (Server::start(None).await, random_file(1));
+    let (image, base) = (Image::import(file.path()).await, "base/image".parse::<Repository>().unwrap());
+    let relay = Relay::start(client(&server), base.clone()).await.unwrap();
+    image.push(&relay.reference()).await.unwrap();
+    let first = relay.finish().unwrap();
+    let front = Faults::before(&format!("http://{}", server.host())).await;
+    front.harm(|line| line.contains("?mount=").then_some(Fault::CutBefore));
+    let client = client_with(front.url.strip_prefix("http://").unwrap(), None);
+    let relay = Relay::of_image(image.id(), vec![base], Arc::clone(&client), repository()).await.unwrap();
+    image.push(&relay.reference()).await.unwrap();
+    let captured = relay.finish().unwrap();
+    assert_eq!(captured.manifest(), first.manifest());
+    captured.put_by_digest(&client, &repository()).await.unwrap();
+    assert_eq!(server.mounts().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

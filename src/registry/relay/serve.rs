@@ -42,7 +42,7 @@ pub(super) struct Front {
 /// Where else the registry may have what is pushed.
 #[derive(Debug, Default)]
 pub(super) struct Elsewhere {
-    repositories: Vec<Repository>,
+    repositories: Mutex<Vec<Repository>>,
     /// An engine asks several times, and each time for one the registry would be asked twice.
     looked_for: Mutex<HashSet<Digest>>,
 }
@@ -50,12 +50,18 @@ pub(super) struct Elsewhere {
 impl Elsewhere {
     /// In these, but for this blob.
     pub(super) fn except(digest: Digest, repositories: Vec<Repository>) -> Self {
-        Self { repositories, looked_for: Mutex::new(HashSet::from([digest])) }
+        Self { repositories: Mutex::new(repositories), looked_for: Mutex::new(HashSet::from([digest])) }
     }
 
     /// Those in which a blob is to be looked for: none the second time.
-    fn to_ask(&self, digest: Digest) -> &[Repository] {
-        if lock(&self.looked_for).insert(digest) { &self.repositories } else { &[] }
+    fn to_ask(&self, digest: Digest) -> Vec<Repository> {
+        let is_new = lock(&self.looked_for).insert(digest);
+        if is_new { lock(&self.repositories).clone() } else { Vec::new() }
+    }
+
+    /// One that is not to be asked again.
+    fn forget(&self, repository: &Repository) {
+        lock(&self.repositories).retain(|other| other != repository);
     }
 }
 
@@ -158,11 +164,15 @@ impl Front {
         }
     }
 
-    /// Whether another repository had it. Where one cannot be read, the blob is sent, which tells what is wrong.
+    /// Whether another repository had it.
     async fn take_over(&self, digest: Digest) -> bool {
         for other in self.elsewhere.to_ask(digest) {
-            if matches!(self.client.mount(&self.repository, digest, other).await, Ok(true)) {
-                return true;
+            match self.client.mount(&self.repository, digest, &other).await {
+                Ok(true) => return true,
+                Ok(false) => {}
+                // It may not be read with these credentials, or the registry does nothing of the kind. The blob is sent instead: if
+                // there is more to it, that tells.
+                Err(_) => self.elsewhere.forget(&other),
             }
         }
         false
