@@ -22,6 +22,10 @@ pub(super) const MARK: &str = "NOMAD_BUILD_STACK";
 /// Everybody of these tests has one address. Nobody is asked whether there is another Nomad.
 pub(super) const LIMITS: &str = "limits {\n http_max_conns_per_client = 2000\n}\ndisable_update_check = true";
 
+/// A node keeps what has ended until a test has read it, however full the machine's disk is.
+pub(super) const KEEPING: &str =
+    "gc_max_allocs = 2000\n gc_disk_usage_threshold = 100\n gc_inode_usage_threshold = 100";
+
 /// Where Nomad's helpers have their sockets: in a common folder those of killed ones would stay.
 pub(super) const SOCKETS: &str = "PLUGIN_UNIX_SOCKET_DIR";
 
@@ -118,6 +122,7 @@ impl Agent {
             client {{
               enabled = true
               cgroup_parent = "{cgroup}"
+              {KEEPING}
               options {{
                 "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
                 "driver.denylist" = "java,qemu"

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::agent::{LAZY, LIMITS, MARK, SOCKETS, binary, end_client, end_tasks, wait_for};
+use super::agent::{KEEPING, LAZY, LIMITS, MARK, SOCKETS, binary, end_client, end_tasks, wait_for};
 use super::ports;
 use super::ways::Ways;
 
@@ -125,7 +125,7 @@ impl Cluster {
         let own = [0; 3].map(|_| ports::port());
         let cgroup = format!("{}.slice", dir.path().file_name().unwrap().to_str().unwrap());
         let role = format!(
-            "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{cgroup}\"\n options {{\n \
+            "client {{\n enabled = true\n servers = {rpcs:?}\n cgroup_parent = \"{cgroup}\"\n {KEEPING}\n options {{\n \
              \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n \"driver.denylist\" = \"java,qemu\"\n }}\n}}\n\
              plugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}"
         );
