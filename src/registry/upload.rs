@@ -1,5 +1,7 @@
 //! Uploads of blobs, one step at a time (OCI distribution spec, "Pushing blobs").
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::TryStream;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
@@ -12,6 +14,9 @@ use super::error::Error;
 use super::name::Repository;
 use super::transport::{Answer, Call};
 
+/// How long is waited for the end of an upload that nobody goes on with.
+const LETTING_GO: Duration = Duration::from_secs(5);
+
 /// What a registry answered to one step of an upload.
 #[derive(Debug)]
 pub(super) struct Step {
@@ -19,6 +24,15 @@ pub(super) struct Step {
     pub(super) headers: HeaderMap,
     /// Where the upload goes on.
     pub(super) next: Option<Url>,
+}
+
+/// What a registry did that was to take a blob over.
+#[derive(Debug)]
+pub(super) enum Mount {
+    /// It has it now.
+    Taken,
+    /// It began an upload instead.
+    Begun(Url),
 }
 
 /// One step of an upload that has been started.
@@ -42,13 +56,13 @@ impl Client {
         step.next.ok_or_else(|| Error::malformed(&call.doing, "it does not say where to upload to"))
     }
 
-    /// Has a blob taken over from another repository of the registry; false where the registry wants it sent instead.
+    /// Has a blob taken over from another repository of the registry.
     pub(super) async fn mount(
         &self,
         repository: &Repository,
         digest: Digest,
         from: &Repository,
-    ) -> Result<bool, Error> {
+    ) -> Result<Mount, Error> {
         let doing = format!("taking blob {digest} over from {from} to {}/{repository}", self.host());
         let path = format!("v2/{repository}/blobs/uploads/");
         let mut call = self.call(Method::POST, &path, Scope::Mount(repository.clone(), from.clone()), doing);
@@ -58,12 +72,20 @@ impl Client {
             .append_pair("from", from.as_str());
         call.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         let step = self.step(&call, self.transport.send(&call).await?)?;
-        if let Some(url) = step.next {
-            // It has begun an upload, which nobody wants.
-            let stage = Stage { method: Method::DELETE, url, completes: None, headers: HeaderMap::new() };
-            self.upload_empty(repository, stage).await?;
+        match step.next {
+            _ if step.status == StatusCode::CREATED => Ok(Mount::Taken),
+            Some(url) => Ok(Mount::Begun(url)),
+            None => Err(Error::malformed(&call.doing, "it does not say where to upload to")),
         }
-        Ok(step.status == StatusCode::CREATED)
+    }
+
+    /// Ends an upload that nobody goes on with. Not every registry lets one be ended, and each forgets it in time.
+    pub(super) async fn let_go(&self, repository: &Repository, url: Url) {
+        let stage = Stage { method: Method::DELETE, url, completes: None, headers: HeaderMap::new() };
+        let call = self.upload_call(repository, stage);
+        if let Err(error) = self.transport.send_within(&call, LETTING_GO).await {
+            tracing::debug!(%error, "an upload that nobody goes on with was not ended");
+        }
     }
 
     /// Sends a step without content, once.

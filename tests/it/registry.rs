@@ -12,12 +12,13 @@ use nomad_build::registry::{
     RelayError, Repository,
 };
 
+use reqwest::StatusCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use server::{Image, Server, docker, random_file};
 
-use crate::support::{Fault, Faults};
+use crate::support::{At, Fault, Faults, Front};
 
 const USER: (&str, &str) = ("ci", "relay-test");
 
@@ -94,24 +95,47 @@ async fn what_another_repository_of_the_registry_has_is_taken_over_and_not_sent(
         let first = relay.finish().unwrap();
         first.put_by_digest(&client, &base).await.unwrap();
         let sent = server.count("PATCH").await;
-        for (others, more, begun) in
-            [(vec!["nothing/here"], 1, 1), (vec!["nothing/here", "base/image"], 0, 1)]
-        {
-            let to: Repository = format!("to/{}", others.len()).parse().unwrap();
-            let others = others.iter().map(|name| name.parse().unwrap()).collect();
+        let nowhere = ["nothing/here", "nothing/there", "nothing/anywhere"];
+        let cases =
+            [(&nowhere[..1], false), (&nowhere[..], false), (&nowhere[..1], true), (&nowhere[..], true)];
+        for (number, (others, is_there)) in cases.into_iter().enumerate() {
+            let to: Repository = format!("to/{number}").parse().unwrap();
+            let mut others: Vec<Repository> = others.iter().map(|name| name.parse().unwrap()).collect();
+            others.extend(is_there.then(|| base.clone()));
+            let (vain, sent) = (others.len() - usize::from(is_there), sent - usize::from(is_there));
             let relay = Relay::of_image(image.id(), others, Arc::clone(&client), to.clone()).await.unwrap();
-            let (before, left) = (server.count("PATCH").await, server.count("DELETE").await);
+            let counts =
+                async || [server.count("PATCH").await, server.begun().await, server.count("DELETE").await];
+            let before = counts().await;
             image.push(&relay.reference()).await.unwrap();
             let captured = relay.finish().unwrap();
             assert_eq!(captured.manifest(), first.manifest());
             captured.put_by_digest(&client, &to).await.unwrap();
+            let after = counts().await;
+            let [pieces, begun, ended] = [0, 1, 2].map(|count| after[count] - before[count]);
             // Its configuration is its own, and looked for nowhere else.
-            let config = sent - 1;
-            assert_eq!(server.count("PATCH").await - before, config + more, "{to}");
-            // What was begun in vain was ended.
-            assert_eq!(server.count("DELETE").await - left, begun, "{to}");
+            assert_eq!(pieces, sent, "{to}");
+            // What is sent goes on with what was begun in vain, of which no more than one is kept.
+            assert_eq!((begun, ended), (vain + sent - 1, vain - 1), "{to}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_lets_no_upload_be_ended_is_asked_all_the_same() {
+    let (server, file) = (Server::start(None).await, random_file(1));
+    let (image, base) = (Image::import(file.path()).await, "base/image".parse::<Repository>().unwrap());
+    let relay = Relay::start(client(&server), base.clone()).await.unwrap();
+    image.push(&relay.reference()).await.unwrap();
+    relay.finish().unwrap().put_by_digest(&client(&server), &base).await.unwrap();
+    let front = Front::refusing(server.host(), At::Ending, StatusCode::METHOD_NOT_ALLOWED).await;
+    let client = client_with(&front, None);
+    let others = ["nothing/here", "nothing/there"].map(|name| name.parse().unwrap());
+    let others = others.into_iter().chain([base]).collect();
+    let relay = Relay::of_image(image.id(), others, Arc::clone(&client), repository()).await.unwrap();
+    image.push(&relay.reference()).await.unwrap();
+    relay.finish().unwrap();
+    assert_eq!(server.mounts().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

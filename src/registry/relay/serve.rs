@@ -17,7 +17,7 @@ use super::super::digest::Digest;
 use super::super::error::Error;
 use super::super::manifest::{LARGEST_MANIFEST, Manifest};
 use super::super::name::{Reference, Repository};
-use super::super::upload::Stage;
+use super::super::upload::{Mount, Stage};
 use super::captured::{Captured, CapturedManifest, NotHeld};
 use super::reply;
 use super::route::{Door, NoRoute, Route};
@@ -45,12 +45,18 @@ pub(super) struct Elsewhere {
     repositories: Mutex<Vec<Repository>>,
     /// An engine asks several times, and each time for one the registry would be asked twice.
     looked_for: Mutex<HashSet<Digest>>,
+    /// Uploads that the registry began where it had nothing to take over: what is sent next goes on with them.
+    begun: Mutex<Vec<Url>>,
 }
 
 impl Elsewhere {
     /// In these, but for this blob.
     pub(super) fn except(digest: Digest, repositories: Vec<Repository>) -> Self {
-        Self { repositories: Mutex::new(repositories), looked_for: Mutex::new(HashSet::from([digest])) }
+        Self {
+            repositories: Mutex::new(repositories),
+            looked_for: Mutex::new(HashSet::from([digest])),
+            begun: Mutex::default(),
+        }
     }
 
     /// Those in which a blob is to be looked for: none the second time.
@@ -166,20 +172,36 @@ impl Front {
 
     /// Whether another repository had it.
     async fn take_over(&self, digest: Digest) -> bool {
+        let mut begun = None;
+        let mut is_taken = false;
         for other in self.elsewhere.to_ask(digest) {
             match self.client.mount(&self.repository, digest, &other).await {
-                Ok(true) => return true,
-                Ok(false) => {}
+                Ok(Mount::Taken) => {
+                    is_taken = true;
+                    break;
+                }
+                Ok(Mount::Begun(url)) if begun.is_none() => begun = Some(url),
+                Ok(Mount::Begun(url)) => self.client.let_go(&self.repository, url).await,
                 // It may not be read with these credentials, or the registry does nothing of the kind. The blob is sent instead: if
                 // there is more to it, that tells.
                 Err(_) => self.elsewhere.forget(&other),
             }
         }
-        false
+        lock(&self.elsewhere.begun).extend(begun);
+        is_taken
+    }
+
+    /// Where a blob can be sent to.
+    async fn begin(&self) -> Result<Url, Error> {
+        let begun = lock(&self.elsewhere.begun).pop();
+        match begun {
+            Some(url) => Ok(url),
+            None => self.client.start_upload(&self.repository).await,
+        }
     }
 
     async fn start_upload(&self) -> Response {
-        let url = match self.client.start_upload(&self.repository).await {
+        let url = match self.begin().await {
             Ok(url) => url,
             Err(error) => return self.failed(error, false),
         };
@@ -198,7 +220,7 @@ impl Front {
 
     /// A blob that comes with its first request: upstream it is begun and completed in two, which every registry knows.
     async fn upload_whole(&self, digest: Digest, sent: &HeaderMap, body: Body) -> Response {
-        let url = match self.client.start_upload(&self.repository).await {
+        let url = match self.begin().await {
             Ok(url) => url,
             Err(error) => return self.failed(error, false),
         };

@@ -101,6 +101,11 @@ impl Server {
         self.answered(|line| line.contains("?mount=") && line.contains("\" 201 ")).await
     }
 
+    /// How many uploads it began.
+    pub(super) async fn begun(&self) -> usize {
+        self.answered(|line| line.contains("\"POST ") && line.contains("\" 202 ")).await
+    }
+
     async fn answered(&self, is: impl Fn(&str) -> bool) -> usize {
         // The log is written after the answer: a request of our own marks how far it is to be read.
         let mark = format!("/v2/mark/{}/tags/list", uuid::Uuid::new_v4());

@@ -19,6 +19,8 @@ pub(crate) enum At {
     Put,
     /// The begin of an upload.
     Upload,
+    /// The end of an upload that nobody goes on with.
+    Ending,
     /// A manifest put, under whatever name.
     Manifest,
     /// A manifest put under its digest: the last request before the claim.
@@ -37,6 +39,7 @@ impl At {
             Self::Everything => true,
             Self::Put => method == Method::PUT,
             Self::Upload => method == Method::POST && path.contains("/blobs/uploads"),
+            Self::Ending => method == Method::DELETE && path.contains("/blobs/uploads"),
             Self::Manifest => method == Method::PUT && manifest.is_some(),
             Self::Digest => method == Method::PUT && manifest.is_some() && !by_tag,
             Self::Tag => method == Method::PUT && by_tag,
