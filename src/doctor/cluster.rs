@@ -11,7 +11,7 @@ use super::Report;
 use crate::archive::Archive;
 use crate::config::Config;
 use crate::job::JobId;
-use crate::nomad::{Capability, Client, Error, Kind, NodeStub, fits};
+use crate::nomad::{Capability, Client, DiskUsage, Error, Kind, NodeStub, fits};
 use crate::registry::{self, Endpoint, PlainHttp};
 use crate::render::Runner;
 use crate::telemetry::chain;
@@ -31,6 +31,14 @@ const PATIENCE: registry::Limits = registry::Limits {
 
 /// Where the policy is.
 const SHIPPED: &str = "it is shipped as nomad-jobs/policies";
+
+/// How full a node's disk may be, in percent, before its agent removes what has ended: `gc_disk_usage_threshold` and
+/// `gc_inode_usage_threshold` of an agent that says nothing of them.
+const FULL: DiskUsage = DiskUsage { bytes: 80.0, inodes: 70.0 };
+
+/// What to do about a disk that is fuller.
+const ROOM: &str =
+    "make room there, set NOMAD_BUILD_ARCHIVE, or raise what its agent's configuration says of it";
 
 struct Doctor<'a> {
     config: &'a Config,
@@ -336,8 +344,24 @@ impl Doctor<'_> {
         } else {
             report.good("nodes", format!("builds may run on {}: run doctor --node there", names(&able)));
         }
+        self.disks(&able).await;
         if !able.is_empty() && !self.config.policy.allowed.vault.is_empty() {
             self.vault(&able).await;
+        }
+    }
+
+    /// Whether the nodes keep the logs of what has ended.
+    async fn disks(&mut self, nodes: &[&&NodeStub]) {
+        let nomad = self.manager.as_ref().unwrap_or(&self.nomad);
+        for node in nodes {
+            let name = &node.name;
+            match nomad.node_disk(&node.id).await {
+                Ok(disk) => match full(disk) {
+                    None => self.report.good("disk", format!("{name} has room to keep what has ended")),
+                    Some(words) => self.report.warn("disk", format!("{name}'s disk {words}"), ROOM),
+                },
+                Err(error) => self.report.unknown("disk", chain(&error), "is its agent up?"),
+            }
         }
     }
 
@@ -415,6 +439,43 @@ impl Doctor<'_> {
                     self.report.bad("registry", format!("{host}: {why}"), remedy);
                 }
             }
+        }
+    }
+}
+
+/// What follows from how full a disk is, where something does.
+fn full(disk: DiskUsage) -> Option<String> {
+    let (words, setting) = if disk.bytes > FULL.bytes {
+        (format!("is {:.0} % full", disk.bytes), format!("gc_disk_usage_threshold ({} % ", FULL.bytes))
+    } else if disk.inodes > FULL.inodes {
+        let words = format!("has {:.0} % of its inodes in use", disk.inodes);
+        (words, format!("gc_inode_usage_threshold ({} % ", FULL.inodes))
+    } else {
+        return None;
+    };
+    Some(format!(
+        "{words}: past {setting}by default) the node removes ended jobs, and their logs with them, within a minute"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_full_where_nomad_begins_to_remove() {
+        for (bytes, inodes, want) in [
+            (80.0, 70.0, None),
+            (80.4, 0.0, Some("is 80 % full: past gc_disk_usage_threshold (80 %")),
+            (97.0, 99.0, Some("is 97 % full: past gc_disk_usage_threshold (80 %")),
+            (0.0, 71.0, Some("has 71 % of its inodes in use: past gc_inode_usage_threshold (70 %")),
+        ] {
+            let found = full(DiskUsage { bytes, inodes });
+            let is_right = match (&found, want) {
+                (Some(found), Some(want)) => found.starts_with(want),
+                (found, want) => found.is_none() && want.is_none(),
+            };
+            assert!(is_right, "{bytes} {inodes}: {found:?}");
         }
     }
 }

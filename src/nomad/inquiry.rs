@@ -43,6 +43,17 @@ pub(super) struct RoleLink {
     pub(super) id: String,
 }
 
+/// How full a disk is, in percent.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct DiskUsage {
+    /// Of its bytes.
+    #[serde(rename = "UsedPercent")]
+    pub bytes: f64,
+    /// Of its inodes.
+    #[serde(rename = "InodesUsedPercent")]
+    pub inodes: f64,
+}
+
 /// A node, as a list shows it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -142,5 +153,17 @@ impl Client {
         }
         let node: Node = self.call(Request::get(&["node", id], format!("reading node {id}"))).await?.value;
         Ok(node.attributes)
+    }
+
+    /// How full the disk of a node's allocations is. It takes `node:read`.
+    pub async fn node_disk(&self, id: &str) -> Result<DiskUsage, Error> {
+        #[derive(Deserialize)]
+        struct Stats {
+            #[serde(rename = "AllocDirStats")]
+            disk: DiskUsage,
+        }
+        let request = Request::get(&["client", "stats"], format!("asking node {id} for its disk"));
+        let stats: Stats = self.call(request.query("node_id", id)).await?.value;
+        Ok(stats.disk)
     }
 }

@@ -21,7 +21,7 @@ pub use client::{Client, Settings};
 pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};
 pub use files::{Frame, FrameStream, Origin};
-pub use inquiry::{NodeStub, TokenInfo};
+pub use inquiry::{DiskUsage, NodeStub, TokenInfo};
 pub use jobs::Registration;
 pub use logins::{AuthMethod, Login, OidcAnswer, OidcRequest};
 pub use policies::{Policy, fits};

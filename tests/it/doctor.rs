@@ -60,8 +60,11 @@ async fn a_cluster_as_the_readme_has_it_is_well_and_what_is_amiss_is_named() {
         examined(&["--management-token-file", &management], &[&variables, further].concat()).await
     };
     let (code, findings) = run(&service, &[]).await;
-    let amiss = not_good(&findings);
+    // How full its disk is, is this machine's own affair.
+    let amiss: Vec<_> =
+        not_good(&findings).into_iter().filter(|finding| finding["check"] != "disk").collect();
     assert_eq!((code, amiss.len()), (Some(0), 0), "{amiss:#?}");
+    assert!(matches!(of(&findings, "disk")[..], [("good" | "warning", _)]), "{findings:#?}");
     let left = nomad.call(reqwest::Method::GET, "vars?namespace=builds", &Value::Null).await;
     assert_eq!(left, json!([]), "a check leaves nothing behind");
 
