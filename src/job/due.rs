@@ -34,6 +34,8 @@ const FORGOTTEN: &str = "Nomad had forgotten the job before it was heard how it 
 pub enum Due {
     /// Revoke the right to publish, with this verdict.
     Revoke(Verdict),
+    /// The same, unless Nomad looks for another place for the job, of which nothing ran yet.
+    RevokeUnlessPlaced(Verdict),
     /// The right was claimed and the claimer is gone: end the publish phase with this outcome.
     Conclude(Outcome),
     /// The job was ended by a verdict and still runs in Nomad: stop it.
@@ -124,6 +126,10 @@ impl Facts {
             Some(AllocationFacts { detail: Some(Detail { setup_error: Some(why), .. }), .. }) => {
                 (Status::Failed, Reason::SetupFailed, format!("a task could not be set up: {why}"))
             }
+            Some(AllocationFacts { node_name, .. }) if self.has_lost_its_place() => {
+                let message = format!("Nomad took the job from node {node_name} before anything of it ran");
+                (Status::Lost, Reason::NodeLost, message)
+            }
             Some(AllocationFacts { node_name, detail, .. }) => {
                 let death = detail.as_ref().and_then(|detail| detail.death.as_ref());
                 let death = death.map_or_else(String::new, |death| format!(" ({death})"));
@@ -131,7 +137,10 @@ impl Facts {
                 (Status::Failed, Reason::RunnerDied, message)
             }
         };
-        Some(Due::Revoke(Verdict::new(status, self.phase(), reason, &message, now)))
+        let verdict = Verdict::new(status, self.phase(), reason, &message, now);
+        let may_be_placed =
+            status == Status::Lost && !job.gone && !job.remembered && self.has_lost_its_place();
+        Some(if may_be_placed { Due::RevokeUnlessPlaced(verdict) } else { Due::Revoke(verdict) })
     }
 
     /// The allocation that counts, where it is not over.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::job::record::tests::{DONE, allocation, at, claimed, facts, job, killed, progress};
-use crate::job::{Labels, Progress};
+use crate::job::{Labels, Progress, Record};
 
 #[test]
 fn what_nobody_else_ends_is_due() {
@@ -86,6 +86,49 @@ fn what_nobody_else_ends_is_due() {
     // Whoever revoked stops the job; one that could not is helped.
     assert_eq!(facts(progress(&DONE), Some(killed(99))).due(now, TimeDelta::zero()), None);
     assert_eq!(facts(progress(&DONE), Some(killed(20))).due(now, TimeDelta::zero()), Some(Due::Stop));
+}
+
+#[test]
+fn a_job_that_lost_its_place_before_it_began_is_lost_only_if_nomad_looks_for_none() {
+    let now = at(100);
+    let due = |standing, detail: Option<Detail>, phases: &[(Phase, bool)]| {
+        let mut facts = facts(progress(phases), None);
+        facts.see_placement(5, Some("no room".to_owned()));
+        facts.see_allocation(AllocationFacts { standing, detail, ..allocation(9, true) });
+        let record = Record::of(&facts).unwrap();
+        assert_eq!(record.placement.is_some(), record.nomad.allocation.is_none());
+        match facts.due(now, TimeDelta::zero())? {
+            Due::Revoke(verdict) => Some((false, verdict.status, verdict.reason)),
+            Due::RevokeUnlessPlaced(verdict) => {
+                assert_eq!(record.placement.as_deref(), Some("no room"));
+                Some((true, verdict.status, verdict.reason))
+            }
+            due => panic!("{due:?}"),
+        }
+    };
+    let detail = |begun| Some(Detail { begun, finished: true, ..Detail::default() });
+    let unset = Detail { setup_error: Some("no such program".to_owned()), begun: true, ..Detail::default() };
+    let (lost, died) = ((Status::Lost, Reason::NodeLost), (Status::Failed, Reason::RunnerDied));
+    for (standing, detail, phases, (unless_placed, (status, reason))) in [
+        (Standing::Lost, None, &[][..], (true, lost)),
+        (Standing::Lost, detail(false), &[], (true, lost)),
+        (Standing::Lost, detail(true), &[], (false, lost)),
+        (Standing::Lost, None, &BUILDING, (false, lost)),
+        (Standing::Over, detail(false), &[], (true, lost)),
+        (Standing::Over, detail(true), &[], (false, died)),
+        (Standing::Over, detail(false), &BUILDING, (false, died)),
+        (Standing::Over, Some(unset), &[], (false, (Status::Failed, Reason::SetupFailed))),
+    ] {
+        let found = due(standing, detail.clone(), phases);
+        assert_eq!(found, Some((unless_placed, status, reason)), "{standing:?} {detail:?} {phases:?}");
+    }
+
+    // One of two that runs is a place.
+    let mut placed = facts(Progress::default(), None);
+    placed.see_allocation(AllocationFacts { standing: Standing::Lost, ..allocation(9, true) });
+    placed.see_allocation(AllocationFacts { id: "other".to_owned(), created: 3, ..allocation(9, false) });
+    assert_eq!(placed.due(now, TimeDelta::zero()), None);
+    assert_eq!(Record::of(&placed).unwrap().nomad.allocation.as_deref(), Some("other"));
 }
 
 /// A job that was built, tested and published, as far as told, and whose last change by Nomad is of second 20: the build began

@@ -78,6 +78,8 @@ impl AllocationFacts {
 /// What the tasks of an allocation say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detail {
+    /// Whether any of them has begun.
+    pub begun: bool,
     /// Whether the finish task has ended.
     pub finished: bool,
     /// What Nomad said of a task that could not be set up.
@@ -238,6 +240,20 @@ impl Facts {
         self.allocations.clear();
         self.placement = (0, None);
         self.progress.0 = 0;
+    }
+
+    /// Whether nothing of the job ran in any place it had, and it has none now: Nomad takes one that is pending from a node that
+    /// it misses, and from one that is drained.
+    pub fn has_lost_its_place(&self) -> bool {
+        // What tells nothing of its tasks and was not lost may have run them.
+        let may_have_begun = |allocation: &AllocationFacts| match &allocation.detail {
+            Some(detail) => detail.begun,
+            None => allocation.standing != Standing::Lost,
+        };
+        let mut allocations = self.allocations.values();
+        !self.allocations.is_empty()
+            && self.progress.1.latest().is_none()
+            && allocations.all(|allocation| allocation.is_over() && !may_have_begun(allocation))
     }
 
     /// The allocation that counts: the one created last.

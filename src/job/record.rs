@@ -153,12 +153,12 @@ impl Record {
         let published = facts.published();
         let status = status(facts, verdict, published);
         let build = progress.of(Phase::Build);
-        let allocation = facts.allocation();
+        let place = facts.allocation().filter(|_| !facts.has_lost_its_place());
         let told_by = progress.latest().map(|(_, outcome)| outcome.allocation.as_str());
         // In one that somebody had Nomad make of an ended job, nothing is done. And Nomad forgets an allocation before its ledger is
         // swept, and that of a job that is purged at once.
         let shown = told_by.filter(|_| status.is_final());
-        let shown = shown.or(allocation.map(|a| a.id.as_str()));
+        let shown = shown.or(place.map(|a| a.id.as_str()));
         let shown = shown.or_else(|| told_by.filter(|_| job.remembered || job.gone));
         Some(Self {
             id: facts.id.clone(),
@@ -214,7 +214,7 @@ impl Record {
 /// Why nothing can take a job, or why the node that has taken it does not begin the phase that is next.
 fn waits(facts: &Facts, has_tests: bool) -> Option<String> {
     let latest = facts.progress.1.latest();
-    let Some(allocation) = facts.allocation() else {
+    let Some(allocation) = facts.allocation().filter(|_| !facts.has_lost_its_place()) else {
         return facts.placement.1.clone().filter(|_| latest.is_none());
     };
     let next = match latest {

@@ -29,6 +29,7 @@ fn facts(
 pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFacts)> {
     let states = &allocation.task_states;
     let detail = (!states.is_empty()).then(|| Detail {
+        begun: states.values().any(|task| task.started_at.is_some()),
         finished: is_finished(allocation),
         setup_error: setup_error(allocation),
         death: death(allocation),

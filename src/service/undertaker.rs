@@ -101,6 +101,7 @@ impl<'a> Undertaker<'a> {
             Due::Revoke(verdict) => {
                 self.revoke(id, verdict).await?;
             }
+            Due::RevokeUnlessPlaced(_) => self.revoke_unless_placed(id).await?,
             // A cleanup was begun: what is left of the ledger says nothing, and whoever cleans up again needs none of it.
             Due::Conclude(_) if cleanup::sweep_of(nomad, namespace, id).await?.is_some() => {
                 store.remove(id);
@@ -114,6 +115,24 @@ impl<'a> Undertaker<'a> {
             Due::Look => self.look(id).await?,
         }
         Ok(())
+    }
+
+    /// Ends a job that has lost its place, unless Nomad has another one for it, or looks for one: where there is no room it waits,
+    /// as every job does.
+    async fn revoke_unless_placed(&self, id: &JobId) -> Result<(), Undone> {
+        let Tenant { nomad, namespace, store, .. } = self.tenant;
+        let job = match nomad.job(namespace, id.as_str()).await {
+            // The next list tells that.
+            Err(Error { kind: Kind::NotFound, .. }) => return Ok(()),
+            job => job?,
+        };
+        self.look(id).await?;
+        match store.due_of(id, Utc::now()) {
+            Some(Due::RevokeUnlessPlaced(verdict)) if job.status == "dead" => {
+                self.revoke(id, verdict).await.map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Ends a job of which nothing new was heard for too long. What was not heard may have happened all the same, where it is

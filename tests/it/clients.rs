@@ -97,8 +97,12 @@ impl Unheard {
         let mut job = world().job(&repository);
         job["test_commands"] = json!(["sleep 5"]);
         job["timeouts"] = json!({"build": TIMEOUT, "test": TIMEOUT, "publish": TIMEOUT});
+        let nomad = Nomad::new(&cluster.server());
+        let login = nomad.credentials(&json!({"username": "me", "password": "nobody's"})).await;
+        job["registry_credentials_path"] = json!(login);
         let id = api.submit(&job).await;
         runs(cluster, api, &id, "TESTING").await;
+        assert_ne!(nomad.variables(&format!("nomad/jobs/{id}")).await, [] as [&str; 0]);
         cluster.kill_client();
         let node = node(cluster, "the node is missed", |node| node["Status"] != "ready").await;
         Self { job, id, node, _repository: repository }
@@ -112,6 +116,11 @@ impl Unheard {
         eventually("the tasks are ended", async || containers_of(id).is_empty().then_some(())).await;
         let status = api.status(id).await;
         assert_eq!(ended_as(&status), end, "{status:#}");
+        let nomad = Nomad::new(&cluster.server());
+        eventually("a job without credentials", async || {
+            nomad.variables(&format!("nomad/jobs/{id}")).await.is_empty().then_some(())
+        })
+        .await;
         assert_eq!(world().tags(&self.job).await, [] as [&str; 0]);
         // Nomad (1.11) does not run the poststop task of an allocation that was stopped while its node was away.
         eventually("the node is cleaned up", async || {
@@ -217,31 +226,52 @@ async fn a_job_whose_node_stays_away_is_lost_and_publishes_nothing_when_the_node
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_whose_allocation_nomad_replaces_is_lost_and_never_runs() {
+async fn a_job_whose_node_is_lost_before_it_began_waits_for_another_place_and_is_built_there() {
     let Bench { cluster, api, .. } = &Bench::new().await;
     let world = world();
-    let repository = world.repository("");
-    let job = world.job(&repository);
-    // Its node takes it no more, and Nomad places what is pending anew.
-    cluster.halt_client(true);
-    let id = api.submit(&job).await;
-    let status = api.wait_for_end(&id).await;
-    cluster.halt_client(false);
-    assert_eq!(ended_as(&status), ("LOST", "node_lost"), "{status:#}");
-    assert!(status["phase_timestamps"]["build_start"].is_null(), "{status:#}");
-    node(cluster, "the node is back", |node| node["Status"] == "ready").await;
     let nomad = Nomad::new(&cluster.server());
-    eventually("Nomad runs none of its allocations", async || {
-        let all = nomad.get(&format!("/v1/job/{id}/allocations?all=true")).await;
-        let over = |allocation: &Value| {
-            matches!(allocation["ClientStatus"].as_str(), Some("complete" | "failed" | "lost"))
-        };
-        all.as_array().unwrap().iter().all(over).then_some(())
-    })
-    .await;
-    assert_eq!(api.status(&id).await["status"], "LOST");
-    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
-    engine_is_rid_of(&id).await;
+    for dies in [false, true] {
+        let repository = world.repository("");
+        let job = world.job(&repository);
+        // Its node takes it no more, and Nomad places what is pending anew, once there is a place.
+        if dies {
+            cluster.kill_client();
+        } else {
+            cluster.halt_client(true);
+        }
+        let id = api.submit(&job).await;
+        eventually("an allocation that is lost", async || {
+            let allocations = nomad.get(&format!("/v1/job/{id}/allocations")).await;
+            (allocations[0]["ClientStatus"] == "lost").then_some(())
+        })
+        .await;
+        let waits = |status: &Value| !status["placement"].is_null();
+        let status = api.wait_until(&id, "why it waits", waits).await;
+        assert_eq!(status["status"], "PENDING", "{status:#}");
+        assert_eq!(status["nomad"]["allocation"], Value::Null, "{status:#}");
+        // A replica that never heard of its first place says the same.
+        let fresh = Service::start(&cluster.server(), &world.registry, &[]);
+        let fresh_api = Api::new(&fresh.url);
+        assert_eq!(fresh_api.wait_until(&id, "why it waits", waits).await["status"], "PENDING");
+        if dies {
+            cluster.restart_client().await;
+        } else {
+            cluster.halt_client(false);
+        }
+        let status = api.wait_for_end(&id).await;
+        assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+        assert_eq!(world.served(image_of(&job), "one").await.as_deref(), status["image"]["digest"].as_str());
+        assert_eq!(fresh_api.wait_for_end(&id).await["status"], "SUCCEEDED");
+        eventually("Nomad is done with all its allocations", async || {
+            let all = nomad.get(&format!("/v1/job/{id}/allocations?all=true")).await;
+            let over = |allocation: &Value| {
+                matches!(allocation["ClientStatus"].as_str(), Some("complete" | "failed" | "lost"))
+            };
+            all.as_array().unwrap().iter().all(over).then_some(())
+        })
+        .await;
+        engine_is_rid_of(&id).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
