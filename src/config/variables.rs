@@ -93,7 +93,7 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     (
         "NOMAD_BUILD_ALLOW_REPOSITORIES",
         "",
-        "what may be built, as begins of addresses up to a /, separated by commas; without it, anything",
+        "what may be built, and be a submodule of that, as begins of addresses up to a /, separated by commas; without it, anything",
     ),
     (
         "NOMAD_BUILD_ALLOW_BASE_IMAGES",

@@ -139,6 +139,7 @@ mod tests {
             reference: None,
             transports: &["https"],
             credentials: Some(&credentials),
+            allows: &|_| Ok(()),
             keep_git: false,
             most: crate::git::Most { mebibytes: 1, files: 1, memory: 1 },
             environment: &[],

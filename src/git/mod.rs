@@ -9,6 +9,7 @@ mod large_files;
 mod process;
 mod refs;
 mod size;
+mod submodules;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -21,9 +22,8 @@ use refs::{Remote, Wanted};
 
 pub use size::Most;
 
-/// Says of each submodule, however deep, where it is and where it came from. It is the same for every repository, and what those
-/// have in names passes the shell that git has it run by as the values of variables.
-const MODULES: &str = r#"printf '%s\0%s\0' "$displaypath" "$(git config --get remote.origin.url)""#;
+/// Whether a checkout may have a submodule of an address; if not, why.
+pub type Allows<'a> = dyn Fn(&str) -> Result<(), String> + Send + Sync + 'a;
 
 /// A repository to check out.
 pub struct Source<'a> {
@@ -35,6 +35,8 @@ pub struct Source<'a> {
     pub transports: &'a [&'a str],
     /// What opens it.
     pub credentials: Option<&'a Credentials>,
+    /// Which addresses its submodules may have.
+    pub allows: &'a Allows<'a>,
     /// Whether git's own folder stays: it is another one for each checkout, whatever is checked out.
     pub keep_git: bool,
     /// How much it may take of the machine, with its submodules and large files.
@@ -121,6 +123,9 @@ pub enum GitError {
          it with what the host's owner publishes)"
     )]
     UnknownHost(String),
+    /// A submodule is of a repository that may not be built.
+    #[error("the address of submodule {0:?} {1}")]
+    NotAllowed(String, String),
     /// It takes more of the machine than it may.
     #[error(
         "the repository, with its submodules and large files, takes more than {0} here: make it smaller, or ask who runs the \
@@ -151,6 +156,7 @@ pub trait Output {
 struct Repository<'a, O> {
     url: &'a str,
     folder: &'a Path,
+    allows: &'a Allows<'a>,
     git: Git<'a, O>,
 }
 
@@ -165,7 +171,7 @@ pub async fn check_out<O: Output + Sync>(
     let home = Home::make(home, source).await?;
     let memory = source.most.memory;
     let git = Git { home: home.path(), ssh: home.ssh(), memory, environment: source.environment, output };
-    let repository = Repository { url: source.url, folder, git };
+    let repository = Repository { url: source.url, folder, allows: source.allows, git };
     let checked_out = tokio::select! {
         checked_out = repository.check_out(source.reference, source.keep_git) => checked_out,
         // What git is at then is ended by being dropped.
@@ -261,45 +267,6 @@ impl<O: Output + Sync> Repository<'_, O> {
         let wanted = format!("{of}^{{commit}}");
         let said = self.run("rev-parse", &["--verify", "--end-of-options", &wanted]).await?;
         Ok(said.trim().to_owned())
-    }
-
-    /// Submodules, where the repository has some: under the same rules, as they read the same configuration. Where each is, however
-    /// deep, and where it came from.
-    async fn submodules(&self) -> Result<Vec<(PathBuf, String)>, GitError> {
-        // Not through a link, which git itself does not follow here.
-        let list = tokio::fs::symlink_metadata(self.folder.join(".gitmodules")).await;
-        if !list.is_ok_and(|list| list.is_file()) {
-            return Ok(Vec::new());
-        }
-        let arguments = ["update", "--init", "--recursive", "--depth=1"];
-        self.run_remotely("submodule", &arguments).await?;
-        let said = self.run("submodule", &["--quiet", "foreach", "--recursive", MODULES]).await?;
-        let mut parts = said.split('\0');
-        let mut modules = Vec::new();
-        while let (Some(path), Some(url)) = (parts.next(), parts.next()) {
-            modules.push((self.folder.join(path), url.to_owned()));
-        }
-        Ok(modules)
-    }
-
-    /// Removes what is git's own, of the submodules too: there it is a file that leads to what is not there any more.
-    async fn forget(&self, modules: &[(PathBuf, String)]) -> Result<(), GitError> {
-        let failed = |path: &Path, error| GitError::File(path.to_owned(), error);
-        let root = tokio::fs::canonicalize(self.folder).await.map_err(|error| failed(self.folder, error))?;
-        for (folder, _) in modules {
-            // Not where a link leads out.
-            let folder =
-                tokio::fs::canonicalize(folder).await.ok().filter(|folder| folder.starts_with(&root));
-            let Some(file) = folder.map(|folder| folder.join(".git")) else { continue };
-            match tokio::fs::remove_file(&file).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed(&file, error));
-                }
-                _ => {}
-            }
-        }
-        let own = root.join(".git");
-        tokio::fs::remove_dir_all(&own).await.map_err(|error| failed(&own, error))
     }
 
     /// Runs git inside the checkout.

@@ -221,6 +221,20 @@ impl Allowed {
         held(&self.repositories, |rule| rule.covers(repository), "repositories")
     }
 
+    /// Whether a repository may be a submodule of one that is built: where there is a list, it has to be one that may be built itself.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn submodule(&self, address: &str) -> Result<(), String> {
+        if self.repositories.is_empty() {
+            return Ok(());
+        }
+        let repository = address
+            .parse::<RepoUrl>()
+            .map_err(|error| format!("is not one that may be built here: {error}"))?;
+        self.repository(&repository)
+    }
+
     /// Whether credentials may be there.
     pub(super) fn credentials(&self, path: &CredentialsPath) -> Result<(), String> {
         match path.vault() {
@@ -312,6 +326,21 @@ mod tests {
             assert_eq!(allowed.repository(&asked).is_ok(), want, "{rule} {asked}");
         }
         assert!("github.com/acme".parse::<RepoRule>().is_err());
+        let rule = "https://github.com/acme".parse().unwrap();
+        let allowed = Allowed { repositories: vec![rule], ..Allowed::default() };
+        for (address, want) in [
+            ("https://github.com/acme/api", true),
+            ("https://github.com/eve/api", false),
+            ("https://eve:secret@github.com/acme/api", false),
+            ("ext::sh -c id", false),
+            ("../api", false),
+            ("", false),
+        ] {
+            let found = allowed.submodule(address);
+            assert_eq!(found.is_ok(), want, "{address}: {found:?}");
+            assert!(!format!("{found:?}").contains("secret"), "{found:?}");
+            assert!(Allowed::default().submodule(address).is_ok(), "git knows which it can get");
+        }
     }
 
     #[test]

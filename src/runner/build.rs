@@ -79,6 +79,7 @@ impl Runner {
             reference: spec.git_ref.as_ref().map(GitRef::as_str),
             transports: &transports,
             credentials: login.as_ref(),
+            allows: &|address| self.payload.policy.allowed.submodule(address),
             keep_git: spec.keeps_git_dir(),
             most: git::Most {
                 mebibytes: isolation.max_checkout_mb.into(),
@@ -151,6 +152,7 @@ fn git_failure(error: &GitError) -> Failure {
         | GitError::Pipe(_)
         | GitError::TooMuch { .. }
         | GitError::UnknownHost(_)
+        | GitError::NotAllowed(..)
         | GitError::TooLarge(_)
         | GitError::Failed { .. } => Reason::CheckoutFailed,
     };

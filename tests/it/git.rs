@@ -35,20 +35,29 @@ async fn check_out_within(
     most: Most,
     path: String,
 ) -> (TempDir, Result<CheckedOut, GitError>, String) {
-    let folder = tempfile::Builder::new().prefix("a b'$(id)\"").tempdir().unwrap();
-    let environment = [("PATH".to_owned(), path)];
-    let source = Source {
+    let source = Source { credentials, most, ..main_of(url) };
+    check_out_source(&Source { environment: &[("PATH".to_owned(), path)], ..source }).await
+}
+
+/// The branch `main` of a repository.
+fn main_of(url: &str) -> Source<'_> {
+    Source {
         url,
         reference: Some("main"),
         transports: &["file", "http", "ssh"],
-        credentials,
+        credentials: None,
+        allows: &|_| Ok(()),
         keep_git: false,
-        most,
-        environment: &environment,
-    };
+        most: MOST,
+        environment: &[],
+    }
+}
+
+async fn check_out_source(source: &Source<'_>) -> (TempDir, Result<CheckedOut, GitError>, String) {
+    let folder = tempfile::Builder::new().prefix("a b'$(id)\"").tempdir().unwrap();
     let (checkout, home) = (folder.path().join("checkout"), folder.path().join("home"));
     let heard = Heard::default();
-    let checked_out = check_out(&source, &checkout, &home, &heard).await;
+    let checked_out = check_out(source, &checkout, &home, &heard).await;
     assert!(!home.exists(), "git's home is left behind");
     (folder, checked_out, String::from_utf8(heard.0.into_inner().unwrap()).unwrap())
 }
@@ -106,6 +115,44 @@ async fn a_submodule_with_an_address_relative_to_the_repository_is_checked_out()
     assert!(!checkout.join(".git").exists() && !checkout.join("sub/.git").exists());
     let inside = std::fs::read_to_string(folder.path().join("checkout/sub/inside")).unwrap();
     assert_eq!(inside, "inner");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_the_submodules_none_is_got_that_is_not_allowed() {
+    let names = ["deepest", "inner", "other"];
+    let [deepest, inner, other] = names.map(|name| Repository::new().file("name", name).commit());
+    let inner = inner.submodule(&deepest.url(), "a sub").commit();
+    let outer = Repository::new().submodule(&other.url(), "o").submodule(&inner.url(), "sub").commit();
+    let environment = [("PATH".to_owned(), environment("PATH").unwrap())];
+    for (forbidden, name) in
+        [(None, ""), (Some(&other), "o"), (Some(&inner), "sub"), (Some(&deepest), "a sub")]
+    {
+        let asked = Mutex::new(Vec::new());
+        let forbidden = forbidden.map(Repository::url);
+        let allows = |address: &str| {
+            asked.lock().unwrap().push(address.to_owned());
+            if forbidden.as_deref() == Some(address) { Err("is forbidden".to_owned()) } else { Ok(()) }
+        };
+        let url = outer.url();
+        let source = Source { allows: &allows, environment: &environment, ..main_of(&url) };
+        let (folder, checked_out, said) = check_out_source(&source).await;
+        match checked_out {
+            Ok(_) => assert_eq!(name, ""),
+            Err(GitError::NotAllowed(module, why)) => {
+                assert_eq!((module.as_str(), why.as_str()), (name, "is forbidden"));
+            }
+            Err(error) => panic!("{error:?}: {said}"),
+        }
+        // Of a forbidden one git is not told at all, and of what is in it nobody.
+        let checkout = folder.path().join("checkout");
+        let got = |path: &str| checkout.join(path).join("name").exists();
+        let is_whole = forbidden.is_none();
+        assert_eq!(got("sub/a sub"), is_whole, "{forbidden:?}: {said}");
+        assert!(forbidden.is_none_or(|url| !said.contains(&url)), "{said}");
+        let is_in_the_outer_one = ["o", "sub"].contains(&name);
+        assert_eq!(got("o") && got("sub"), !is_in_the_outer_one, "{name}: {said}");
+        assert_eq!(asked.lock().unwrap().contains(&deepest.url()), !is_in_the_outer_one);
+    }
 }
 
 #[tokio::test]
@@ -171,6 +218,31 @@ async fn credentials_go_to_the_host_they_are_for_and_not_where_that_sends_to() {
     assert!(refused.is_err(), "{refused:?}");
     let seen = seen.lock().unwrap();
     assert!(!seen.is_empty() && seen.iter().all(Option::is_none), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_redirect_leads_to_a_transport_that_is_not_allowed() {
+    for (scheme, is_followed) in [("http", true), ("https", false), ("ftp", false), ("ssh", false)] {
+        let connected = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let counter = Arc::clone(&connected);
+        let accepting = tokio::spawn(async move {
+            while listener.accept().await.is_ok() {
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let first = Router::new().fallback(async move |uri: Uri| {
+            (StatusCode::FOUND, [(LOCATION, format!("{there}{uri}"))]).into_response()
+        });
+        let url = format!("http://{}/repository.git", serve(first).await);
+        let environment = [("PATH".to_owned(), environment("PATH").unwrap())];
+        let source = Source { transports: &["http"], environment: &environment, ..main_of(&url) };
+        let (_folder, refused, _) = check_out_source(&source).await;
+        assert!(matches!(refused, Err(GitError::Failed { .. })), "{scheme}: {refused:?}");
+        assert_eq!(connected.load(Ordering::SeqCst) > 0, is_followed, "{scheme}: {refused:?}");
+        accepting.abort();
+    }
 }
 
 #[tokio::test]
@@ -359,6 +431,7 @@ async fn an_address_and_a_ref_are_arguments_of_git_whole_and_behind_its_options(
             reference: Some(reference.as_str()),
             transports: &["https"],
             credentials: None,
+            allows: &|_| Ok(()),
             keep_git: false,
             most: MOST,
             environment: &environment,

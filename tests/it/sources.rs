@@ -12,7 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Repository, World, eventually, serve, tags_of, world};
+use crate::support::{Api, Repository, Service, World, eventually, serve, tags_of, world};
 
 /// Strange enough to be found wherever it shows up.
 const PASSWORD: &str = "pa$$:w0rd/%40-7f3a9c";
@@ -258,6 +258,29 @@ async fn a_submodule_is_checked_out() {
     job["test_commands"] = json!(["test \"$(cat /inside)\" = inner"]);
     let (_, status) = world.api().run(&job).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submodule_is_held_to_the_list_of_repositories() {
+    let world = world();
+    let inner = Repository::new().file("inside", "inner").commit();
+    let outer = world.repository("COPY sub/inside /inside").submodule(&inner.url(), "sub").commit();
+    let job = world.job(&outer);
+    for (allowed, end) in [(outer.url(), "FAILED"), (format!("{},{}", outer.url(), inner.url()), "SUCCEEDED")]
+    {
+        let variables = [("NOMAD_BUILD_ALLOW_REPOSITORIES", allowed.as_str())];
+        let service = Service::start(&world.nomad, &world.registry, &variables);
+        let (_, status) = Api::new(&service.url).run(&job).await;
+        assert_eq!(status["status"], end, "{status:#}");
+        if end == "FAILED" {
+            assert_eq!(status["failure"]["reason"], "checkout_failed", "{status:#}");
+            let message = status["failure"]["message"].as_str().unwrap();
+            let wanted = format!(
+                "the address of submodule \"sub\" is none of the repositories allowed here: {allowed}"
+            );
+            assert!(message.contains(&wanted), "{message}");
+        }
+    }
 }
 
 #[tokio::test]
