@@ -92,8 +92,10 @@ lint-deny:
 	@$(with_env) PATH=$$PATH:$$NOMAD_BUILD_TOOLS; if ! command -v cargo-deny >/dev/null; then \
 	    echo "lint: cargo-deny is not installed, licences and sources are not checked"; \
 	else \
-	    cargo deny --locked check --hide-inclusion-graph licenses bans sources; \
-	    if cargo deny --locked fetch db >/dev/null 2>&1; then cargo deny --locked check --hide-inclusion-graph advisories; \
+	    deny() { for of in Cargo.toml fuzz/Cargo.toml; do \
+	        cargo deny --locked --manifest-path $$of --config deny.toml check --hide-inclusion-graph "$$@"; done; }; \
+	    deny licenses bans sources; \
+	    if cargo deny --locked fetch db >/dev/null 2>&1; then deny advisories; \
 	    else echo "lint: the advisory database cannot be fetched, advisories are not checked"; fi; \
 	fi
 

@@ -180,3 +180,21 @@ fn every_threat_of_the_security_policy_names_tests_that_are_there() {
         }
     }
 }
+
+/// Every package of a lock file, as its name and its version.
+fn locked(file: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let packages = lines.iter().zip(lines.iter().skip(1)).filter(|(name, _)| name.starts_with("name = "));
+    packages.map(|(name, version)| format!("{name} {version}")).collect()
+}
+
+#[test]
+fn what_is_fuzzed_is_made_of_what_is_shipped() {
+    let (shipped, fuzzed) = (locked("Cargo.lock"), locked("fuzz/Cargo.lock"));
+    assert!(fuzzed.len() > 100, "{fuzzed:?}");
+    let own = ["arbitrary", "libfuzzer-sys", "nomad-build-fuzz"];
+    let is_own = |package: &&String| own.iter().any(|own| package.starts_with(&format!("name = \"{own}\"")));
+    let other: Vec<_> = fuzzed.difference(&shipped).filter(|package| !is_own(package)).collect();
+    assert!(other.is_empty(), "copy Cargo.lock to fuzz/ and run cargo metadata there: {other:#?}");
+}
