@@ -7,7 +7,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message as Frame, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -28,11 +28,16 @@ use crate::nomad::Capability;
 use crate::service::Caller;
 use crate::service::logs::{Cursor, InvalidCursor, Message, Request};
 
+const LAST_EVENT: &str = "last-event-id";
+
 /// A connection is never silent for longer.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// The most of a message of a reader, in bytes: what it says means nothing, and is not kept until it is whole.
 const READERS: usize = 4 << 10;
+
+/// The ID of the last event. A browser's event source opens again what the server closed, until it is told that there is no more.
+const ENDED: &str = "end";
 
 const NO_CURSOR: &str = "is not a cursor: use that of the last message that came";
 
@@ -119,14 +124,21 @@ pub(super) async fn stream(
 ) -> Result<Response, Problem> {
     let Query(query) = query?;
     let mut request = Request { phases: query.phases()?, tail: query.tail()?, cursor: query.cursor()? };
-    // A browser's event source resumes by this header, and with the address that it was opened with: what came since counts.
-    request.cursor = last_event(&headers)?.or(request.cursor);
+    let has_ended = headers.get(LAST_EVENT).is_some_and(|id| id == ENDED);
+    if !has_ended {
+        // A browser's event source resumes by this header, and with the address that it was opened with: what came since counts.
+        request.cursor = last_event(&headers)?.or(request.cursor);
+    }
     if upgrade.is_err() && !wants_events(&headers) {
         let message = "open this as a WebSocket, or with Accept: text/event-stream";
         return Err(Problem::new(Code::InvalidRequest, message));
     }
     let caller = app.or_by_ticket(caller, &id, query.ticket.as_deref()).await?;
     let by = query.ticket.map(|_| Extension(By(caller.clone())));
+    if has_ended && upgrade.is_err() {
+        app.allow_on(&caller, &id, Capability::ReadLogs).await?.record_for_logs(&id).await?;
+        return Ok((by, StatusCode::NO_CONTENT).into_response());
+    }
     let answer = match (open(&app, caller, &id, request).await, upgrade) {
         (Err(problem), _) => problem.into_response(),
         (Ok(messages), Ok(upgrade)) => {
@@ -161,7 +173,7 @@ async fn open(
 
 /// The cursor of the last event that came, where a reader resumes by its ID.
 fn last_event(headers: &HeaderMap) -> Result<Option<Cursor>, Problem> {
-    let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) else { return Ok(None) };
+    let Some(id) = headers.get(LAST_EVENT).filter(|id| !id.is_empty()) else { return Ok(None) };
     let cursor = id.to_str().ok().and_then(|text| text.parse().ok());
     cursor.map(Some).ok_or_else(|| Problem::parameter("Last-Event-ID", NO_CURSOR))
 }
@@ -225,6 +237,8 @@ fn by_events(messages: BoxStream<'static, Message>, stopping: CancellationToken)
         let mut event = Event::default().event(message.kind());
         if let Some(cursor) = message.cursor() {
             event = event.id(cursor.to_string());
+        } else if message.is_final() {
+            event = event.id(ENDED);
         }
         event.json_data(&message)
     });

@@ -199,6 +199,14 @@ async fn an_event_source_resumes_behind_the_last_event_that_came_whatever_it_was
         let from = whole.iter().position(|(cursor, _)| cursor == middle).unwrap();
         assert_eq!(behind(&resumed), behind(&whole[from + 1..]), "{query}");
     }
+    // It opens again what has ended, until it is told that there is no more.
+    assert_eq!(whole.last().unwrap().0, "end");
+    for query in ["", &format!("?cursor={first}")] {
+        assert_eq!(resume(query, "end").await.status(), 204);
+    }
+    let unknown = format!("{}/jobs/nb-{}/logs/stream", world.service.url, uuid::Uuid::now_v7());
+    let unknown = http.get(unknown).header("accept", "text/event-stream").header("last-event-id", "end");
+    assert_eq!(unknown.send().await.unwrap().status(), 404);
     let refused = resume("", "nonsense").await;
     assert_eq!(refused.status(), 400);
     let body: Value = refused.json().await.unwrap();

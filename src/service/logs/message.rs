@@ -85,6 +85,11 @@ impl Message {
         }
     }
 
+    /// Whether nothing can come after it, however often it is asked for: what could not be read may be read again.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::End { reason, .. } if *reason != Some(EndReason::Unavailable))
+    }
+
     /// Where to resume after this message, if it says.
     pub fn cursor(&self) -> Option<&Cursor> {
         match self {
@@ -133,11 +138,16 @@ mod tests {
                 json!({"type": "end", "status": "LOST", "time": at, "reason": "expired"}),
             ),
             (
+                Message::End { status: Status::Failed, time, reason: Some(EndReason::Unavailable) },
+                json!({"type": "end", "status": "FAILED", "time": at, "reason": "unavailable"}),
+            ),
+            (
                 Message::End { status: Status::Succeeded, time, reason: None },
                 json!({"type": "end", "status": "SUCCEEDED", "time": at}),
             ),
         ] {
             assert_eq!(message.kind(), want["type"]);
+            assert_eq!(message.is_final(), want["type"] == "end" && want["reason"] != "unavailable");
             assert_eq!(serde_json::to_value(message).unwrap(), want);
         }
     }
