@@ -79,13 +79,11 @@ impl Client {
         }
     }
 
-    /// Ends an upload that nobody goes on with. Not every registry lets one be ended, and each forgets it in time.
-    pub(super) async fn let_go(&self, repository: &Repository, url: Url) {
+    /// Ends an upload that nobody goes on with.
+    pub(super) async fn let_go(&self, repository: &Repository, url: Url) -> Result<(), Error> {
         let stage = Stage { method: Method::DELETE, url, completes: None, headers: HeaderMap::new() };
         let call = self.upload_call(repository, stage);
-        if let Err(error) = self.transport.send_within(&call, LETTING_GO).await {
-            tracing::debug!(%error, "an upload that nobody goes on with was not ended");
-        }
+        self.transport.send_within(&call, LETTING_GO).await.map(drop)
     }
 
     /// Sends a step without content, once.

@@ -1,7 +1,9 @@
 //! The front's server: one request of the engine, at most a few of the real registry.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
@@ -25,6 +27,9 @@ use super::route::{Door, NoRoute, Route};
 /// An engine has a handful of uploads at a time.
 const MOST_UPLOADS: usize = 1024;
 
+/// How long an upload that was begun is gone on with: registries forget them, some soon.
+const GOOD_FOR: Duration = Duration::from_mins(1);
+
 /// All that the front knows.
 #[derive(Debug)]
 pub(super) struct Front {
@@ -45,8 +50,10 @@ pub(super) struct Elsewhere {
     repositories: Mutex<Vec<Repository>>,
     /// An engine asks several times, and each time for one the registry would be asked twice.
     looked_for: Mutex<HashSet<Digest>>,
-    /// Uploads that the registry began where it had nothing to take over: what is sent next goes on with them.
-    begun: Mutex<Vec<Url>>,
+    /// Uploads that the registry began where it had nothing to take over, and when: what is sent next goes on with them.
+    begun: Mutex<Vec<(Url, Instant)>>,
+    /// The registry does not let an upload be ended. It forgets it in time.
+    keeps: AtomicBool,
 }
 
 impl Elsewhere {
@@ -56,6 +63,7 @@ impl Elsewhere {
             repositories: Mutex::new(repositories),
             looked_for: Mutex::new(HashSet::from([digest])),
             begun: Mutex::default(),
+            keeps: AtomicBool::new(false),
         }
     }
 
@@ -180,23 +188,46 @@ impl Front {
                     is_taken = true;
                     break;
                 }
-                Ok(Mount::Begun(url)) if begun.is_none() => begun = Some(url),
-                Ok(Mount::Begun(url)) => self.client.let_go(&self.repository, url).await,
+                Ok(Mount::Begun(url)) if begun.is_none() => begun = Some((url, Instant::now())),
+                Ok(Mount::Begun(url)) => self.let_go(url).await,
                 // It may not be read with these credentials, or the registry does nothing of the kind. The blob is sent instead: if
                 // there is more to it, that tells.
                 Err(_) => self.elsewhere.forget(&other),
             }
         }
-        lock(&self.elsewhere.begun).extend(begun);
+        if let Some((url, at)) = begun {
+            // Of a layer that was taken over nothing is sent: one upload is enough for what is sent behind all layers.
+            let unneeded = {
+                let mut kept = lock(&self.elsewhere.begun);
+                if is_taken && !kept.is_empty() {
+                    Some(url)
+                } else {
+                    kept.push((url, at));
+                    None
+                }
+            };
+            if let Some(url) = unneeded {
+                self.let_go(url).await;
+            }
+        }
         is_taken
+    }
+
+    async fn let_go(&self, url: Url) {
+        if !self.elsewhere.keeps.load(Ordering::Relaxed)
+            && let Err(error) = self.client.let_go(&self.repository, url).await
+        {
+            tracing::debug!(%error, "an upload that nobody goes on with was not ended");
+            self.elsewhere.keeps.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Where a blob can be sent to.
     async fn begin(&self) -> Result<Url, Error> {
         let begun = lock(&self.elsewhere.begun).pop();
         match begun {
-            Some(url) => Ok(url),
-            None => self.client.start_upload(&self.repository).await,
+            Some((url, at)) if at.elapsed() < GOOD_FOR => Ok(url),
+            _ => self.client.start_upload(&self.repository).await,
         }
     }
 

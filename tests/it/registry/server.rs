@@ -147,13 +147,14 @@ impl Image {
     ///
     /// Loaded whole: builds make intermediate images, which whoever removes others may take along.
     pub(super) async fn load(layers: usize) -> Self {
+        Self::of_layers((0..layers).map(|_| uuid::Uuid::new_v4().to_string().into_bytes())).await
+    }
+
+    /// An image whose layers have a file of each of these contents.
+    pub(super) async fn of_layers(contents: impl Iterator<Item = Vec<u8>>) -> Self {
         let name = Self::unused_name();
-        let layers: Vec<_> = (0..layers)
-            .map(|number| {
-                let text = uuid::Uuid::new_v4().to_string();
-                tar_of(&[(&number.to_string(), text.as_bytes())])
-            })
-            .collect();
+        let layer = |(number, content): (usize, Vec<u8>)| tar_of(&[(&number.to_string(), &content)]);
+        let layers: Vec<_> = contents.enumerate().map(layer).collect();
         let names: Vec<_> = (0..layers.len()).map(|number| format!("{number}.tar")).collect();
         let digests: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
         let config = serde_json::json!({
