@@ -9,8 +9,8 @@ use super::{GitError, Output, Repository};
 /// passes the shell that git has it run by as the values of variables.
 const MODULES: &str = r#"printf '%s\0%s\0' "$displaypath" "$(git config --get remote.origin.url)""#;
 
-/// The addresses of those that are about to be got, by their names.
-const ADDRESSES: [&str; 3] = ["--null", "--get-regexp", r"^submodule\..*\.url$"];
+/// The addresses of those that are about to be got, by their names, and how they are got.
+const ADDRESSES: [&str; 3] = ["--null", "--get-regexp", r"^submodule\..*\.(url|update)$"];
 
 impl<O: Output + Sync> Repository<'_, O> {
     /// Gets the submodules, where the repository has some, of allowed repositories alone. Where each is, however deep, and where it
@@ -43,8 +43,15 @@ impl<O: Output + Sync> Repository<'_, O> {
             Err(GitError::Failed { code: Some(1), .. }) => return Ok(Vec::new()),
             addresses => addresses?,
         };
-        for (key, address) in addresses.split_terminator('\0').filter_map(|entry| entry.split_once('\n')) {
-            let name = key.strip_prefix("submodule.").and_then(|key| key.strip_suffix(".url")).unwrap_or(key);
+        let entries = || addresses.split_terminator('\0').filter_map(|entry| entry.split_once('\n'));
+        let of = |key: &'static str| {
+            entries().filter_map(move |(name, value)| {
+                Some((name.strip_prefix("submodule.")?.strip_suffix(key)?, value))
+            })
+        };
+        // What git was told to leave out it does not get.
+        let is_left_out = |name: &str| of(".update").any(|(of, how)| of == name && how == "none");
+        for (name, address) in of(".url").filter(|(name, _)| !is_left_out(name)) {
             (self.allows)(address).map_err(|why| GitError::NotAllowed(name.to_owned(), why))?;
         }
         self.git.run_remotely("submodule", &["update", "--depth=1"].map(OsStr::new), folder).await?;
