@@ -356,7 +356,8 @@ impl Doctor<'_> {
         for node in nodes {
             let name = &node.name;
             match nomad.node_disk(&node.id).await {
-                Ok(disk) => match full(disk) {
+                Ok(None) => self.report.unknown("disk", format!("{name} has just started"), "run this again"),
+                Ok(Some(disk)) => match full(disk) {
                     None => self.report.good("disk", format!("{name} has room to keep what has ended")),
                     Some(words) => self.report.warn("disk", format!("{name}'s disk {words}"), ROOM),
                 },

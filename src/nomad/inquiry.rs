@@ -155,12 +155,12 @@ impl Client {
         Ok(node.attributes)
     }
 
-    /// How full the disk of a node's allocations is. It takes `node:read`.
-    pub async fn node_disk(&self, id: &str) -> Result<DiskUsage, Error> {
+    /// How full the disk of a node's allocations is, once its agent has looked. It takes `node:read`.
+    pub async fn node_disk(&self, id: &str) -> Result<Option<DiskUsage>, Error> {
         #[derive(Deserialize)]
         struct Stats {
             #[serde(rename = "AllocDirStats")]
-            disk: DiskUsage,
+            disk: Option<DiskUsage>,
         }
         let request = Request::get(&["client", "stats"], format!("asking node {id} for its disk"));
         let stats: Stats = self.call(request.query("node_id", id)).await?.value;
