@@ -91,10 +91,10 @@ fn what_nobody_else_ends_is_due() {
 #[test]
 fn a_job_that_lost_its_place_before_it_began_is_lost_only_if_nomad_looks_for_none() {
     let now = at(100);
-    let due = |standing, detail: Option<Detail>, phases: &[(Phase, bool)]| {
+    let due = |standing, withdrawn, detail: Option<Detail>, phases: &[(Phase, bool)]| {
         let mut facts = facts(progress(phases), None);
         facts.see_placement(5, Some("no room".to_owned()));
-        facts.see_allocation(AllocationFacts { standing, detail, ..allocation(9, true) });
+        facts.see_allocation(AllocationFacts { standing, withdrawn, detail, ..allocation(9, true) });
         let record = Record::of(&facts).unwrap();
         assert_eq!(record.placement.is_some(), record.nomad.allocation.is_none());
         match facts.due(now, TimeDelta::zero())? {
@@ -107,19 +107,22 @@ fn a_job_that_lost_its_place_before_it_began_is_lost_only_if_nomad_looks_for_non
         }
     };
     let detail = |begun| Some(Detail { begun, finished: true, ..Detail::default() });
-    let unset = Detail { setup_error: Some("no such program".to_owned()), begun: true, ..Detail::default() };
+    let unset = Detail { setup_error: Some("no such program".to_owned()), ..Detail::default() };
+    let setup_failed = (Status::Failed, Reason::SetupFailed);
     let (lost, died) = ((Status::Lost, Reason::NodeLost), (Status::Failed, Reason::RunnerDied));
-    for (standing, detail, phases, (unless_placed, (status, reason))) in [
-        (Standing::Lost, None, &[][..], (true, lost)),
-        (Standing::Lost, detail(false), &[], (true, lost)),
-        (Standing::Lost, detail(true), &[], (false, lost)),
-        (Standing::Lost, None, &BUILDING, (false, lost)),
-        (Standing::Over, detail(false), &[], (true, lost)),
-        (Standing::Over, detail(true), &[], (false, died)),
-        (Standing::Over, detail(false), &BUILDING, (false, died)),
-        (Standing::Over, Some(unset), &[], (false, (Status::Failed, Reason::SetupFailed))),
+    for (standing, withdrawn, detail, phases, (unless_placed, (status, reason))) in [
+        (Standing::Lost, true, None, &[][..], (true, lost)),
+        (Standing::Lost, true, detail(false), &[], (true, lost)),
+        (Standing::Lost, true, detail(true), &[], (false, lost)),
+        (Standing::Lost, true, None, &BUILDING, (false, lost)),
+        (Standing::Over, true, detail(false), &[], (true, lost)),
+        (Standing::Over, true, detail(true), &[], (false, died)),
+        (Standing::Over, true, detail(false), &BUILDING, (false, died)),
+        // Nobody took it: it could not be begun there.
+        (Standing::Over, false, detail(false), &[], (false, died)),
+        (Standing::Over, false, Some(unset), &[], (false, setup_failed)),
     ] {
-        let found = due(standing, detail.clone(), phases);
+        let found = due(standing, withdrawn, detail.clone(), phases);
         assert_eq!(found, Some((unless_placed, status, reason)), "{standing:?} {detail:?} {phases:?}");
     }
 

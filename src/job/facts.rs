@@ -62,6 +62,8 @@ pub struct AllocationFacts {
     pub node_name: String,
     /// Where it stands.
     pub standing: Standing,
+    /// Whether Nomad's servers want it to run no more: they stopped it, or gave the job another place.
+    pub withdrawn: bool,
     /// When anything of it changed last, by the servers' clock.
     pub changed_at: DateTime<Utc>,
     /// What its tasks say; none where a list left them out.
@@ -78,7 +80,7 @@ impl AllocationFacts {
 /// What the tasks of an allocation say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detail {
-    /// Whether any of them has begun.
+    /// Whether a phase of it has begun.
     pub begun: bool,
     /// Whether the finish task has ended.
     pub finished: bool,
@@ -250,10 +252,25 @@ impl Facts {
             Some(detail) => detail.begun,
             None => allocation.standing != Standing::Lost,
         };
-        let mut allocations = self.allocations.values();
+        let was_taken = |allocation: &AllocationFacts| {
+            allocation.is_over() && allocation.withdrawn && !may_have_begun(allocation)
+        };
         !self.allocations.is_empty()
             && self.progress.1.latest().is_none()
-            && allocations.all(|allocation| allocation.is_over() && !may_have_begun(allocation))
+            && self.allocations.values().all(was_taken)
+    }
+
+    /// Whether `finish` is over wherever the job was.
+    pub fn is_finished(&self) -> bool {
+        let is_finished = |allocation: &AllocationFacts| {
+            allocation.is_over() && allocation.detail.as_ref().is_some_and(|detail| detail.finished)
+        };
+        !self.allocations.is_empty() && self.allocations.values().all(is_finished)
+    }
+
+    /// Whether no task of the job ran or will, as far as it is known: none removes what the job was given.
+    pub fn has_no_place(&self) -> bool {
+        self.allocations.is_empty() || self.has_lost_its_place()
     }
 
     /// The allocation that counts: the one created last.

@@ -183,7 +183,10 @@ impl Progress {
         if let Some(known) = self.of(phase) {
             outcome.commit = outcome.commit.or_else(|| known.commit.clone());
             outcome.git_ref = outcome.git_ref.or_else(|| known.git_ref.clone());
-            if known.is_over() || *known == outcome {
+            // Of two allocations of a job, the one that was replaced is told to stop. That ends nothing of what the other one does.
+            let is_anothers_stop =
+                outcome.reason == Some(Reason::Killed) && outcome.allocation != known.allocation;
+            if known.is_over() || *known == outcome || is_anothers_stop {
                 return false;
             }
         }

@@ -30,6 +30,7 @@ pub(in crate::job) fn allocation(index: u64, is_over: bool) -> AllocationFacts {
         created: 2,
         node_name: "node".to_owned(),
         standing: if is_over { Standing::Over } else { Standing::Running },
+        withdrawn: false,
         changed_at: at(0),
         detail: Some(Detail { finished: is_over, ..Detail::default() }),
     }

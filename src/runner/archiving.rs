@@ -127,6 +127,7 @@ impl Keeper {
             created: 1,
             node_name: self.node.clone(),
             standing: Standing::Over,
+            withdrawn: false,
             changed_at: Utc::now(),
             detail: None,
         }

@@ -15,7 +15,7 @@ use super::surroundings::Surroundings;
 use super::{Ended, Fatal, end, removal};
 use crate::engine::DockerEngine;
 use crate::environment::BadConfiguration;
-use crate::job::{Claim, Outcome, Payload, Phase, Task};
+use crate::job::{Claim, Outcome, Payload, Phase, Progress, Task};
 use crate::telemetry::chain;
 
 /// The task after all others.
@@ -25,18 +25,23 @@ pub(super) async fn finish(
     keeper: Result<Option<Keeper>, BadConfiguration>,
 ) -> Result<Ended, Fatal> {
     let (log, writer) = log::open(log::is_torn(&around.shared("logs"), "finish")).map_err(Fatal::Log)?;
-    let ended = match payload {
-        Some(payload) => repair(&around, &payload, &log).await,
+    let known = known(&around).await;
+    let is_untold = known.as_ref().is_ok_and(is_nothing);
+    let ended = match (payload, known) {
+        (_, Err(error)) => Err(error),
+        (Some(payload), Ok(known)) => repair(&around, &payload, known, &log).await,
         // The build's task never got its payload, so nothing was claimed.
-        None => Ok(Ended::Well),
+        (None, Ok(_)) => Ok(Ended::Well),
     };
     match keeper {
         Ok(Some(keeper)) => keeper.keep(&around, &log).await,
         Ok(None) => {}
         Err(error) => log.say(&format!("the job is not archived here: {error}")).await,
     }
-    // After the repair and the archive, which log in. No task of this job is left that could need them.
-    if let Err(error) = around.remove_credentials().await {
+    // After the repair and the archive, which log in. No task of this job is left that could need them, unless nothing of it ran
+    // here: then Nomad may have another place for it, and where it has none the service removes them.
+    let may_go_on = is_untold && self::known(&around).await.is_ok_and(|known| is_nothing(&known));
+    if !may_go_on && let Err(error) = around.remove_credentials().await {
         let left = "copies of credentials stay behind until the job is cleaned up";
         log.say(&format!("{left}: {}", chain(&error))).await;
     }
@@ -55,12 +60,26 @@ pub(super) async fn finish(
     Ok(ended)
 }
 
-/// A publish task that claimed and then died left tags undone: nothing but the claimed digest can be put.
-async fn repair(around: &Surroundings, payload: &Payload, log: &Log) -> Result<Ended, Fatal> {
+/// What was decided of the job, and what its phases told.
+async fn known(around: &Surroundings) -> Result<(Option<Claim>, Progress), Fatal> {
     let (claim, progress) =
         tokio::join!(around.ledger.claim(&around.job), around.ledger.progress(&around.job));
-    let (claim, (_, progress)) = (claim?, progress?);
-    let Some((_, Claim::Claimed { digest, .. })) = claim else { return Ok(Ended::Well) };
+    Ok((claim?.map(|(_, claim)| claim), progress?.1))
+}
+
+/// Whether that is nothing.
+fn is_nothing((claim, progress): &(Option<Claim>, Progress)) -> bool {
+    claim.is_none() && progress.latest().is_none()
+}
+
+/// A publish task that claimed and then died left tags undone: nothing but the claimed digest can be put.
+async fn repair(
+    around: &Surroundings,
+    payload: &Payload,
+    (claim, progress): (Option<Claim>, Progress),
+    log: &Log,
+) -> Result<Ended, Fatal> {
+    let Some(Claim::Claimed { digest, .. }) = claim else { return Ok(Ended::Well) };
     // Where what the build told is gone, the job was cleaned up.
     if progress.of(Phase::Publish).is_some_and(Outcome::is_over) || progress.of(Phase::Build).is_none() {
         return Ok(Ended::Well);

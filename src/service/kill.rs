@@ -57,11 +57,10 @@ impl Tenant {
         if killed == Killed::Yes {
             self.stop(id).await.map_err(|error| KillError::Running(id.clone(), error))?;
             // Where no task ever ran, none removes what the job was given.
-            let has_run = self.store.record(id).is_some_and(|record| record.nomad.allocation.is_some());
-            let removed = if has_run {
-                self.remove_credentials_of_phases(id).await
-            } else {
+            let removed = if self.store.has_no_place(id) {
                 self.remove_credentials(id).await
+            } else {
+                self.remove_credentials_of_phases(id).await
             };
             removed.map_err(|error| KillError::Credentials(id.clone(), error))?;
         }

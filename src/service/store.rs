@@ -106,6 +106,16 @@ impl Store {
         self.read().known.contains_key(id)
     }
 
+    /// Whether no task of a job ran or will, as far as it is known.
+    pub(super) fn has_no_place(&self, id: &JobId) -> bool {
+        self.read().known.get(id).is_none_or(|entry| entry.facts.has_no_place())
+    }
+
+    /// Whether the `finish` of a job is over.
+    pub(super) fn is_finished(&self, id: &JobId) -> bool {
+        self.read().known.get(id).is_some_and(|entry| entry.facts.is_finished())
+    }
+
     /// The jobs that are known.
     pub(super) fn ids(&self) -> Vec<JobId> {
         self.read().known.keys().cloned().collect()

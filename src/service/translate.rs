@@ -26,10 +26,20 @@ fn facts(
     Some((id.parse().ok()?, JobFacts { stopped, ..JobFacts::new(index, namespace, labels) }))
 }
 
+/// Of one that was asked for by itself, or with its job's: one that is over and tells of no task has none.
+pub(super) fn allocation_in_full(of: &Allocation) -> Option<(JobId, AllocationFacts)> {
+    let (id, mut facts) = allocation(of)?;
+    if facts.is_over() && facts.detail.is_none() {
+        facts.detail = Some(Detail { finished: true, ..Detail::default() });
+    }
+    Some((id, facts))
+}
+
 pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFacts)> {
     let states = &allocation.task_states;
+    let began = |phase: Phase| states.get(phase.as_str()).is_some_and(|task| task.started_at.is_some());
     let detail = (!states.is_empty()).then(|| Detail {
-        begun: states.values().any(|task| task.started_at.is_some()),
+        begun: Phase::ALL.into_iter().any(began),
         finished: is_finished(allocation),
         setup_error: setup_error(allocation),
         death: death(allocation),
@@ -49,6 +59,7 @@ pub(super) fn allocation(allocation: &Allocation) -> Option<(JobId, AllocationFa
             "unknown" => Standing::Away,
             _ => Standing::Running,
         },
+        withdrawn: allocation.desired_status != "run",
         changed_at: DateTime::from_timestamp_nanos(allocation.modify_time),
         detail,
     };

@@ -20,10 +20,15 @@ const TICK: Duration = Duration::from_secs(5);
 /// `finish` brings its tags to what was claimed then.
 const UNHEARD: Duration = Duration::from_mins(1);
 
+/// How often Nomad is asked whether it still looks for another place for a job. That it has one is heard.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
 pub(super) struct Undertaker<'a> {
     tenant: &'a Tenant,
     /// Since when Nomad was seen to have forgotten a job that has claimed and not ended.
     unheard: HashMap<JobId, Instant>,
+    /// When Nomad was asked last whether it is done with a job that has lost its place.
+    asked: HashMap<JobId, Instant>,
 }
 
 /// Why something due could not be done.
@@ -37,7 +42,7 @@ enum Undone {
 
 impl<'a> Undertaker<'a> {
     pub(super) fn new(tenant: &'a Tenant) -> Self {
-        Self { tenant, unheard: HashMap::new() }
+        Self { tenant, unheard: HashMap::new(), asked: HashMap::new() }
     }
 
     /// Works for ever; ends only by being dropped.
@@ -47,10 +52,16 @@ impl<'a> Undertaker<'a> {
         self.tenant.freshness.completed().await;
         loop {
             let all = store.due(Utc::now());
-            self.unheard.retain(|id, _| all.iter().any(|(due, _)| due == id));
+            for known in [&mut self.unheard, &mut self.asked] {
+                known.retain(|id, _| all.iter().any(|(due, _)| due == id));
+            }
             for (id, due) in all {
-                if self.is_being_swept(&id) || (matches!(due, Due::Conclude(_)) && self.may_be_heard_of(&id))
-                {
+                let has_time = match due {
+                    Due::Conclude(_) => self.may_be_heard_of(&id),
+                    Due::RevokeUnlessPlaced(_) => self.was_just_asked_for(&id),
+                    _ => false,
+                };
+                if has_time || self.is_being_swept(&id) {
                     continue;
                 }
                 if let Err(error) = self.perform(&id, due).await {
@@ -76,6 +87,15 @@ impl<'a> Undertaker<'a> {
     fn may_be_heard_of(&mut self, id: &JobId) -> bool {
         self.tenant.store.is_gone(id)
             && self.unheard.entry(id.clone()).or_insert_with(Instant::now).elapsed() < UNHEARD
+    }
+
+    /// Whether Nomad was asked for a job a moment ago; if not, it is now.
+    fn was_just_asked_for(&mut self, id: &JobId) -> bool {
+        if self.asked.get(id).is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+            return true;
+        }
+        self.asked.insert(id.clone(), Instant::now());
+        false
     }
 
     async fn perform(&self, id: &JobId, due: Due) -> Result<(), Undone> {
@@ -176,7 +196,7 @@ impl<'a> Undertaker<'a> {
         let Tenant { nomad, namespace, store, .. } = self.tenant;
         let allocations = nomad.job_allocations(namespace, id.as_str()).await?;
         store.see(id, |known| {
-            let facts = allocations.iter().filter_map(translate::allocation);
+            let facts = allocations.iter().filter_map(translate::allocation_in_full);
             facts.fold(false, |news, (_, facts)| known.see_allocation(facts) || news)
         });
         Ok(())
@@ -195,7 +215,7 @@ impl<'a> Undertaker<'a> {
         }
         // Where no task ever ran, none removes what the job was given. First, as nobody comes back once it is revoked.
         let record = store.record(id);
-        let never_ran = record.as_ref().is_some_and(|record| record.nomad.allocation.is_none());
+        let never_ran = store.has_no_place(id);
         if never_ran {
             self.tenant.remove_credentials(id).await?;
         }
@@ -205,7 +225,8 @@ impl<'a> Undertaker<'a> {
             // A job that has claimed meanwhile still needs them.
             Claim::Claimed { .. } => {}
             Claim::Revoked { .. } if never_ran => {}
-            Claim::Revoked { verdict, .. } if verdict.reason == Reason::NodeLost => {
+            // Nobody comes back, or `finish` is over: it leaves them where it knew of no end.
+            Claim::Revoked { verdict, .. } if verdict.reason == Reason::NodeLost || store.is_finished(id) => {
                 self.tenant.remove_credentials(id).await?;
             }
             Claim::Revoked { .. } => self.tenant.remove_credentials_of_phases(id).await?,

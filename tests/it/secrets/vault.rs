@@ -163,6 +163,44 @@ async fn a_job_that_waits_for_a_secret_in_vault_says_which_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_given_another_place_while_it_waits_for_a_secret_has_its_credentials_there() {
+    let world = world();
+    let (vault, agent, service) = with([("default/npm", json!({ "token": "t" }))], &world.registry).await;
+    let (api, nomad) = (Api::new(&service.url), Nomad::new(&format!("http://{}", agent.address())));
+    let repository = world.repository(&step());
+    let mut job = world.job(&repository);
+    job["repo_url"] = json!(http::serve(&repository, Some(("me", "secret"))).await);
+    let login = nomad.credentials(&json!({ "username": "me", "password": "secret" })).await;
+    job["git_credentials_path"] = json!(login);
+    job["build_secrets"] = json!({ "npmrc": "vault:secret/data/default/npm#token" });
+    let silence = vault.silence.write().await;
+    let id = api.submit(&job).await;
+    agent.owns(&id);
+    let status = api.wait_until(&id, "why it waits", |status| !status["placement"].is_null()).await;
+    let first = status["nomad"]["allocation"].as_str().unwrap().to_owned();
+    let stopped = format!("/v1/allocation/{first}/stop");
+    assert!(
+        Api::new(&format!("http://{}", agent.address()))
+            .call(Method::PUT, &stopped, None)
+            .await
+            .0
+            .is_success()
+    );
+    eventually("the end of its first place", async || {
+        (nomad.get(&format!("/v1/allocation/{first}")).await["ClientStatus"] == "complete").then_some(())
+    })
+    .await;
+    drop(silence);
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{:#}", api.logs(&id).await);
+    assert_ne!(status["nomad"]["allocation"], json!(first));
+    eventually("a job without credentials", async || {
+        nomad.variables(&format!("nomad/jobs/{id}")).await.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_whose_publish_waits_for_a_secret_in_vault_says_which_one() {
     let world = world();
     let secrets = [("default/registry", json!({ "username": LOGIN.0, "password": LOGIN.1 }))];
