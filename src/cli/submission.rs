@@ -65,6 +65,9 @@ pub(super) struct Submission {
     /// A secret of the build's steps, an item of a Nomad Variable; may be given again
     #[arg(long = "build-secret", value_parser = pair, value_name = "ID=PATH#ITEM")]
     build_secrets: Vec<(String, String)>,
+    /// A private key that the build's steps sign with, an item of a Nomad Variable; may be given again
+    #[arg(long, value_parser = pair, value_name = "ID=PATH#ITEM")]
+    ssh: Vec<(String, String)>,
     /// The stage of the Dockerfile to build
     #[arg(long)]
     target: Option<String>,
@@ -129,6 +132,7 @@ impl Submission {
             ("test_env", &self.test_env),
             ("build_args", &self.build_args),
             ("build_secrets", &self.build_secrets),
+            ("ssh", &self.ssh),
             ("labels", &self.labels),
             ("timeouts", &self.timeouts),
         ];

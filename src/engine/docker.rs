@@ -4,6 +4,7 @@
 //! for it.
 
 mod about;
+mod agents;
 mod build;
 mod run;
 mod session;

@@ -42,6 +42,8 @@ pub struct BuildRequest {
     pub registry_auth: Vec<RegistryAuth>,
     /// What steps may mount by `RUN --mount=type=secret,id=…`.
     pub secrets: BTreeMap<String, SecretString>,
+    /// What steps may mount by `RUN --mount=type=ssh,id=…`: sockets of agents.
+    pub agents: BTreeMap<String, PathBuf>,
     /// Builds share the contents of cache mounts only within one namespace.
     pub cache_namespace: String,
     /// Whether its steps have a network.

@@ -75,7 +75,8 @@ pub fn for_repository(variable: &Items, url: &RepoUrl) -> Result<Items, String> 
                 .to_owned(),
         );
     };
-    let given = [(GIT_SSH_KEY, private_key(key)?), (GIT_KNOWN_HOSTS, text_file(hosts))];
+    let key = private_key(key).map_err(|why| format!("has an ssh_key that {why}"))?;
+    let given = [(GIT_SSH_KEY, key), (GIT_KNOWN_HOSTS, text_file(hosts))];
     Ok(given.map(|(name, text)| (name.to_owned(), text)).into())
 }
 
@@ -132,13 +133,16 @@ fn text_file(text: &str) -> String {
     format!("{}\n", text.replace("\r\n", "\n").trim_matches('\n'))
 }
 
-fn private_key(text: &str) -> Result<String, String> {
+/// A private key as the file it was.
+pub(super) fn private_key(text: &str) -> Result<String, &'static str> {
     let key = text_file(text);
     if !key.starts_with("-----BEGIN ") || !key.contains("PRIVATE KEY-----") {
-        return Err("has an ssh_key that is no private key: it is the text of the file that ssh-keygen makes, without .pub".to_owned());
+        return Err("is no private key: it is the text of the file that ssh-keygen makes, without .pub");
     }
     if has_passphrase(&key) {
-        return Err("has an ssh_key with a passphrase, which nobody is there to type: make a deploy key without (ssh-keygen -N '')".to_owned());
+        return Err(
+            "has a passphrase, which nobody is there to type: make a deploy key without (ssh-keygen -N '')",
+        );
     }
     Ok(key)
 }

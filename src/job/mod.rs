@@ -39,7 +39,7 @@ pub use outcome::{Outcome, Progress, Published, State};
 pub use paths::{CredentialsPath, VaultPath};
 pub use payload::{PAYLOAD_VERSION, Payload, PayloadError};
 pub use record::{Failure, Git, Image, Location, Record, Reference, Timestamps};
-pub use secrets::{BUILD_SECRET, SecretItem};
+pub use secrets::{BUILD_KEY, BUILD_SECRET, SecretItem, StepItem};
 pub use spec::{Isolation, LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 pub use status::{Phase, Reason, Status, Task};
 pub(crate) use submission::image_labels;

@@ -121,6 +121,7 @@ mod tests {
             ("test_env", json!({"A B": "x"})),
             ("build_args", json!({"BUILDKIT_SYNTAX": "x"})),
             ("build_secrets", json!({"id": "no-item"})),
+            ("ssh", json!({"id": "no-item"})),
             ("labels", json!({"nomad-build.job": "x"})),
             ("timeouts", json!({"build": "PT100H"})),
             ("resources", json!({"build": {"memory_mb": 1}})),

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::names::{GitRef, ImageName, Name, RegistryUrl, RelativePath, RepoUrl, Scheme, Tag};
 use super::paths::{CredentialsPath, VaultPath};
-use super::{Allowed, Labels, Phase, SecretItem, Task};
+use super::secrets::Kind;
+use super::{Allowed, Labels, Phase, SecretItem, StepItem, Task};
 
 /// A submission that passed every check.
 ///
@@ -46,6 +47,8 @@ pub struct Spec {
     pub build_args: BTreeMap<String, String>,
     /// Secrets of the build's steps, by ID.
     pub build_secrets: BTreeMap<String, SecretItem>,
+    /// Private keys that the build's steps sign with, by ID.
+    pub ssh: BTreeMap<String, SecretItem>,
     /// The stage to build; none is the last.
     pub target: Option<String>,
     /// Labels of the image.
@@ -203,12 +206,21 @@ impl Spec {
         phases.map(Task::Phase).chain([Task::Finish]).collect()
     }
 
+    /// What the steps of the build are given by an ID.
+    pub fn step_items(&self) -> impl Iterator<Item = StepItem<'_>> {
+        let of = |kind, items| {
+            let items: &BTreeMap<String, SecretItem> = items;
+            items.iter().map(move |(id, item)| StepItem::new(kind, id, item))
+        };
+        of(Kind::Secret, &self.build_secrets).chain(of(Kind::Key, &self.ssh))
+    }
+
     /// The secrets in Vault that a task reads, each once. A task finds each of them by its place in this order.
     pub fn vault_paths(&self, task: Task) -> BTreeSet<&VaultPath> {
         let registry = self.registry_credentials_path.as_ref();
         let of_build = || {
-            let secrets = self.build_secrets.values().map(SecretItem::path);
-            self.git_credentials_path.as_ref().into_iter().chain(secrets)
+            let items = self.step_items().map(|item| item.path());
+            self.git_credentials_path.as_ref().into_iter().chain(items)
         };
         let paths: Vec<_> = match task {
             Task::Phase(Phase::Build) => registry.into_iter().chain(of_build()).collect(),
@@ -235,6 +247,9 @@ impl Spec {
     /// The specification as a submission with every default filled in: what [`Spec::from_json`] reads back.
     pub fn to_json(&self) -> Value {
         let timeout = |value: Duration| format!("PT{}S", value.as_secs());
+        let items = |items: &BTreeMap<String, SecretItem>| {
+            items.iter().map(|(id, item)| (id.clone(), item.to_string())).collect::<BTreeMap<_, _>>()
+        };
         json!({
             "owner": self.owner.as_str(),
             "repo_url": self.repo_url.as_str(),
@@ -250,7 +265,8 @@ impl Spec {
             "test_entry_point": self.test_entry_point,
             "test_env": self.test_env,
             "build_args": self.build_args,
-            "build_secrets": self.build_secrets.iter().map(|(id, item)| (id, item.to_string())).collect::<BTreeMap<_, _>>(),
+            "build_secrets": items(&self.build_secrets),
+            "ssh": items(&self.ssh),
             "target": self.target,
             "labels": self.labels,
             "timeouts": {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::fields::{Fields, Invalid};
 use super::names::{ImageName, RegistryUrl, RepoUrl, Tag};
 use super::paths::CredentialsPath;
-use super::secrets::{self, SecretItem};
+use super::secrets::{self, Kind, SecretItem};
 use super::spec::{KEEP_GIT_DIR, LEAST_MEMORY_MB, Limits, Policy, Resources, Spec};
 
 /// The labels that the service sets itself.
@@ -67,7 +67,7 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
     let forbidden = |name: &str| policy.allowed.name(name);
     let test_env = fields.map("test_env", |name, _| variable_name(name).and_then(|()| forbidden(name)));
     let build_args = fields.map("build_args", |name, _| build_arg_name(name).and_then(|()| forbidden(name)));
-    let build_secrets = build_secrets(fields, policy);
+    let [build_secrets, ssh] = [Kind::Secret, Kind::Key].map(|kind| step_items(fields, kind, policy));
     let target = fields.parsed::<Target>("target").map(|target| target.0);
     let labels = fields.map("labels", |name, _| label_name(name));
     fit_in_url(fields, &build_args, &labels);
@@ -92,6 +92,7 @@ fn read(fields: &mut Fields, policy: &Policy) -> Option<Spec> {
         test_env,
         build_args,
         build_secrets,
+        ssh,
         target,
         labels,
         timeouts,
@@ -178,14 +179,14 @@ fn test_commands(fields: &mut Fields) -> Vec<String> {
     commands.into_iter().map(|command| command.0).collect()
 }
 
-fn build_secrets(fields: &mut Fields, policy: &Policy) -> BTreeMap<String, SecretItem> {
+fn step_items(fields: &mut Fields, kind: Kind, policy: &Policy) -> BTreeMap<String, SecretItem> {
     let check = |id: &str, item: &str| {
         secrets::check_id(id)?;
         policy.allowed.credentials(item.parse::<SecretItem>()?.path())
     };
-    let given = fields.map("build_secrets", check);
+    let given = fields.map(kind.field(), check);
     if given.len() > secrets::MOST {
-        fields.wrong("build_secrets", &format!("must have at most {} secrets", secrets::MOST));
+        fields.wrong(kind.field(), &format!("must have at most {} of them", secrets::MOST));
     }
     given.into_iter().filter_map(|(id, item)| Some((id, item.parse().ok()?))).collect()
 }
@@ -357,7 +358,7 @@ mod tests {
             "image_tags": ["ok", "no good", 7], "registry_url": "https://ghcr.io", "test_commands": [""],
             "test_entry_point": "yes", "build_args": {"A B": "x", "OK": 1, "BUILDKIT_SYNTAX": "x", "BUILDKIT_CONTEXT_KEEP_GIT_DIR": "1"},
             "labels": {"nomad-build.job": "x"}, "timeouts": {"build": "soon", "tset": "PT1M"},
-            "build_secrets": {"a b": "x#y", "ok": "x#y", "bad": "x"},
+            "build_secrets": {"a b": "x#y", "ok": "x#y", "bad": "x"}, "ssh": {"a/b": "x#y"},
             "resources": {"build": {"cpu": 0}}, "priority": 101, "image_tag": "x", "git_credentials_path": "a b",
         });
         let mut fields = bad_fields(Spec::from_json(body, &Policy::default()));
@@ -382,6 +383,7 @@ mod tests {
                 "registry_url",
                 "repo_url",
                 "resources.build.cpu",
+                "ssh.a/b",
                 "test_commands[0]",
                 "test_entry_point",
                 "timeouts.build",

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
 
+use super::agents::Agents;
 use super::bases::Bases;
 use super::credentials::Credentials;
 use super::log::Log;
@@ -45,6 +46,10 @@ impl Runner {
         let labels = image_labels(spec, &checked_out.commit, &created, around.job.as_str());
         let (files, bases) = ((context, dockerfile), Bases::default());
         let mut request = build_request(spec, around, &credentials, files, &self.payload.policy, labels);
+        let agents =
+            Agents::start(&credentials.build_keys(), &around.secret("agents"), &around.git_environment).await;
+        let agents = agents.map_err(|error| Failure::of(Reason::BuildFailed, &error))?;
+        request.agents.clone_from(&agents.sockets);
         let (may_take, noted) = (request.may_take, bases.clone());
         request.may_take = Box::new(move |source| {
             noted.note(source);
@@ -117,6 +122,7 @@ fn build_request(
         no_cache: spec.no_cache,
         registry_auth: own.into_iter().chain(credentials.base_logins()).collect(),
         secrets: credentials.build_secrets(),
+        agents: std::collections::BTreeMap::new(),
         // Caches are shared by the builds that one owner has in one namespace, and by no others.
         cache_namespace: format!("nomad-build-{}/{}", around.namespace, spec.owner),
         network: policy.isolation.build_network,

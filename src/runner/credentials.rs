@@ -1,4 +1,4 @@
-//! What a task was given to open repositories and registries, and the secrets of a build.
+//! What a task was given to open repositories and registries, and the secrets and keys of a build.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use secrecy::SecretString;
 
 use crate::engine::RegistryAuth;
 use crate::git;
-use crate::job::BUILD_SECRET;
 use crate::job::credentials::{BASE_PASSWORD, BASE_USERNAME, GIT_KNOWN_HOSTS, GIT_SSH_KEY, Items};
+use crate::job::{BUILD_KEY, BUILD_SECRET};
 use crate::registry;
 
 /// The items of a task's credentials: `git_username`, `registry_password` and so on.
@@ -34,8 +34,17 @@ impl Credentials {
 
     /// For the steps of a build, by ID.
     pub(super) fn build_secrets(&self) -> BTreeMap<String, SecretString> {
+        self.by_id(BUILD_SECRET)
+    }
+
+    /// What the steps of a build sign with, by ID.
+    pub(super) fn build_keys(&self) -> BTreeMap<String, SecretString> {
+        self.by_id(BUILD_KEY)
+    }
+
+    fn by_id(&self, before: &str) -> BTreeMap<String, SecretString> {
         let secret = |(name, value): (&String, &String)| {
-            Some((name.strip_prefix(BUILD_SECRET)?.to_owned(), SecretString::from(value.as_str())))
+            Some((name.strip_prefix(before)?.to_owned(), SecretString::from(value.as_str())))
         };
         self.0.iter().filter_map(secret).collect()
     }
@@ -104,10 +113,16 @@ mod tests {
             ("base_username:docker.io", "hub"),
             ("base_password:docker.io", "hubpw"),
             ("secret_npm", "npm"),
+            ("ssh_default", "step"),
         ]);
         let mut hidden: Vec<_> = all.secrets().collect();
         hidden.sort_unstable();
-        assert_eq!(hidden, [&b"hubpw"[..], b"key", b"npm", b"pw"]);
+        assert_eq!(hidden, [&b"hubpw"[..], b"key", b"npm", b"pw", b"step"]);
+        let ids = |of: BTreeMap<String, SecretString>| of.into_keys().collect::<Vec<_>>();
+        assert_eq!(
+            (ids(all.build_secrets()), ids(all.build_keys())),
+            (vec!["npm".to_owned()], vec!["default".to_owned()])
+        );
         let bases: Vec<_> = all.base_logins().collect();
         assert_eq!(
             (bases.len(), bases[0].host.as_str(), bases[0].username.as_str()),

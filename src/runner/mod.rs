@@ -3,6 +3,7 @@
 //! A task reads the ledger, asks the gate, does its work, writes its log and its outcome.
 //! Invariant: a failed phase revokes the right to publish before anything else is told of it.
 
+mod agents;
 mod archiving;
 mod bases;
 mod build;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::surroundings::NoCredentials;
 use crate::job::credentials::{self, Items};
-use crate::job::{BUILD_SECRET, CredentialsPath, Phase, Spec, Task};
+use crate::job::{CredentialsPath, Phase, Spec, Task};
 use crate::render::vault_file;
 
 /// A task's credentials, as far as they are in Vault.
@@ -40,12 +40,10 @@ pub(super) async fn items(secrets_dir: &Path, task: Task, spec: &Spec) -> Result
         let of = credentials::for_repository(items, &spec.repo_url);
         given.extend(of.map_err(|why| unfit(field, &why))?);
     }
-    for (id, secret) in &spec.build_secrets {
-        let field = format!("build_secrets.{id}");
-        if let Some(items) = found(&field, Some(secret.path()))? {
-            let item = items.get(secret.item());
-            let item = item.ok_or_else(|| unfit(&field, "names an item that the secret does not have"))?;
-            given.insert(format!("{BUILD_SECRET}{id}"), item.clone());
+    for item in spec.step_items() {
+        let field = item.field();
+        if let Some(items) = found(&field, Some(item.path()))? {
+            given.insert(item.copy(), item.of(items).map_err(|why| unfit(&field, &why))?);
         }
     }
     Ok(given)

@@ -12,7 +12,7 @@ use super::submit::Doubt;
 use super::{FOR_EVER, PATIENCE, Tenant};
 use crate::archive::Settings;
 use crate::job::credentials::{self, ForRegistry, Items};
-use crate::job::{BUILD_SECRET, CredentialsPath, FieldError, JobId, Phase, Spec, Task, VariablePath};
+use crate::job::{CredentialsPath, FieldError, JobId, Phase, Spec, Task, VariablePath};
 use crate::nomad::{Client, Error, Kind, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
@@ -90,20 +90,16 @@ impl Reading<'_> {
         }))
     }
 
-    /// The secrets of a build, as the items of its task.
-    async fn secrets(&mut self, spec: &Spec) -> Result<Items, Error> {
-        let mut secrets = Items::new();
-        for (id, secret) in &spec.build_secrets {
-            let field = format!("build_secrets.{id}");
-            let item = |items: &Items| {
-                let item = items.get(secret.item()).cloned();
-                item.map(Some).ok_or_else(|| "names an item that the Variable does not have".to_owned())
-            };
-            if let Some(value) = self.given(&field, secret.path().variable(), item).await? {
-                secrets.insert(format!("{BUILD_SECRET}{id}"), value);
-            }
+    /// What the steps of a build are given, as the items of its task, by the fields that name it.
+    async fn for_steps(&mut self, spec: &Spec) -> Result<BTreeMap<&'static str, Items>, Error> {
+        let mut for_steps: BTreeMap<_, Items> = BTreeMap::new();
+        for item in spec.step_items() {
+            let given =
+                self.given(&item.field(), item.path().variable(), |items| item.of(items).map(Some)).await?;
+            let of_field = for_steps.entry(item.fields()).or_default();
+            of_field.extend(given.map(|text| (item.copy(), text)));
         }
-        Ok(secrets)
+        Ok(for_steps)
     }
 
     /// Refuses what does not fit into the Variable of one task: the field that brings most of it.
@@ -141,15 +137,16 @@ impl Tenant {
         let for_registry = |items: &Items| credentials::for_registry(items, spec.registry_url.host());
         let ForRegistry { login, bases } =
             reading.given("registry_credentials_path", path, for_registry).await?;
-        let secrets = reading.secrets(spec).await?;
+        let for_steps = reading.for_steps(spec).await?;
         let mut copies: BTreeMap<Task, Items> =
             TASKS_WITH_CREDENTIALS.into_iter().map(|task| (task, login.clone())).collect();
-        reading.fit(&[
-            ("git_credentials_path", &[&git]),
-            ("registry_credentials_path", &[&login, &bases]),
-            ("build_secrets", &[&secrets]),
-        ]);
-        copies.entry(BUILD).or_default().extend(git.into_iter().chain(bases).chain(secrets));
+        let of_paths: [(&str, &[&Items]); 2] =
+            [("git_credentials_path", &[&git]), ("registry_credentials_path", &[&login, &bases])];
+        let of_steps: Vec<_> = for_steps.iter().map(|(field, items)| (*field, [items])).collect();
+        let of_steps = of_steps.iter().map(|(field, items)| (*field, &items[..]));
+        reading.fit(&of_paths.into_iter().chain(of_steps).collect::<Vec<_>>());
+        let for_steps = for_steps.into_values().flatten();
+        copies.entry(BUILD).or_default().extend(git.into_iter().chain(bases).chain(for_steps));
         let archive = self.config.archive.as_ref().map(Settings::items).unwrap_or_default();
         copies.entry(Task::Finish).or_default().extend(archive);
         copies.retain(|_, items| !items.is_empty());

@@ -63,6 +63,7 @@ impl Bench {
             no_cache: false,
             registry_auth: Vec::new(),
             secrets: BTreeMap::new(),
+            agents: BTreeMap::new(),
             cache_namespace: self.id.clone(),
             network: true,
             may_take: Box::new(|_| Ok(())),

@@ -38,7 +38,7 @@ fn document() -> Value {
     let submission = &mut schemas["Submission"]["properties"];
     submission["namespace"]["enum"] = json!(["default", null]);
     // Whether what they name is there, a dry run does not ask.
-    for field in ["git_credentials_path", "registry_credentials_path", "build_secrets"] {
+    for field in ["git_credentials_path", "registry_credentials_path", "build_secrets", "ssh"] {
         submission.as_object_mut().unwrap().remove(field);
     }
     document

@@ -2,6 +2,8 @@
 
 mod vault;
 
+use std::process::Command;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -63,6 +65,98 @@ async fn a_step_mounts_the_secrets_of_its_build_and_they_are_nowhere_else() {
         !seen.contains(&secret) && seen.contains("npm.token"),
         "the path is named, and what is there is not"
     );
+}
+
+/// A base image in which there is `ssh-add`, of this machine's.
+fn base_with_ssh_add() -> String {
+    let mut tool = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/base-image"));
+    let program = Command::new("sh").args(["-c", "command -v ssh-add"]).output().unwrap().stdout;
+    let program = String::from_utf8(program).unwrap();
+    tool.arg(&world().registry).arg(format!("ssh-{}", Uuid::new_v4())).arg(program.trim());
+    let output = tool.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_signs_with_a_key_that_it_never_sees() {
+    let (world, nomad) = (world(), world().nomad_api());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "it", "-f"])
+        .arg(&file)
+        .status();
+    assert!(made.unwrap().success());
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let (key, public) = (read("key"), read("key.pub"));
+    let path = nomad.credentials(&json!({ "ssh_key": key })).await;
+    // That it has something signed shows that the key is there; that it cannot be removed, that nothing else is passed on.
+    let repository = world.repository(&format!(
+        "RUN --mount=type=ssh,id=deploy,required=true : {} && ssh-add -L > /keys && ssh-add -T /keys && ! ssh-add -D",
+        Uuid::new_v4()
+    ));
+    let mut job = world.job(&repository);
+    job["build_args"]["BASE"] = json!(base_with_ssh_add());
+    let (id, status) = world.api().run(&job).await;
+    assert_eq!(status["failure"]["reason"], "build_failed", "{status:#}");
+    let log = world.api().logs(&id).await;
+    assert!(log["build"].as_str().unwrap().contains("names no key \"deploy\""), "{log:#}");
+
+    job["ssh"] = json!({ "deploy": format!("{path}#ssh_key") });
+    job["test_commands"] = json!([format!("[ \"$(cat /keys)\" = '{}' ]", public.trim())]);
+    let (id, status) = world.api().run(&job).await;
+    let log = world.api().logs(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}\n{log:#}");
+    let seen = log.to_string() + &status.to_string() + &payloads(&nomad.get(&format!("/v1/job/{id}")).await);
+    assert!(seen.contains(&format!("{path}#ssh_key")), "the item is named: {seen}");
+    let secret = key.lines().nth(1).unwrap();
+    assert!(!seen.contains(secret), "{seen}");
+    eventually("the copy goes with the job's end", async || {
+        nomad.variables(&format!("nomad/jobs/{id}")).await.is_empty().then_some(())
+    })
+    .await;
+    let allocation = status["nomad"]["allocation"].as_str().unwrap();
+    let in_it = |process: std::fs::DirEntry| {
+        std::fs::read_link(process.path().join("cwd"))
+            .is_ok_and(|folder| folder.to_string_lossy().contains(allocation))
+    };
+    eventually("no agent is left", async || {
+        (!std::fs::read_dir("/proc").unwrap().flatten().any(in_it)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_that_no_agent_takes_is_refused_by_its_id_before_anything_is_registered() {
+    let world = world();
+    let locked =
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----";
+    let path = world.nomad_api().credentials(&json!({ "a": "ssh-ed25519 AAAA", "b": locked })).await;
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["owner"] = json!(format!("secrets-{}", Uuid::new_v4()));
+    job["ssh"] = json!({ "a": format!("{path}#a"), "b": format!("{path}#b"), "c": format!("{path}#c") });
+    let (status, body) = world.api().call(Method::POST, "/jobs", Some(&job)).await;
+    assert_eq!(status, 400, "{body}");
+    let details = body["error"]["details"].as_array().unwrap();
+    for (field, why) in
+        [("ssh.a", "is no private key"), ("ssh.b", "has a passphrase"), ("ssh.c", "is not there")]
+    {
+        let said = |detail: &&Value| detail["field"] == field;
+        let message = details.iter().find(said).unwrap()["message"].as_str().unwrap();
+        assert!(message.contains(why), "{field}: {message}");
+    }
+    assert!(world.nomad_api().made_by(job["owner"].as_str().unwrap()).await.is_empty());
+
+    // What looks like one and is none, the agent refuses.
+    let broken = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----";
+    let path = world.nomad_api().credentials(&json!({ "key": broken })).await;
+    job["ssh"] = json!({ "default": format!("{path}#key") });
+    let (_, status) = world.api().run(&job).await;
+    assert_eq!(status["failure"]["reason"], "build_failed", "{status:#}");
+    let message = status["failure"]["message"].as_str().unwrap();
+    assert!(message.contains("the key of ssh.default cannot be used: "), "{message}");
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) 
         no_cache: false,
         registry_auth: Vec::new(),
         secrets: BTreeMap::new(),
+        agents: BTreeMap::new(),
         cache_namespace: "it".to_owned(),
         network: true,
         may_take: Box::new(|_| Ok(())),

@@ -263,6 +263,7 @@ mod tests {
                 no_cache: false,
                 registry_auth: Vec::new(),
                 secrets: BTreeMap::new(),
+                agents: BTreeMap::new(),
                 cache_namespace: "n".to_owned(),
                 network: true,
                 may_take: Box::new(|_| Ok(())),

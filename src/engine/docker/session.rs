@@ -1,4 +1,4 @@
-//! What BuildKit asks its client for while it builds: credentials of registries, and secrets.
+//! What BuildKit asks its client for while it builds: credentials of registries, secrets, and what agents sign.
 //!
 //! The engine takes over a connection that was opened to it, and speaks as the client of the services here: gRPC, of which the
 //! messages are BuildKit's.
@@ -19,6 +19,7 @@ use bollard_buildkit_proto::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse,
 };
+use bollard_buildkit_proto::moby::sshforward::v1::ssh_server::SshServer;
 use futures_util::stream::BoxStream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -31,10 +32,15 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::super::{BuildRequest, RegistryAuth};
+use super::agents::Agents;
 
 /// What may be asked for here; BuildKit asks for nothing else.
-const METHODS: [&str; 2] =
-    ["/moby.filesync.v1.Auth/Credentials", "/moby.buildkit.secrets.v1.Secrets/GetSecret"];
+const METHODS: [&str; 4] = [
+    "/moby.filesync.v1.Auth/Credentials",
+    "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+    "/moby.sshforward.v1.SSH/CheckAgent",
+    "/moby.sshforward.v1.SSH/ForwardAgent",
+];
 
 /// Why no session could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +78,8 @@ impl Session {
         let connection = TokioIo::new(opened.upgrade().await?);
         let routes = Routes::new(HealthServer::new(Alive))
             .add_service(AuthServer::new(Logins::of(request)))
-            .add_service(SecretsServer::new(Given(request.secrets.clone())));
+            .add_service(SecretsServer::new(Given(request.secrets.clone())))
+            .add_service(SshServer::new(Agents(request.agents.clone())));
         let answering = async move {
             let server = auto::Builder::new(TokioExecutor::new()).http2_only();
             // It ends with the build, however that ends.
