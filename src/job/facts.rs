@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Claim, JobId, Labels, Outcome, Phase, Progress};
 
@@ -76,6 +76,9 @@ impl AllocationFacts {
         matches!(self.standing, Standing::Over | Standing::Lost)
     }
 }
+
+/// How long after the last change of an allocation its `finish` is over for certain.
+const FINISHED_BY: TimeDelta = TimeDelta::minutes(15);
 
 /// What the tasks of an allocation say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -260,17 +263,22 @@ impl Facts {
             && self.allocations.values().all(was_taken)
     }
 
-    /// Whether `finish` is over wherever the job was.
-    pub fn is_finished(&self) -> bool {
-        let is_finished = |allocation: &AllocationFacts| {
-            allocation.is_over() && allocation.detail.as_ref().is_some_and(|detail| detail.finished)
+    /// Whether `finish` is over wherever the job was, or nothing is heard of it where it was lost.
+    pub fn is_finished(&self, now: DateTime<Utc>) -> bool {
+        let is_finished = |allocation: &AllocationFacts| match (allocation.standing, &allocation.detail) {
+            (Standing::Lost, _) => true,
+            (Standing::Over, Some(detail)) => detail.finished,
+            // Of one that ended before this replica began, its tasks are not asked for.
+            (Standing::Over, None) => now - allocation.changed_at > FINISHED_BY,
+            _ => false,
         };
         !self.allocations.is_empty() && self.allocations.values().all(is_finished)
     }
 
     /// Whether no task of the job ran or will, as far as it is known: none removes what the job was given.
     pub fn has_no_place(&self) -> bool {
-        self.allocations.is_empty() || self.has_lost_its_place()
+        let is_untold = self.allocations.is_empty() && self.progress.1.latest().is_none();
+        is_untold || self.has_lost_its_place()
     }
 
     /// The allocation that counts: the one created last.

@@ -153,7 +153,7 @@ impl Record {
         let published = facts.published();
         let status = status(facts, verdict, published);
         let build = progress.of(Phase::Build);
-        let place = facts.allocation().filter(|_| status.is_final() || !facts.has_lost_its_place());
+        let place = facts.allocation().filter(|_| !facts.has_lost_its_place());
         let told_by = progress.latest().map(|(_, outcome)| outcome.allocation.as_str());
         // In one that somebody had Nomad make of an ended job, nothing is done. And Nomad forgets an allocation before its ledger is
         // swept, and that of a job that is purged at once.

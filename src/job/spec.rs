@@ -250,7 +250,7 @@ impl Spec {
         let items = |items: &BTreeMap<String, SecretItem>| {
             items.iter().map(|(id, item)| (id.clone(), item.to_string())).collect::<BTreeMap<_, _>>()
         };
-        json!({
+        let mut json = json!({
             "owner": self.owner.as_str(),
             "repo_url": self.repo_url.as_str(),
             "git_ref": self.git_ref.as_ref().map(GitRef::as_str),
@@ -266,7 +266,6 @@ impl Spec {
             "test_env": self.test_env,
             "build_args": self.build_args,
             "build_secrets": items(&self.build_secrets),
-            "ssh": items(&self.ssh),
             "target": self.target,
             "labels": self.labels,
             "timeouts": {
@@ -277,6 +276,11 @@ impl Spec {
             "resources": self.resources,
             "no_cache": self.no_cache,
             "priority": self.priority,
-        })
+        });
+        // A runner that is older refuses what it does not know.
+        if !self.ssh.is_empty() {
+            json["ssh"] = json!(items(&self.ssh));
+        }
+        json
     }
 }

@@ -91,7 +91,12 @@ async fn begin(mut agent: Command, socket: &str, id: &str) -> Result<Child, NoAg
     if let Some(output) = agent.stdout.take() {
         BufReader::new(output).read_line(&mut said).await.map_err(failed)?;
     }
-    if said.is_empty() { Err(NoAgent::NotBegun(id.to_owned())) } else { Ok(agent) }
+    if said.is_empty() {
+        return Err(NoAgent::NotBegun(id.to_owned()));
+    }
+    // A pipe that nobody reads holds up who writes into it.
+    drop(agent.stderr.take());
+    Ok(agent)
 }
 
 /// Gives an agent its key, which is on no disk and in no argument.

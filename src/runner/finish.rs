@@ -5,6 +5,7 @@
 //! and a cleanup or a sweep removes what it left.
 
 use std::path::Path;
+use std::time::Duration;
 
 use chrono::Utc;
 
@@ -15,8 +16,17 @@ use super::surroundings::Surroundings;
 use super::{Ended, Fatal, end, removal};
 use crate::engine::DockerEngine;
 use crate::environment::BadConfiguration;
-use crate::job::{Claim, Outcome, Payload, Phase, Progress, Task};
+use crate::job::{Claim, Outcome, Payload, Phase, Progress, State, Task};
 use crate::telemetry::chain;
+
+/// How long Nomad is asked where a publish may have claimed and died, and where there is nothing to repair.
+const PATIENCE: Duration = Duration::from_mins(1);
+const IMPATIENCE: Duration = Duration::from_secs(3);
+
+/// Nomad (1.11) takes an allocation for ended as soon as one of its tasks failed. Where it has ACLs it refuses what its other tasks
+/// are from then on, with the words that it has for a missing leader.
+const UNHEARD: &str = "Nomad does not hear this task, as it does where a task has failed: the service archives the job, and removes \
+                       what it was given";
 
 /// The task after all others.
 pub(super) async fn finish(
@@ -25,26 +35,27 @@ pub(super) async fn finish(
     keeper: Result<Option<Keeper>, BadConfiguration>,
 ) -> Result<Ended, Fatal> {
     let (log, writer) = log::open(log::is_torn(&around.shared("logs"), "finish")).map_err(Fatal::Log)?;
-    let known = known(&around).await;
-    let is_untold = known.as_ref().is_ok_and(is_nothing);
+    let has_tests = payload.as_ref().is_none_or(|payload| payload.spec.has_tests());
+    let patience = if may_have_claimed(&around, has_tests).await { PATIENCE } else { IMPATIENCE };
+    let known = tokio::time::timeout(patience, known(&around)).await;
     let ended = match (payload, known) {
-        (_, Err(error)) => Err(error),
-        (Some(payload), Ok(known)) => repair(&around, &payload, known, &log).await,
+        (Some(payload), Ok(Ok(known))) => {
+            let is_over = is_over_here(&known, &around.allocation);
+            let ended = repair(&around, &payload, known, &log).await;
+            let_go(&around, keeper, is_over, &log).await;
+            ended
+        }
         // The build's task never got its payload, so nothing was claimed.
-        (None, Ok(_)) => Ok(Ended::Well),
+        (None, Ok(Ok(known))) => {
+            let_go(&around, keeper, is_over_here(&known, &around.allocation), &log).await;
+            Ok(Ended::Well)
+        }
+        (_, known) => {
+            let why = known.map_or_else(|_| "it does not answer".to_owned(), |known| told(&known));
+            log.say(&format!("{UNHEARD}: {why}")).await;
+            Ok(Ended::Badly)
+        }
     };
-    match keeper {
-        Ok(Some(keeper)) => keeper.keep(&around, &log).await,
-        Ok(None) => {}
-        Err(error) => log.say(&format!("the job is not archived here: {error}")).await,
-    }
-    // After the repair and the archive, which log in. No task of this job is left that could need them, unless nothing of it ran
-    // here: then Nomad may have another place for it, and where it has none the service removes them.
-    let may_go_on = is_untold && self::known(&around).await.is_ok_and(|known| is_nothing(&known));
-    if !may_go_on && let Err(error) = around.remove_credentials().await {
-        let left = "copies of credentials stay behind until the job is cleaned up";
-        log.say(&format!("{left}: {}", chain(&error))).await;
-    }
     if let Err(error) = remove_folder(&around.checkout()).await {
         let left = "the checkout stays behind until Nomad collects the job";
         log.say(&format!("{left}: {}", chain(&error))).await;
@@ -60,26 +71,70 @@ pub(super) async fn finish(
     Ok(ended)
 }
 
+/// Archives the job, and removes what it was given, where it ends here.
+async fn let_go(
+    around: &Surroundings,
+    keeper: Result<Option<Keeper>, BadConfiguration>,
+    is_over: bool,
+    log: &Log,
+) {
+    match keeper {
+        Ok(Some(keeper)) => keeper.keep(around, log).await,
+        Ok(None) => {}
+        Err(error) => log.say(&format!("the job is not archived here: {error}")).await,
+    }
+    // After the repair and the archive, which log in. No task of this job is left that could need them, unless it does not end
+    // here: Nomad may have another place for it. Where it has none, the service removes them.
+    let is_over = is_over || known(around).await.is_ok_and(|known| is_over_here(&known, &around.allocation));
+    if is_over && let Err(error) = around.remove_credentials().await {
+        let left = "copies of credentials stay behind, for the service to remove";
+        log.say(&format!("{left}: {}", chain(&error))).await;
+    }
+}
+
 /// What was decided of the job, and what its phases told.
-async fn known(around: &Surroundings) -> Result<(Option<Claim>, Progress), Fatal> {
+type Known = (Option<Claim>, Progress);
+
+async fn known(around: &Surroundings) -> Result<Known, Fatal> {
     let (claim, progress) =
         tokio::join!(around.ledger.claim(&around.job), around.ledger.progress(&around.job));
     Ok((claim?.map(|(_, claim)| claim), progress?.1))
 }
 
-/// Whether that is nothing.
-fn is_nothing((claim, progress): &(Option<Claim>, Progress)) -> bool {
-    claim.is_none() && progress.latest().is_none()
+fn told(known: &Result<Known, Fatal>) -> String {
+    known.as_ref().map_or_else(|error| chain(error), |_| String::new())
+}
+
+/// Whether the publish task may have claimed and not told how it ended, by the signs of the phases.
+async fn may_have_claimed(around: &Surroundings, has_tests: bool) -> bool {
+    let before = if has_tests { Phase::Test } else { Phase::Build };
+    around.signed(before).await == Some(State::Succeeded) && around.signed(Phase::Publish).await.is_none()
+}
+
+/// Whether the job ends in this allocation: not where nothing was told, or another allocation has it.
+fn is_over_here((claim, progress): &Known, allocation: &str) -> bool {
+    let is_here = |phase| progress.of(phase).is_some_and(|outcome| outcome.allocation == allocation);
+    let is_told_here = Phase::ALL.into_iter().any(is_here);
+    match claim {
+        Some(Claim::Revoked { .. }) => true,
+        Some(Claim::Claimed { allocation: claimer, .. }) => claimer == allocation || is_told_here,
+        None => is_told_here,
+    }
 }
 
 /// A publish task that claimed and then died left tags undone: nothing but the claimed digest can be put.
 async fn repair(
     around: &Surroundings,
     payload: &Payload,
-    (claim, progress): (Option<Claim>, Progress),
+    (claim, progress): Known,
     log: &Log,
 ) -> Result<Ended, Fatal> {
-    let Some(Claim::Claimed { digest, .. }) = claim else { return Ok(Ended::Well) };
+    let Some(Claim::Claimed { digest, allocation: claimer, .. }) = claim else { return Ok(Ended::Well) };
+    // Another allocation publishes.
+    let of_publish = progress.of(Phase::Publish).map(|outcome| outcome.allocation.as_str());
+    if ![Some(claimer.as_str()), of_publish].contains(&Some(around.allocation.as_str())) {
+        return Ok(Ended::Well);
+    }
     // Where what the build told is gone, the job was cleaned up.
     if progress.of(Phase::Publish).is_some_and(Outcome::is_over) || progress.of(Phase::Build).is_none() {
         return Ok(Ended::Well);

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{DockerEngine, Engine as _, EngineError};
 use crate::environment::Source;
-use crate::job::{Claim, Outcome, Payload, PayloadError, Phase, Reason, Status, Task, Verdict};
+use crate::job::{Claim, Outcome, Payload, PayloadError, Phase, Reason, State, Status, Task, Verdict};
 use crate::ledger::LedgerError;
 use crate::telemetry::chain;
 use gate::{Gate, gate};
@@ -225,9 +225,7 @@ async fn end(phase: Phase, around: &Surroundings, work: Work, lines: Option<u64>
     };
     outcome.lines = lines;
     around.tell(phase, &outcome).await?;
-    // Only a sign for the task that waits: what counts stands in the ledger.
-    let sign = around.sign_of(phase);
-    tokio::fs::write(&sign, b"").await.map_err(|error| Fatal::Sign(sign, error))?;
+    around.sign(phase, outcome.state).await.map_err(|error| Fatal::Sign(around.sign_of(phase), error))?;
     Ok(ended)
 }
 
@@ -318,6 +316,10 @@ impl Runner {
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(None),
                 () = self.wait_for(Phase::Test) => {}
+            }
+            // Its task is about to fail, and of a task that failed Nomad takes the allocation for ended: nothing is read any more.
+            if self.around.signed(Phase::Test).await == Some(State::Failed) {
+                return Ok(Some(Gate::Blocked(Phase::Test)));
             }
         }
     }

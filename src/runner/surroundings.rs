@@ -10,13 +10,17 @@ use super::vault;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::git;
 use crate::job::credentials::Items;
-use crate::job::{Claim, JobId, Labels, Outcome, Phase, Spec, SweepReport, Task};
+use crate::job::{Claim, JobId, Labels, Outcome, Phase, Spec, State, SweepReport, Task};
 use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
 use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
 
 /// How long the runner keeps trying while Nomad gives passing errors: a new leader is found in less.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What the sign of a phase says.
+const SUCCEEDED: &str = "succeeded";
+const FAILED: &str = "failed";
 
 /// The label of a job's image.
 pub(super) const IMAGE_LABEL: &str = "nomad-build.job";
@@ -142,6 +146,21 @@ impl Surroundings {
     /// The file that says that a phase is over.
     pub(super) fn sign_of(&self, phase: Phase) -> PathBuf {
         self.shared(&format!("{phase}.over"))
+    }
+
+    /// Says to the other tasks of this allocation how a phase ended: only a sign, as what counts stands in the ledger.
+    pub(super) async fn sign(&self, phase: Phase, state: State) -> std::io::Result<()> {
+        let text = if state == State::Succeeded { SUCCEEDED } else { FAILED };
+        tokio::fs::write(self.sign_of(phase), text).await
+    }
+
+    /// What that sign says; none where there is none, or none that can be read.
+    pub(super) async fn signed(&self, phase: Phase) -> Option<State> {
+        match tokio::fs::read_to_string(self.sign_of(phase)).await.ok()?.as_str() {
+            SUCCEEDED => Some(State::Succeeded),
+            FAILED => Some(State::Failed),
+            _ => None,
+        }
     }
 
     /// A folder in the directory that only this task reads. It is small, and in memory where Nomad may mount it.

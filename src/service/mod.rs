@@ -4,6 +4,7 @@ mod archivist;
 mod authority;
 mod cleanup;
 mod credentials;
+mod custodian;
 mod duty;
 mod freshness;
 mod keys;

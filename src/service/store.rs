@@ -2,7 +2,7 @@
 //!
 //! Invariant: a read takes no call to Nomad and copies nothing but a pointer. A record changes only by facts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -111,9 +111,13 @@ impl Store {
         self.read().known.get(id).is_none_or(|entry| entry.facts.has_no_place())
     }
 
-    /// Whether the `finish` of a job is over.
-    pub(super) fn is_finished(&self, id: &JobId) -> bool {
-        self.read().known.get(id).is_some_and(|entry| entry.facts.is_finished())
+    /// The jobs that have ended, and whose `finish` is over.
+    pub(super) fn finished(&self, now: DateTime<Utc>) -> HashSet<JobId> {
+        let jobs = self.read();
+        let is_final =
+            |entry: &Entry| entry.record.as_ref().is_some_and(|record| record.borrow().status.is_final());
+        let finished = |entry: &Entry| is_final(entry) && entry.facts.is_finished(now);
+        jobs.known.iter().filter(|(_, entry)| finished(entry)).map(|(id, _)| id.clone()).collect()
     }
 
     /// The jobs that are known.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::archivist::Archivist;
 use super::authority::{Authority, Open};
+use super::custodian::Custodian;
 use super::duty::Duty;
 use super::freshness::Freshness;
 use super::keys::Keys;
@@ -134,10 +135,13 @@ impl Tenant {
             retired,
         };
         let sweeper = Sweeper { tenant: self, on_duty: on_duty.clone() };
+        let custodian = Custodian { tenant: self, on_duty: on_duty.clone() };
         let archivist = Archivist { tenant: self, on_duty };
         tokio::select! {
             () = duty.run() => {}
-            _ = async { tokio::join!(watcher.run(), undertaker.run(), sweeper.run(), archivist.run()) } => {}
+            _ = async {
+                tokio::join!(watcher.run(), undertaker.run(), sweeper.run(), custodian.run(), archivist.run())
+            } => {}
         }
     }
 

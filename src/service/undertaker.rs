@@ -225,8 +225,7 @@ impl<'a> Undertaker<'a> {
             // A job that has claimed meanwhile still needs them.
             Claim::Claimed { .. } => {}
             Claim::Revoked { .. } if never_ran => {}
-            // Nobody comes back, or `finish` is over: it leaves them where it knew of no end.
-            Claim::Revoked { verdict, .. } if verdict.reason == Reason::NodeLost || store.is_finished(id) => {
+            Claim::Revoked { verdict, .. } if verdict.reason == Reason::NodeLost => {
                 self.tenant.remove_credentials(id).await?;
             }
             Claim::Revoked { .. } => self.tenant.remove_credentials_of_phases(id).await?,

@@ -11,7 +11,8 @@ use super::guard;
 use crate::registry::server::Server;
 use crate::sources::http;
 use crate::support::{
-    Api, Authority, Canaries, Guarded, NAMESPACE, Repository, Service, Ssh, eventually, world,
+    Api, Authority, Canaries, Guarded, NAMESPACE, Repository, Service, Ssh, engine_is_rid_of, eventually,
+    world,
 };
 
 /// The private registry's user.
@@ -94,6 +95,38 @@ impl Stage {
             }
         }
         told
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_fails_leaves_nothing_that_it_was_given() {
+    let stage = Stage::new().await;
+    let api = Api::with_token(&stage.service.url, &stage.nomad.builder().await.secret);
+    let (_repository, mut job) = stage.job();
+    for (broken, reason) in [("test", "test_failed"), ("build", "input_missing")] {
+        match broken {
+            "test" => job["test_commands"] = json!(["false"]),
+            _ => job["dockerfile_path"] = json!("none"),
+        }
+        let id = api.submit(&job).await;
+        stage.nomad.owns(&id);
+        let status = api.wait_for_end(&id).await;
+        assert_eq!(status["failure"]["reason"], reason, "{status:#}");
+        // Of a task that failed Nomad takes the allocation for ended, and refuses what `finish` is.
+        eventually("no copy is left", async || {
+            let path = format!("vars?namespace=builds&prefix=nomad/jobs/{id}");
+            stage.nomad.call(Method::GET, &path, &Value::Null).await.as_array()?.is_empty().then_some(())
+        })
+        .await;
+        engine_is_rid_of(&id).await;
+        let allocation = status["nomad"]["allocation"].as_str().unwrap();
+        eventually("an end of all its tasks", async || {
+            let path = format!("allocation/{allocation}?namespace=builds");
+            let found = stage.nomad.call(Method::GET, &path, &Value::Null).await;
+            let tasks = found["TaskStates"].as_object().unwrap();
+            tasks.values().all(|task| task["State"] == "dead").then_some(())
+        })
+        .await;
     }
 }
 
