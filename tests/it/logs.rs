@@ -19,7 +19,7 @@ use nomad_build::service::logs::{Cursor, EndReason, Hub, InvalidCursor, Message,
 use self::job::{Job, Seen, all, phase_only, text};
 use crate::support::agent::{Agent, client, wait_for};
 use crate::support::proxy::Proxy;
-use crate::support::{Instead, kilobytes, nomad_front};
+use crate::support::{Instead, is_alone, kilobytes, nomad_front};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_readers_from_before_placement_to_the_end_share_one_connection_a_task_and_miss_nothing() {
@@ -128,6 +128,9 @@ async fn check(mut stream: BoxStream<'static, Message>, slowly: Arc<AtomicBool>)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_megabytes_are_read_by_a_fast_reader_whatever_a_slow_one_does() {
     const LINES: u64 = 450_000;
+    if !is_alone("logs::fifty_megabytes_are_read_by_a_fast_reader_whatever_a_slow_one_does").await {
+        return;
+    }
     let mut job = Job::building(10, 10).await;
     let hub = job.hub();
     let before = kilobytes(std::process::id());
@@ -303,6 +306,36 @@ async fn an_allocation_that_nomad_tells_of_before_it_can_be_read_is_waited_for()
     let seen = reader.await.unwrap();
     seen.numbered(Phase::Build, 1, 20);
     assert_eq!(seen.gaps, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_is_not_asked_for_before_nomads_servers_know_that_its_task_has_begun() {
+    let mut job = Job::building(10, 10).await;
+    let [asked, looked] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let (asks, looks) = (Arc::clone(&asked), Arc::clone(&looked));
+    let nomad = format!("http://{}", job.agent.address());
+    let front = nomad_front(&nomad, move |_, path| {
+        let is = |begin: &str| usize::from(path.starts_with(begin));
+        asks.fetch_add(is("/v1/client/fs/logs/"), Relaxed);
+        looks.fetch_add(is("/v1/allocation/"), Relaxed);
+        None
+    });
+    let front = client(front.await.strip_prefix("http://").unwrap().parse().unwrap());
+    let hub = Hub::new(front, Settings::default());
+    let request = Request { phases: Some(vec![Phase::Test]), ..Request::default() };
+    let reader = tokio::spawn(all(job.read(&hub, request)));
+    wait_for("looks at the task", Duration::from_secs(30), async || (looked.load(Relaxed) > 3).then_some(()))
+        .await;
+    assert_eq!(asked.load(Relaxed), 0);
+    job.end(Phase::Build);
+    job.begin(Phase::Test).await;
+    job.lines(Phase::Test, 20).await;
+    job.end(Phase::Test);
+    job.finish(Status::Failed);
+    let seen = reader.await.unwrap();
+    seen.numbered(Phase::Test, 1, 20);
+    assert_eq!(seen.gaps, []);
+    assert!(asked.load(Relaxed) > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

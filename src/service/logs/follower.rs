@@ -117,6 +117,7 @@ impl Handle {
             progress: Instant::now(),
             ended: None,
             absent: None,
+            has_begun: false,
         };
         inner.counters.follower(1);
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
@@ -158,6 +159,8 @@ struct Follower {
     ended: Option<Instant>,
     /// Since when the log is not there although its task has started and ended.
     absent: Option<Instant>,
+    /// Whether Nomad's servers know that the task has begun.
+    has_begun: bool,
 }
 
 /// What Nomad says of the task.
@@ -214,13 +217,27 @@ impl Follower {
             // A change may be the task's start: no need to wait any longer.
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                () = changed(&mut self.record, &mut self.removed) => {}
+                () = changed(&mut self.record, &mut self.removed) => delays = retries(),
             }
         }
     }
 
+    /// Whether the log may be asked for: not before Nomad's servers know that its task has begun. A node (Nomad 1.11) that is
+    /// asked for a log at the moment in which it takes note of that forgets it again (`AllocState` writes back the copy that it had
+    /// made before), and gives nothing of the log until something else happens to the task. The servers hear of it after that.
+    async fn may_ask(&mut self) -> Result<bool, Unread> {
+        if !self.has_begun && !self.is_final() {
+            self.has_begun = !matches!(self.task().await?, Task::Waits);
+            return Ok(self.has_begun);
+        }
+        Ok(true)
+    }
+
     /// Reads until the log is complete, the connection ends, or its place is somebody else's turn.
     async fn connection(&mut self) -> Result<Option<Ending>, Unread> {
+        if !self.may_ask().await? {
+            return Ok(None);
+        }
         self.target.ended = self.is_final();
         let Inner { places, counters, .. } = &*Arc::clone(&self.inner);
         let mut tap = Tap::open(&self.target, places, counters, self.mark, true).await?;

@@ -60,6 +60,21 @@ pub(crate) fn unique_seconds() -> String {
     (100_000_000 + uuid::Uuid::new_v4().as_u128() % 100_000_000).to_string()
 }
 
+/// Runs a test in a process of its own, in which it can measure what that takes; whether this is that process.
+pub(crate) async fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "NOMAD_BUILD_TEST_ALONE";
+    if crate::stack::environment(ALONE).is_some() {
+        return true;
+    }
+    let mut itself = tokio::process::Command::new(std::env::current_exe().unwrap());
+    itself.args(["--exact", test, "--nocapture"]).env(ALONE, "1").kill_on_drop(true);
+    let output = itself.output().await.unwrap();
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}{}", said(&output.stdout), said(&output.stderr));
+    assert!(said(&output.stdout).contains("1 passed"), "{}", said(&output.stdout));
+    false
+}
+
 /// The memory of a process, in KiB.
 pub(crate) fn kilobytes(process: u32) -> u64 {
     memory(process, "VmRSS:")
