@@ -37,21 +37,22 @@ pub(super) async fn finish(
     let (log, writer) = log::open(log::is_torn(&around.shared("logs"), "finish")).map_err(Fatal::Log)?;
     let has_tests = payload.as_ref().is_none_or(|payload| payload.spec.has_tests());
     let patience = if may_have_claimed(&around, has_tests).await { PATIENCE } else { IMPATIENCE };
-    let known = tokio::time::timeout(patience, known(&around)).await;
-    let ended = match (payload, known) {
-        (Some(payload), Ok(Ok(known))) => {
+    let known = match tokio::time::timeout(patience, known(&around)).await {
+        Ok(known) => known.map_err(|error| chain(&error)),
+        Err(_) => Err("it does not answer".to_owned()),
+    };
+    let ended = match known {
+        Ok(known) => {
             let is_over = is_over_here(&known, &around.allocation);
-            let ended = repair(&around, &payload, known, &log).await;
+            let ended = match &payload {
+                Some(payload) => repair(&around, payload, known, &log).await,
+                // The build's task never got its payload, so nothing was claimed.
+                None => Ok(Ended::Well),
+            };
             let_go(&around, keeper, is_over, &log).await;
             ended
         }
-        // The build's task never got its payload, so nothing was claimed.
-        (None, Ok(Ok(known))) => {
-            let_go(&around, keeper, is_over_here(&known, &around.allocation), &log).await;
-            Ok(Ended::Well)
-        }
-        (_, known) => {
-            let why = known.map_or_else(|_| "it does not answer".to_owned(), |known| told(&known));
+        Err(why) => {
             log.say(&format!("{UNHEARD}: {why}")).await;
             Ok(Ended::Badly)
         }
@@ -99,10 +100,6 @@ async fn known(around: &Surroundings) -> Result<Known, Fatal> {
     let (claim, progress) =
         tokio::join!(around.ledger.claim(&around.job), around.ledger.progress(&around.job));
     Ok((claim?.map(|(_, claim)| claim), progress?.1))
-}
-
-fn told(known: &Result<Known, Fatal>) -> String {
-    known.as_ref().map_or_else(|error| chain(error), |_| String::new())
 }
 
 /// Whether the publish task may have claimed and not told how it ended, by the signs of the phases.

@@ -1,7 +1,7 @@
 //! The sweeper: removes Variables that no job needs any more and that nobody else removes, and has the nodes swept.
 //!
-//! Copies of credentials are left by a service that dies between writing them and registering their job, and where
-//! `finish` could not remove them. Claims, outcomes and keys outlive their job, since a node may come back with its tasks,
+//! Copies of credentials are left by a service that dies between writing them and registering their job, and of a job that Nomad
+//! forgot before the custodian removed them. Claims, outcomes and keys outlive their job, since a node may come back with its tasks,
 //! and a caller with its key.
 //!
 //! Invariant: nothing is removed that was changed since it was looked at, or whose path does not name a job of this service.
