@@ -6,6 +6,7 @@
 mod about;
 mod agents;
 mod build;
+mod files;
 mod run;
 mod session;
 

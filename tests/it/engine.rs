@@ -2,6 +2,7 @@
 
 mod builds;
 mod limits;
+mod own;
 mod runs;
 
 use std::collections::BTreeMap;

@@ -295,7 +295,10 @@ async fn one_folder_of_a_repository_can_be_the_context_and_another_have_the_dock
     let mut job = world.job(&repository);
     job["context_path"] = json!("services/api");
     job["dockerfile_path"] = json!("docker/api.Dockerfile");
-    job["test_commands"] = json!(["test \"$(cat /src/content)\" = api", "test \"$(ls /src)\" = content"]);
+    job["test_commands"] = json!([
+        "test \"$(cat /src/content)\" = api",
+        "test \"$(find /src)\" = \"$(printf '/src\\n/src/content')\""
+    ]);
     let (_, status) = world.api().run(&job).await;
     assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
 }

@@ -3,6 +3,7 @@
 //! Invariant: dropping it stops it in the engine.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::Error as IoError;
 use std::time::Duration;
 
@@ -11,16 +12,17 @@ use bollard::models::{BuildInfo, BuildInfoAux};
 use bollard::query_parameters::{BuildImageOptions, BuildImageOptionsBuilder, BuilderVersion};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use reqwest::header::CONTENT_TYPE;
-use reqwest::{Body, Client};
+use reqwest::Client;
 use serde::Deserialize;
 use tokio::sync::mpsc::Sender;
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
+use super::super::context::Context;
 use super::super::progress::{Progress, exit_code};
-use super::super::{BuildRequest, EngineError, MayTake, Output, Source, context};
+use super::super::{BuildRequest, EngineError, MayTake, Output, Source};
 use super::DockerEngine;
+use super::files::Files;
 use super::session::{Session, Unopened};
 
 /// How long a build may pause before what it said last is shown though its line has no end.
@@ -48,16 +50,20 @@ impl DockerEngine {
         request: &BuildRequest,
         output: &Sender<Output>,
     ) -> Result<String, EngineError> {
-        let context = context::open(request.context.clone(), request.dockerfile.clone())?;
+        let (context, dockerfile) = (request.context.clone(), request.dockerfile.clone());
+        let context = tokio::task::spawn_blocking(move || Context::open(&context, &dockerfile)).await;
+        let context = context.map_err(|error| refused(&error.to_string()))??;
+        // A name that the engine's API, which speaks UTF-8, cannot say gets one that it can.
+        let name = request.dockerfile.file_name().and_then(OsStr::to_str).unwrap_or("Dockerfile");
+        let (files, mut failure) = Files::new(context, name);
         let engine = self.client()?;
-        let session = Session::open(&engine, HOST, request).await.map_err(|error| match error {
+        let session = Session::open(&engine, HOST, request, files).await.map_err(|error| match error {
             Unopened::Unreachable(error) => self.unreachable(error.without_url()),
             Unopened::Refused(_) => refused(&error.to_string()),
         })?;
-        let options = options(request, &context.dockerfile, session.id());
-        let mut failure = context.failure;
+        let options = options(request, name, session.id());
         let built = async {
-            let messages = self.begin(&engine, &options, context.body).await?;
+            let messages = self.begin(&engine, &options).await?;
             self.follow(messages, &request.may_take, output).await
         };
         // The engine can only tell that the context broke off.
@@ -82,13 +88,10 @@ impl DockerEngine {
         &self,
         engine: &Client,
         options: &BuildImageOptions,
-        context: BoxStream<'static, Result<bytes::Bytes, IoError>>,
     ) -> Result<BoxStream<'static, Result<BuildInfo, EngineError>>, EngineError> {
         let request = engine
             .post(format!("{HOST}/build"))
             .query(options)
-            .header(CONTENT_TYPE, "application/x-tar")
-            .body(Body::wrap_stream(context))
             .build()
             .map_err(|error| refused(&error.to_string()))?;
         if request.url().as_str().len() > MOST_IN_URL {
@@ -197,6 +200,7 @@ fn options(request: &BuildRequest, dockerfile: &str, session: &str) -> BuildImag
     let labels: HashMap<_, _> = request.labels.clone().into_iter().collect();
     BuildImageOptionsBuilder::new()
         .t(&request.tag)
+        .remote("client-session")
         .dockerfile(dockerfile)
         .buildargs(&build_args)
         .labels(&labels)

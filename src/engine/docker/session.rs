@@ -1,4 +1,4 @@
-//! What BuildKit asks its client for while it builds: credentials of registries, secrets, and what agents sign.
+//! What BuildKit asks its client for while it builds: files, credentials of registries, secrets, and what agents sign.
 //!
 //! The engine takes over a connection that was opened to it, and speaks as the client of the services here: gRPC, of which the
 //! messages are BuildKit's.
@@ -33,14 +33,19 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::super::{BuildRequest, RegistryAuth};
 use super::agents::Agents;
+use super::files::{self, Files};
 
 /// What may be asked for here; BuildKit asks for nothing else.
-const METHODS: [&str; 4] = [
+const METHODS: [&str; 5] = [
+    files::METHOD,
     "/moby.filesync.v1.Auth/Credentials",
     "/moby.buildkit.secrets.v1.Secrets/GetSecret",
     "/moby.sshforward.v1.SSH/CheckAgent",
     "/moby.sshforward.v1.SSH/ForwardAgent",
 ];
+
+/// The most bytes of a request's headers: an ignore file's patterns come with the request for the context.
+const HEADERS: u32 = 16 << 20;
 
 /// Why no session could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -61,13 +66,20 @@ pub(super) struct Session {
 
 impl Session {
     /// Opens one that answers with what a build was given.
-    pub(super) async fn open(engine: &Client, base: &str, request: &BuildRequest) -> Result<Self, Unopened> {
+    pub(super) async fn open(
+        engine: &Client,
+        base: &str,
+        request: &BuildRequest,
+        files: Files,
+    ) -> Result<Self, Unopened> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut opening = engine
             .post(format!("{base}/session"))
             .header(CONNECTION, "Upgrade")
             .header(UPGRADE, "h2c")
-            .header("X-Docker-Expose-Session-Uuid", &id);
+            .header("X-Docker-Expose-Session-Uuid", &id)
+            // Builds with the same key have what is sent in common, and a file of the same time and size is taken for the same.
+            .header("X-Docker-Expose-Session-Sharedkey", &id);
         for method in METHODS {
             opening = opening.header("X-Docker-Expose-Session-Grpc-Method", method);
         }
@@ -77,11 +89,13 @@ impl Session {
         }
         let connection = TokioIo::new(opened.upgrade().await?);
         let routes = Routes::new(HealthServer::new(Alive))
+            .add_service(files)
             .add_service(AuthServer::new(Logins::of(request)))
             .add_service(SecretsServer::new(Given(request.secrets.clone())))
             .add_service(SshServer::new(Agents(request.agents.clone())));
         let answering = async move {
-            let server = auto::Builder::new(TokioExecutor::new()).http2_only();
+            let mut server = auto::Builder::new(TokioExecutor::new()).http2_only();
+            server.http2().max_header_list_size(HEADERS);
             // It ends with the build, however that ends.
             if let Err(error) = server.serve_connection(connection, TowerToHyperService::new(routes)).await {
                 tracing::debug!(error, "a build's session has ended");

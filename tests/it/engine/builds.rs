@@ -1,7 +1,12 @@
 //! Builds.
 
-use std::time::Duration;
+use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::{Duration, UNIX_EPOCH};
 
+use super::own::OwnEngine;
 use super::*;
 
 #[tokio::test]
@@ -75,8 +80,9 @@ async fn a_context_that_cannot_be_read_to_its_end_is_named() {
 #[tokio::test]
 async fn a_dockerfile_from_outside_keeps_the_cache_of_what_copies_the_whole_context() {
     let bench = Bench::new();
-    let dockerfile = format!("FROM {}\nCOPY . /context\n", world().base);
-    let checkout = directory(&[("docker/Dockerfile", &dockerfile), ("service/a", "a")]);
+    // Where another build of the same base is running, Engine 20.10 looks for no copy of the same content.
+    let checkout =
+        directory(&[("docker/Dockerfile", "FROM scratch\nCOPY . /context\n"), ("service/a", &bench.id)]);
     let request = || BuildRequest {
         dockerfile: checkout.path().join("docker/Dockerfile"),
         ..bench.request(&checkout.path().join("service"))
@@ -185,4 +191,73 @@ async fn a_build_that_is_dropped_takes_no_other_with_it_that_shares_its_steps() 
         });
         futures_util::future::join_all(builds).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_beside_prunes_of_the_cache_loses_nothing() {
+    let own = OwnEngine::start(&[]).await;
+    let bench = own.bench();
+    let client = reqwest::Client::builder().unix_socket(own.socket()).build().unwrap();
+    let context = directory(&[("Dockerfile", "FROM scratch\nCOPY . /a\nCOPY . /b\n")]);
+    let prunes = async {
+        loop {
+            let pruned = client.post("http://docker/build/prune?all=true").send().await.unwrap();
+            assert!(pruned.status().is_success(), "{pruned:?}");
+        }
+    };
+    let builds = async {
+        for _ in 0..scale("NOMAD_BUILD_TEST_PRUNED_BUILDS", 20) {
+            let (built, said) = bench.build(bench.request(context.path())).await;
+            built.unwrap_or_else(|error| panic!("{error:?}: {}", said.text()));
+        }
+    };
+    tokio::select! {
+        () = builds => {}
+        () = prunes => {}
+    }
+}
+
+#[tokio::test]
+async fn the_context_arrives_as_it_is_less_what_is_ignored_and_nothing_more() {
+    let bench = Bench::new();
+    let dockerfile = format!("FROM {}\nCOPY . /src\n", world().base);
+    let checkout = directory(&[
+        ("docker/app.Dockerfile", &dockerfile),
+        ("src/.dockerignore", ".dockerignore\nnot\n"),
+        ("src/not", "x"),
+        ("src/a-b", "x"),
+        ("src/a/b", "x"),
+        ("src/empty", ""),
+        ("src/ä ö", "x"),
+    ]);
+    let path = |name: &str| checkout.path().join("src").join(name);
+    fs::write(path("large"), vec![7; 3 << 20]).unwrap();
+    fs::write(path("").join(OsStr::from_bytes(b"raw\xff")), "x").unwrap();
+    symlink("..//./nowhere", path("link")).unwrap();
+    for (name, mode) in [("a", 0o1777), ("a-b", 0o4751), ("a/b", 0o600), ("large", 0o644), ("empty", 0o644)] {
+        fs::set_permissions(path(name), Permissions::from_mode(mode)).unwrap();
+    }
+    fs::File::open(path("large")).unwrap().set_modified(UNIX_EPOCH + Duration::new(1_000_000, 5)).unwrap();
+    let request = BuildRequest {
+        dockerfile: checkout.path().join("docker/app.Dockerfile"),
+        ..bench.request(&checkout.path().join("src"))
+    };
+    let image = bench.build(request).await.0.unwrap();
+    let list = "cd /src && find . | sort | while IFS= read -r f; do \
+        echo \"$(printf %s \"$f\" | od -An -c | tr -d ' \\n') $(stat -c '%a %u:%g' \"$f\")\"; done; \
+        readlink link; stat -c '%Y %s' large; tr -d '\\007' < large | wc -c";
+    let want = ". 755 0:0
+./a 1777 0:0
+./a-b 4751 0:0
+./a/b 600 0:0
+./empty 644 0:0
+./large 644 0:0
+./link 777 0:0
+./raw377 644 0:0
+./303244303266 644 0:0
+..//./nowhere
+1000000 3145728
+0
+";
+    assert_eq!(bench.shell(&image, list).await.replace('\\', ""), want);
 }

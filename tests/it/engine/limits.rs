@@ -1,23 +1,17 @@
 //! What the steps of a build are held to by an engine's cgroup-parent, and what `doctor` says of it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use nomad_build::engine::EngineError;
-use tempfile::TempDir;
 
-use super::{Bench, directory};
+use super::directory;
+use super::own::OwnEngine;
 use crate::doctor::examined;
-use crate::support::agent::wait_for;
-use crate::support::{docker, world};
+use crate::support::{base_archive, docker, world};
 
-/// An engine of this test's own, whose containers are below a cgroup with limits.
+/// An engine whose containers are below a cgroup with limits.
 struct Limited {
-    daemon: Child,
-    folder: TempDir,
+    engine: Option<OwnEngine>,
     cgroup: String,
 }
 
@@ -52,44 +46,24 @@ impl Limited {
             std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join(file), limit).unwrap();
         }
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let log = std::fs::File::create(path("log")).unwrap();
-        // In a network of its own: it would take the other engine's bridge away.
-        let daemon = Command::new("unshare")
-            .args(["--net", "dockerd", "--bridge", "none", "--iptables=false"])
-            .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
-            .arg(format!("--cgroup-parent=/{cgroup}"))
-            .arg(format!("--host=unix://{}", path("socket").display()))
-            .arg(format!("--data-root={}", path("data").display()))
-            .arg(format!("--exec-root={}", path("exec").display()))
-            .arg(format!("--pidfile={}", path("pid").display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let limited = Self { daemon, folder, cgroup };
-        let bench = limited.bench();
-        wait_for("an engine of its own", Duration::from_mins(1), async || bench.engine.about().await.ok())
-            .await;
-        limited
+        let engine = OwnEngine::start(&[
+            "--exec-opt",
+            "native.cgroupdriver=cgroupfs",
+            &format!("--cgroup-parent=/{cgroup}"),
+        ])
+        .await;
+        Self { engine: Some(engine), cgroup }
     }
 
-    fn socket(&self) -> String {
-        self.folder.path().join("socket").display().to_string()
-    }
-
-    fn bench(&self) -> Bench {
-        Bench::at(&self.socket())
+    fn engine(&self) -> &OwnEngine {
+        self.engine.as_ref().unwrap()
     }
 }
 
 impl Drop for Limited {
     fn drop(&mut self) {
-        // It ends what it started, and takes its mounts.
-        kill(Pid::from_raw(self.daemon.id().cast_signed()), Signal::SIGTERM).ok();
-        self.daemon.wait().ok();
+        // What is in a cgroup keeps it.
+        self.engine.take();
         for folder in cgroups(&self.cgroup) {
             remove(&folder);
         }
@@ -99,17 +73,12 @@ impl Drop for Limited {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cgroup_parent_contains_the_steps_of_builds_and_doctor_says_how() {
     let limited = Limited::start().await;
-    let bench = limited.bench();
-    // Its files, as there is no registry in that network.
-    let container = docker(&["create", &world().base]);
-    let files = tempfile::tempdir().unwrap();
-    let archive = files.path().join("base.tar");
-    docker(&["export", "--output", archive.to_str().unwrap(), &container]);
-    docker(&["rm", &container]);
+    let bench = limited.engine().bench();
+    let archive = base_archive(&world().base);
     let run = async |step: &str| {
         let dockerfile = format!("FROM scratch\nADD base.tar /\nRUN {step}\n");
         let context = directory(&[("Dockerfile", &dockerfile)]);
-        std::fs::copy(&archive, context.path().join("base.tar")).unwrap();
+        std::fs::copy(archive.path(), context.path().join("base.tar")).unwrap();
         let mut request = bench.request(context.path());
         request.network = false;
         bench.build(request).await
@@ -127,7 +96,8 @@ async fn a_cgroup_parent_contains_the_steps_of_builds_and_doctor_says_how() {
         assert!(is_contained, "{built:?}\n{}", said.text());
         assert!(!said.text().contains("\nall of them"), "{}", said.text());
     }
-    let (_, findings) = examined(&["--node"], &[("NOMAD_BUILD_ENGINE_SOCKET", &limited.socket())]).await;
+    let (_, findings) =
+        examined(&["--node"], &[("NOMAD_BUILD_ENGINE_SOCKET", &limited.engine().socket())]).await;
     let limits: Vec<_> = findings.iter().filter(|finding| finding["check"] == "limits").collect();
     let says = |verdict: &str, words: &str| {
         limits.iter().any(|finding| {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use tempfile::NamedTempFile;
 
 /// Runs a docker command that must succeed, and returns what it said.
 pub(crate) fn docker(arguments: &[&str]) -> String {
@@ -14,6 +15,15 @@ pub(crate) fn docker(arguments: &[&str]) -> String {
 
 fn label(name: &str, id: &str) -> String {
     format!("label=nomad-build.{name}={id}")
+}
+
+/// The files of the base image, for a build that is to have nothing in common with others.
+pub(crate) fn base_archive(base: &str) -> NamedTempFile {
+    let container = docker(&["create", base]);
+    let archive = NamedTempFile::new().unwrap();
+    docker(&["export", "--output", archive.path().to_str().unwrap(), &container]);
+    docker(&["rm", &container]);
+    archive
 }
 
 /// The containers of a job, running or not.
