@@ -1,6 +1,6 @@
 //! The HTTP API: one router, one file a resource, one envelope for every answer.
 //!
-//! Invariant: handlers convert, call the service once, and convert back.
+//! Invariant: handlers convert, ask whether the caller may, call the service, and convert back; they decide nothing.
 
 mod answer;
 mod audit;

@@ -175,7 +175,7 @@ fn is_at_or_below(text: &str, begin: &str) -> bool {
 
 /// All of an operator's rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Allowed {
     /// Where images may go.
     pub registries: Vec<RegistryRule>,

@@ -36,7 +36,9 @@ struct Wire {
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
     /// Not what the service wrote.
-    #[error("the job's payload cannot be read")]
+    #[error(
+        "the job's payload cannot be read: run the service and its runner in the same version, or in versions at most one apart"
+    )]
     Malformed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Written by a service of another age.
     #[error(
@@ -138,6 +140,44 @@ mod tests {
             };
             assert!(wrong.iter().all(|wrong| wrong.field.starts_with(field)), "{field} {value}: {wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_restriction_that_this_runner_does_not_know_is_refused_by_name() {
+        for place in ["/policy", "/policy/isolation", "/policy/allowed"] {
+            let bytes = BASE64_STANDARD.decode(payload().encode().unwrap()).unwrap();
+            let mut wire: Value = serde_json::from_slice(&bytes).unwrap();
+            wire.pointer_mut(place).unwrap()["not_on_sundays"] = json!(true);
+            let refused = Payload::decode(&BASE64_STANDARD.encode(wire.to_string()));
+            let Err(PayloadError::Malformed(why)) = refused else { panic!("{place}: {refused:?}") };
+            assert!(why.to_string().contains("not_on_sundays"), "{place}: {why}");
+        }
+    }
+
+    /// As version 1 wrote it first, before there was anything to leave out.
+    #[test]
+    fn what_the_first_service_wrote_is_read() {
+        let wire = json!({
+            "version": 1,
+            "job": "nb-00000000-0000-0000-0000-000000000001",
+            "spec": {
+                "owner": "acme", "repo_url": "https://example.com/a", "image_tags": ["v1"],
+                "registry_url": "ghcr.io/acme",
+                "test_commands": ["echo ${NOMAD_TOKEN} %{x} {{ env }} $(id)\n"],
+            },
+            "policy": {
+                "schemes": ["https", "ssh"],
+                "max_timeout": { "secs": 14400, "nanos": 0 },
+                "max_resources": { "cpu": 64000, "memory_mb": 131_072 },
+                "default_resources": {
+                    "build": { "cpu": 500, "memory_mb": 512 },
+                    "test": { "cpu": 500, "memory_mb": 512 },
+                    "publish": { "cpu": 100, "memory_mb": 128 },
+                },
+            },
+            "insecure_registries": ["localhost:5000"],
+        });
+        assert_eq!(Payload::decode(&BASE64_STANDARD.encode(wire.to_string())).unwrap(), payload());
     }
 
     #[test]

@@ -112,7 +112,10 @@ pub struct Resources {
 }
 
 /// What the operator allows, and what a submission gets that does not ask.
+///
+/// A runner that does not know a restriction refuses it, as it would not keep it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Transports that repositories may be reached by.
     pub schemes: Vec<Scheme>,
@@ -132,7 +135,7 @@ pub struct Policy {
 
 /// How user code is kept apart, beyond what is always so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Isolation {
     /// Whether the steps of a build have a network.
     pub build_network: bool,
