@@ -1,12 +1,14 @@
 //! Cleanup: what an ended job left in Nomad and in its node's engine goes, and nothing else.
 
+use std::path::Path;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::support::{
-    Api, Fault, Faults, Service, Sleeper, containers_of, engine_is_rid_of, eventually, images_of,
-    leave_behind, world,
+    Api, Fault, Faults, Service, Sleeper, containers_of, end_at_once, engine_is_rid_of, environment_of,
+    eventually, images_of, leave_behind, runner_of, unique_seconds, world,
 };
 
 async fn clean_up_by(api: &Api, id: &str) -> (u16, Value) {
@@ -224,13 +226,18 @@ async fn template_whose_finish_waits() -> (tempfile::NamedTempFile, watch::Sende
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let file = format!("http://{}/file", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, router).await });
+    (template_whose_finish_downloads(&file), open)
+}
+
+/// A template whose finish task begins once it has a file.
+fn template_whose_finish_downloads(file: &str) -> tempfile::NamedTempFile {
     let artifacts = json!([{"GetterSource": file, "GetterMode": "file", "RelativeDest": "local/file"}]);
     let lines = format!("{{%- if task.name == \"finish\" %}}\n\"Artifacts\": {artifacts},\n{{%- endif %}}\n");
     let shipped = include_str!("../../templates/raw_exec.json");
     let template = shipped.replace("        \"Env\":", &format!("{lines}        \"Env\":"));
     let path = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(path.path(), template).unwrap();
-    (path, open)
+    path
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,4 +259,40 @@ async fn a_job_whose_finish_task_has_yet_to_run_is_not_cleaned_up() {
     assert!(world.nomad(&format!("/v1/job/{id}")).await.is_some());
     open.send_replace(true);
     is_cleaned_up_by(&api, &id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_runner_left_that_was_killed_goes_though_its_finish_task_could_not_run() {
+    let world = world();
+    // Nobody listens there.
+    let template = template_whose_finish_downloads("http://127.0.0.1:9/file");
+    let service = service(&[("NOMAD_BUILD_TEMPLATE", template.path().to_str().unwrap())]);
+    let api = Api::new(&service.url);
+    for (phase, status) in [("build", "BUILDING"), ("test", "TESTING")] {
+        let wait = format!("sleep {}", unique_seconds());
+        let repository =
+            world.repository(&if phase == "build" { format!("RUN {wait}") } else { String::new() });
+        let mut job = world.job(&repository);
+        job["test_commands"] = json!([wait]);
+        let id = api.submit(&job).await;
+        let is_there = |shared: &str| match phase {
+            "build" => Path::new(shared).join("checkout/Dockerfile").exists(),
+            _ => containers_of(&id).len() == 1 && images_of(&id).len() == 1,
+        };
+        api.wait_until(&id, "the phase runs", |told| told["status"] == status).await;
+        let (runner, shared) = eventually("there is something to leave", async || {
+            let runner = runner_of(&id, phase)?;
+            let shared = environment_of(runner, "NOMAD_ALLOC_DIR")?;
+            is_there(&shared).then_some((runner, shared))
+        })
+        .await;
+        end_at_once(runner);
+        let ended = api.wait_for_end(&id).await;
+        assert_eq!(ended["failure"]["reason"], "runner_died", "{ended:#}");
+        finish_has_ended(&id).await;
+        assert!(is_there(&shared), "{phase}: nothing was left");
+        is_cleaned_up_by(&api, &id).await;
+        engine_is_rid_of(&id).await;
+        eventually("the checkout is gone", async || (!Path::new(&shared).exists()).then_some(())).await;
+    }
 }

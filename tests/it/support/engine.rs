@@ -121,6 +121,15 @@ pub(crate) fn runner_of(id: &str, phase: &str) -> Option<i32> {
     found.first().map(|pid| i32::try_from(*pid).unwrap())
 }
 
+/// A variable of a process.
+pub(crate) fn environment_of(process: i32, name: &str) -> Option<String> {
+    let environment = std::fs::read(format!("/proc/{process}/environ")).ok()?;
+    let found = environment
+        .split(|byte| *byte == 0)
+        .find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+    String::from_utf8(found.to_owned()).ok()
+}
+
 /// Ends a job's task at once, as a crash does.
 pub(crate) fn crash(id: &str, phase: &str) {
     end_at_once(runner_of(id, phase).unwrap());
@@ -155,7 +164,7 @@ pub(crate) fn hang(id: &str, phase: &str) {
     signal(runner_of(id, phase).unwrap(), Signal::SIGSTOP);
 }
 
-fn end_at_once(process: i32) {
+pub(crate) fn end_at_once(process: i32) {
     signal(process, Signal::SIGKILL);
 }
 

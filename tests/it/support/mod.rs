@@ -44,8 +44,9 @@ pub(crate) use bucket::Bucket;
 pub(crate) use canaries::Canaries;
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
-    base_archive, containers_of, crash, crash_log, docker, end_container, engine_is_rid_of, hang, images_of,
-    is_alone, kilobytes, leave_behind, most_kilobytes, processes_with, runner_of, unique_seconds,
+    base_archive, containers_of, crash, crash_log, docker, end_at_once, end_container, engine_is_rid_of,
+    environment_of, hang, images_of, is_alone, kilobytes, leave_behind, most_kilobytes, processes_with,
+    runner_of, unique_seconds,
 };
 pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
