@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use crate::archive;
 use crate::environment::{BadConfiguration, Reader, Source};
 use crate::job::{
-    Allowed, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, RegistryRule, Resources, Scheme, Spec,
+    Allowed, FrontendRule, Isolation, JobId, LEAST_MEMORY_MB, Payload, Policy, RegistryRule, Resources,
+    Scheme, Spec,
 };
 use crate::render::{self, Runner, TEMPLATES, Template};
 use crate::telemetry::{Format, LogFilter, chain};
@@ -244,6 +245,7 @@ fn read_file(reader: &mut Reader<'_>, name: &str, path: &str) -> Option<String> 
 fn policy(reader: &mut Reader<'_>) -> Policy {
     let default = Policy::default();
     let max_timeout = seconds(reader, "NOMAD_BUILD_MAX_TIMEOUT").unwrap_or(default.max_timeout);
+    let build_network = reader.parsed("NOMAD_BUILD_BUILD_NETWORK", "true or false").unwrap_or(true);
     Policy {
         schemes: reader
             .list::<Scheme>("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https, ssh, http or file")
@@ -267,13 +269,14 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
                 .list("NOMAD_BUILD_FORBID_NAMES", "a name, or the begin of one and a *")
                 .unwrap_or_default(),
             base_images: images(reader, "NOMAD_BUILD_ALLOW_BASE_IMAGES"),
-            frontends: images(reader, "NOMAD_BUILD_ALLOW_FRONTENDS"),
+            frontends: frontends(reader, build_network).unwrap_or(default.allowed.frontends),
+            downloads: images(reader, "NOMAD_BUILD_ALLOW_DOWNLOADS"),
             vault: reader
                 .list("NOMAD_BUILD_ALLOW_VAULT_PATHS", "the path of a secret in Vault, or *")
                 .unwrap_or_default(),
         },
         isolation: Isolation {
-            build_network: reader.parsed("NOMAD_BUILD_BUILD_NETWORK", "true or false").unwrap_or(true),
+            build_network,
             test_network: reader.parsed("NOMAD_BUILD_TEST_NETWORK", "true or false").unwrap_or(true),
             max_pids: at_least(reader, "NOMAD_BUILD_MAX_PIDS", 1).unwrap_or(default.isolation.max_pids),
             max_checkout_mb: at_least(reader, "NOMAD_BUILD_MAX_CHECKOUT_MB", 1)
@@ -282,6 +285,16 @@ fn policy(reader: &mut Reader<'_>) -> Policy {
                 .unwrap_or(default.isolation.max_checkout_files),
         },
     }
+}
+
+/// Without a network there is none that a frontend of somebody's own keeps its steps from.
+fn frontends(reader: &mut Reader<'_>, build_network: bool) -> Option<Vec<FrontendRule>> {
+    const NAME: &str = "NOMAD_BUILD_ALLOW_FRONTENDS";
+    let rules = reader.list::<FrontendRule>(NAME, "host[:port][/path], or *")?;
+    if !build_network && rules.iter().any(FrontendRule::is_all) {
+        reader.wrong(NAME, "is *, and NOMAD_BUILD_BUILD_NETWORK is false, which a frontend need not keep to: name those that may be used");
+    }
+    Some(rules)
 }
 
 fn images(reader: &mut Reader<'_>, name: &str) -> Vec<RegistryRule> {

@@ -100,9 +100,12 @@ impl Exit {
 /// The only phase in which a reason can arise, for the case that the status can no longer be asked.
 fn phase_of(reason: &str) -> Option<&'static str> {
     match reason {
-        "checkout_failed" | "ref_not_found" | "input_missing" | "image_not_allowed" | "build_failed" => {
-            Some("build")
-        }
+        "checkout_failed"
+        | "ref_not_found"
+        | "input_missing"
+        | "image_not_allowed"
+        | "download_not_allowed"
+        | "build_failed" => Some("build"),
         "test_failed" => Some("test"),
         "push_failed" | "claim_failed" | "digest_mismatch" => Some("publish"),
         _ => None,

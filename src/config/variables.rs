@@ -102,8 +102,13 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
     ),
     (
         "NOMAD_BUILD_ALLOW_FRONTENDS",
+        "docker.io/docker/dockerfile",
+        "what a Dockerfile may name by # syntax=, written in the same way, or *",
+    ),
+    (
+        "NOMAD_BUILD_ALLOW_DOWNLOADS",
         "",
-        "what a Dockerfile may name by # syntax=, written in the same way; without it anything, or nothing where base images are limited",
+        "what an ADD may download, as host[:port][/path], separated by commas; without it, anything but what is the node's own",
     ),
     (
         "NOMAD_BUILD_ALLOW_VAULT_PATHS",

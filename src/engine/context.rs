@@ -12,8 +12,8 @@ use nix::fcntl::OFlag;
 
 use super::dockerignore::Patterns;
 
-/// Bytes in an ignore file, at most: it is read whole.
-const LARGEST_IGNORE_FILE: u64 = 1024 * 1024;
+/// Bytes in an ignore file or a Dockerfile, at most: it is read whole.
+const LARGEST_FILE: u64 = 1024 * 1024;
 
 /// Why a build context cannot be sent.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,7 @@ pub(super) struct Context {
     root: PathBuf,
     /// Where the Dockerfile is, free of links.
     dockerfile: PathBuf,
+    text: String,
     patterns: Patterns,
 }
 
@@ -77,12 +78,18 @@ impl Context {
         let dockerfile = within(&located, &root, &located)
             .map_err(&looking)?
             .ok_or_else(|| ContextError::Escapes(located.clone()))?;
-        Ok(Self { root, dockerfile, patterns })
+        let text = read(&dockerfile).map_err(ContextError::io("reading", &dockerfile))?;
+        Ok(Self { root, dockerfile, text, patterns })
     }
 
     /// Where the Dockerfile is, free of links.
     pub(super) fn dockerfile(&self) -> &Path {
         &self.dockerfile
+    }
+
+    /// What the Dockerfile says; what is no UTF-8 is replaced.
+    pub(super) fn dockerfile_text(&self) -> &str {
+        &self.text
     }
 
     /// Goes through the directory, and gives what is sent of it.
@@ -162,16 +169,21 @@ fn patterns(root: &Path, dockerfile: &Path) -> Result<Patterns, ContextError> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(unreadable(error)),
         };
-        let mut text = Vec::new();
-        let (file, _) = open_file(&target).map_err(&unreadable)?;
-        file.take(LARGEST_IGNORE_FILE + 1).read_to_end(&mut text).map_err(&unreadable)?;
-        if text.len() as u64 > LARGEST_IGNORE_FILE {
-            return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
-        }
-        return Patterns::parse(&String::from_utf8_lossy(&text))
+        let text = read(&target).map_err(unreadable)?;
+        return Patterns::parse(&text)
             .map_err(|problem| ContextError::Pattern { path: path.clone(), problem });
     }
     Ok(Patterns::default())
+}
+
+/// Reads a file whole; what is no UTF-8 is replaced.
+fn read(path: &Path) -> io::Result<String> {
+    let (mut text, (file, _)) = (Vec::new(), open_file(path)?);
+    file.take(LARGEST_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Opens a regular file, never through a link, and never waiting for the other end of a pipe.

@@ -6,6 +6,7 @@
 
 mod context;
 mod docker;
+mod dockerfile;
 mod dockerignore;
 mod progress;
 mod sources;
@@ -48,8 +49,10 @@ pub struct BuildRequest {
     pub cache_namespace: String,
     /// Whether its steps have a network.
     pub network: bool,
-    /// Whether it may take an image; the reason where it may not.
+    /// Whether it may take something; the reason where it may not.
     pub may_take: MayTake,
+    /// What separates its steps in the cache from those of builds with another one.
+    pub cache_key: Option<String>,
 }
 
 /// Judges what a build takes.
@@ -157,6 +160,14 @@ pub enum EngineError {
         /// The image.
         reference: String,
         /// Why it may not be taken.
+        why: String,
+    },
+    /// It was not begun, or was stopped, because of what it was to download.
+    #[error("the build was not made: it downloads {address}, which {why}")]
+    DownloadNotAllowed {
+        /// What stands in its `ADD`.
+        address: String,
+        /// Why it may not be downloaded.
         why: String,
     },
     /// It does not have the image.

@@ -1,6 +1,7 @@
 //! What an operator lets submissions name: registries, repositories, secrets in Vault, and names of arguments and variables.
 //!
-//! Invariant: a list that is empty allows everything, but for that of Vault, which allows nothing; one that is not allows nothing else.
+//! Invariant: a list that is empty allows everything, but for those of Vault and of frontends, which allow nothing; one that is not
+//! allows nothing else.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,6 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{RegistryUrl, RepoUrl};
 use super::paths::{CredentialsPath, VaultPath};
+
+/// The rule that is for all.
+const ANY: &str = "*";
+
+/// Docker's own frontend, of any version.
+const DOCKERFILE_FRONTEND: &str = "docker.io/docker/dockerfile";
 
 /// A rule as an operator writes it.
 macro_rules! rule {
@@ -45,6 +52,10 @@ rule!(
     RegistryRule
 );
 rule!(
+    /// An image that may read a Dockerfile, written like a registry's rule, or `*` for whichever.
+    FrontendRule
+);
+rule!(
     /// A repository's address, or the begin of several: up to a `/`.
     RepoRule
 );
@@ -68,7 +79,7 @@ impl FromStr for VaultRule {
 
 impl VaultRule {
     fn is_all(&self) -> bool {
-        self.0 == "*"
+        self.0 == ANY
     }
 
     fn covers(&self, path: &VaultPath) -> bool {
@@ -90,8 +101,31 @@ impl RegistryRule {
         self.0.split('/').next().unwrap_or(&self.0)
     }
 
-    fn covers(&self, image: &str) -> bool {
+    pub(super) fn covers(&self, image: &str) -> bool {
         is_at_or_below(&image.to_ascii_lowercase(), &self.0)
+    }
+}
+
+impl FromStr for FrontendRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == ANY {
+            Ok(Self(text.to_owned()))
+        } else {
+            text.parse().map(|RegistryRule(text)| Self(text))
+        }
+    }
+}
+
+impl FrontendRule {
+    /// Whether it is for whichever there are.
+    pub fn is_all(&self) -> bool {
+        self.0 == ANY
+    }
+
+    fn covers(&self, image: &str) -> bool {
+        self.is_all() || is_at_or_below(&image.to_ascii_lowercase(), &self.0)
     }
 }
 
@@ -142,17 +176,17 @@ impl NameRule {
 }
 
 /// A repository's address in its parts.
-struct Address<'a> {
+pub(super) struct Address<'a> {
     scheme: &'a str,
     user: Option<&'a str>,
     /// Without a port that is the scheme's own.
-    host: String,
-    path: &'a str,
+    pub(super) host: String,
+    pub(super) path: &'a str,
 }
 
 impl<'a> Address<'a> {
     /// Of a text that is one: `scheme://[user@]host[:port]/path`, or `user@host:path`, which is ssh's.
-    fn of(text: &'a str) -> Self {
+    pub(super) fn of(text: &'a str) -> Self {
         let (scheme, (authority, path)) = text.split_once("://").map_or_else(
             || ("ssh", text.split_once(':').unwrap_or((text, ""))),
             |(scheme, rest)| (scheme, rest.split_once('/').unwrap_or((rest, ""))),
@@ -174,7 +208,7 @@ fn is_at_or_below(text: &str, begin: &str) -> bool {
 }
 
 /// All of an operator's rules.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Allowed {
     /// Where images may go.
@@ -186,9 +220,26 @@ pub struct Allowed {
     /// What a Dockerfile may build from.
     pub base_images: Vec<RegistryRule>,
     /// What may read a Dockerfile in place of the engine's own frontend.
-    pub frontends: Vec<RegistryRule>,
+    pub frontends: Vec<FrontendRule>,
+    /// What the engine may download for an `ADD`.
+    pub downloads: Vec<RegistryRule>,
     /// Which secrets in Vault credentials may be.
     pub vault: Vec<VaultRule>,
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Self {
+            registries: Vec::new(),
+            repositories: Vec::new(),
+            forbidden_names: Vec::new(),
+            base_images: Vec::new(),
+            // One of somebody's own need not keep to what the engine is told with the build: its network, its caches, its labels.
+            frontends: vec![FrontendRule(DOCKERFILE_FRONTEND.to_owned())],
+            downloads: Vec::new(),
+            vault: Vec::new(),
+        }
+    }
 }
 
 impl Allowed {
@@ -205,15 +256,16 @@ impl Allowed {
         held(&self.base_images, |rule| rule.covers(image), "base images")
     }
 
-    /// Whether an image may read a Dockerfile. One that may build from anything is as good as any base image.
+    /// Whether an image may read a Dockerfile. It may build from whatever it likes.
     ///
     /// # Errors
     /// Why not.
     pub fn frontend(&self, image: &str) -> Result<(), String> {
-        if self.frontends.is_empty() && !self.base_images.is_empty() {
+        if self.frontends.is_empty() {
             return Err("is a frontend, and none is allowed here: leave \"# syntax=\" out".to_owned());
         }
         held(&self.frontends, |rule| rule.covers(image), "frontends")
+            .map_err(|why| format!("{why}: name one of them by \"# syntax=\", or none"))
     }
 
     /// Whether a repository may be built.
@@ -255,7 +307,11 @@ impl Allowed {
     }
 }
 
-fn held<R: fmt::Display>(rules: &[R], covers: impl FnMut(&R) -> bool, what: &str) -> Result<(), String> {
+pub(super) fn held<R: fmt::Display>(
+    rules: &[R],
+    covers: impl FnMut(&R) -> bool,
+    what: &str,
+) -> Result<(), String> {
     if rules.is_empty() || rules.iter().any(covers) {
         return Ok(());
     }
@@ -291,14 +347,29 @@ mod tests {
         let rule = |text: &str| vec![text.parse::<RegistryRule>().unwrap()];
         let none = Allowed::default();
         assert!(none.base_image("docker.io/library/alpine").is_ok());
-        assert!(none.frontend("docker.io/docker/dockerfile").is_ok());
         let bases = Allowed { base_images: rule("docker.io/library"), ..Allowed::default() };
         assert!(bases.base_image("docker.io/library/alpine").is_ok());
         assert!(bases.base_image("docker.io/eve/alpine").is_err());
         assert!(bases.frontend("docker.io/library/alpine").is_err());
-        let both = Allowed { frontends: rule("docker.io/docker/dockerfile"), ..bases };
-        assert!(both.frontend("docker.io/docker/dockerfile").is_ok());
-        assert!(both.frontend("docker.io/docker/dockerfile-upstream").is_err());
+    }
+
+    #[test]
+    fn a_frontend_has_to_be_allowed_and_docker_s_own_is() {
+        for (rules, image, want) in [
+            (None, "docker.io/docker/dockerfile", true),
+            (None, "docker.io/docker/dockerfile-upstream", false),
+            (None, "evil.example/docker.io/docker/dockerfile", false),
+            (Some(&["ghcr.io/acme"][..]), "ghcr.io/acme/frontend", true),
+            (Some(&["ghcr.io/acme"]), "docker.io/docker/dockerfile", false),
+            (Some(&["*"]), "evil.example/frontend", true),
+            (Some(&[]), "docker.io/docker/dockerfile", false),
+        ] {
+            let mut allowed = Allowed::default();
+            if let Some(rules) = rules {
+                allowed.frontends = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+            }
+            assert_eq!(allowed.frontend(image).is_ok(), want, "{rules:?} {image}");
+        }
     }
 
     #[test]

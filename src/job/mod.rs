@@ -6,6 +6,7 @@
 mod allowed;
 mod claim;
 pub mod credentials;
+mod downloads;
 mod due;
 mod facts;
 mod fields;
@@ -23,7 +24,7 @@ mod status;
 mod submission;
 mod sweep;
 
-pub use allowed::{Allowed, NameRule, RegistryRule, RepoRule, VaultRule};
+pub use allowed::{Allowed, FrontendRule, NameRule, RegistryRule, RepoRule, VaultRule};
 pub use claim::{Claim, Verdict};
 pub use due::Due;
 pub use facts::{AllocationFacts, Detail, Facts, JobFacts, Standing};

@@ -180,6 +180,8 @@ pub enum Reason {
     InputMissing,
     /// The build was to take an image that its operator does not allow.
     ImageNotAllowed,
+    /// The build was to download something that its operator does not allow.
+    DownloadNotAllowed,
     /// The engine ran the build, and it failed.
     BuildFailed,
     /// A test ended with an exit code other than 0.
@@ -225,6 +227,7 @@ impl Reason {
             Self::RefNotFound => "ref_not_found",
             Self::InputMissing => "input_missing",
             Self::ImageNotAllowed => "image_not_allowed",
+            Self::DownloadNotAllowed => "download_not_allowed",
             Self::BuildFailed => "build_failed",
             Self::TestFailed => "test_failed",
             Self::PushFailed => "push_failed",

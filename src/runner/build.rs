@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 use super::agents::Agents;
 use super::bases::Bases;
@@ -108,7 +110,7 @@ fn build_request(
     policy: &Policy,
     labels: std::collections::BTreeMap<String, String>,
 ) -> BuildRequest {
-    let allowed = policy.allowed.clone();
+    let (allowed, network) = (policy.allowed.clone(), policy.isolation.build_network);
     let host = spec.registry_url.host().to_owned();
     let own =
         credentials.registry_login().map(|(username, password)| RegistryAuth { host, username, password });
@@ -125,12 +127,28 @@ fn build_request(
         agents: std::collections::BTreeMap::new(),
         // Caches are shared by the builds that one owner has in one namespace, and by no others.
         cache_namespace: format!("nomad-build-{}/{}", around.namespace, spec.owner),
-        network: policy.isolation.build_network,
+        network,
         may_take: Box::new(move |source| match source {
             Source::Base(_) => allowed.base_image(source.name()),
             Source::Frontend(_) => allowed.frontend(source.name()),
+            Source::Download(_) if !network => Err("needs a network, and builds have none here".to_owned()),
+            Source::Download(address) => allowed.download(address),
         }),
+        cache_key: cache_key(spec, &around.namespace),
     }
+}
+
+/// By what its steps are apart in the cache, where they are given secrets or sign with keys: those of who may name the same ones, as
+/// what they leave in a layer may be as secret.
+fn cache_key(spec: &Spec, namespace: &str) -> Option<String> {
+    if spec.build_secrets.is_empty() && spec.ssh.is_empty() {
+        return None;
+    }
+    let spec = spec.to_json();
+    let named = json!([namespace, spec["build_secrets"], spec["ssh"]]).to_string();
+    let digest = Sha256::digest(named.as_bytes());
+    // A label of a host's name has at most 63 characters.
+    Some(digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A path of the checkout, with every link followed, that is still inside the checkout.
@@ -176,6 +194,7 @@ pub(super) fn engine_failure(error: &EngineError, otherwise: Reason) -> Failure 
         EngineError::Unauthorized { .. } => (Reason::Unauthorized, None),
         EngineError::ImageMissing(_) => (Reason::ImageMissing, None),
         EngineError::NotAllowed { .. } => (Reason::ImageNotAllowed, None),
+        EngineError::DownloadNotAllowed { .. } => (Reason::DownloadNotAllowed, None),
         EngineError::BuildFailed { exit_code, .. } => (Reason::BuildFailed, *exit_code),
         _ => (otherwise, None),
     };

@@ -68,6 +68,7 @@ impl Bench {
             cache_namespace: self.id.clone(),
             network: true,
             may_take: Box::new(|_| Ok(())),
+            cache_key: None,
         }
     }
 

@@ -1,5 +1,8 @@
 //! User code runs with few rights, and gets no more.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::json;
 
 use crate::support::{Api, Repository, Service, docker, world};
@@ -91,9 +94,10 @@ async fn a_build_takes_only_the_images_that_the_operator_allows() {
     let base = world.base.rsplit_once(':').unwrap().0;
     let bases = [("NOMAD_BUILD_ALLOW_BASE_IMAGES", base)];
     let frontends = [bases[0], ("NOMAD_BUILD_ALLOW_FRONTENDS", base)];
+    let any = [("NOMAD_BUILD_ALLOW_FRONTENDS", "*")];
     let services =
-        [&[][..], &bases, &frontends].map(|rules| Service::start(&world.nomad, &world.registry, rules));
-    let [anything, limited, with_frontend] = &services;
+        [&[][..], &bases, &frontends, &any].map(|rules| Service::start(&world.nomad, &world.registry, rules));
+    let [usual, limited, with_frontend, with_any] = &services;
     let unique = uuid::Uuid::new_v4();
     let good =
         format!("ARG BASE\nFROM $BASE AS one\nRUN echo {unique}\nFROM scratch\nCOPY --from=one /bin/sh /\n");
@@ -130,11 +134,54 @@ async fn a_build_takes_only_the_images_that_the_operator_allows() {
     }
     // A base image is no frontend, so where one is allowed the build fails by it, and where none is, before.
     let syntax = format!("# syntax={}\n{good}", world.base);
-    let (_, failure, log) = told(limited, &syntax, only_base()).await;
-    assert_eq!(failure["reason"], "image_not_allowed", "{failure}\n{log}");
-    assert!(failure["message"].as_str().unwrap().contains("# syntax="), "{failure}");
-    for service in [anything, with_frontend] {
+    for service in [usual, limited] {
+        let (_, failure, log) = told(service, &syntax, only_base()).await;
+        assert_eq!(failure["reason"], "image_not_allowed", "{failure}\n{log}");
+        assert!(failure["message"].as_str().unwrap().contains("# syntax="), "{failure}");
+        // The engine has not heard of it.
+        assert!(!log.contains("resolve image config"), "{log}");
+    }
+    for service in [with_any, with_frontend] {
         let (_, failure, log) = told(service, &syntax, only_base()).await;
         assert_eq!(failure["reason"], "build_failed", "{failure}\n{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_add_downloads_what_the_operator_allows_and_nothing_of_the_node_s_own() {
+    let world = world();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let router = axum::Router::new().fallback(async move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        "downloaded"
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // As good as a metadata service, or Nomad itself: an engine downloads in its node's own network.
+    let host = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let address = format!("http://{host}/{}", uuid::Uuid::new_v4());
+    let add = format!("ADD {address} /it");
+    let (list, other) =
+        (("NOMAD_BUILD_ALLOW_DOWNLOADS", &*host), ("NOMAD_BUILD_ALLOW_DOWNLOADS", "example.com"));
+    let off = ("NOMAD_BUILD_BUILD_NETWORK", "false");
+    for (rules, lines, allowed) in [
+        (&[][..], &*add, false),
+        (&[other], &*add, false),
+        (&[list, off], &*add, false),
+        (&[list], "ARG URL\nADD $URL /it", false),
+        (&[list], &*add, true),
+    ] {
+        let service = Service::start(&world.nomad, &world.registry, rules);
+        let repository = world.repository(lines);
+        let mut job = world.job(&repository);
+        job["build_args"]["URL"] = json!(address);
+        job["test_commands"] = json!(["[ \"$(cat /it)\" = downloaded ]"]);
+        let (_, status) = Api::new(&service.url).run(&job).await;
+        assert_eq!(status["status"] == "SUCCEEDED", allowed, "{rules:?} {lines}: {status:#}");
+        if !allowed {
+            assert_eq!(status["failure"]["reason"], "download_not_allowed", "{rules:?} {lines}: {status:#}");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed) > 0, allowed, "{rules:?} {lines}");
     }
 }

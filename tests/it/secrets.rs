@@ -12,8 +12,7 @@ use uuid::Uuid;
 use crate::sources::payloads;
 use crate::support::{docker, eventually, image_of, tags_of, world};
 
-/// A step that writes the digest of what it mounted, and shows it in several ways. It is no other build's: BuildKit takes those
-/// that are alike for one, whatever they mount.
+/// A step that writes the digest of what it mounted, and shows it in several ways. It is no other test's.
 fn step() -> String {
     format!(
         "RUN --mount=type=secret,id=npmrc,required=true : {} && sha256sum /run/secrets/npmrc | cut -d' ' -f1 > /sum; \
@@ -65,6 +64,27 @@ async fn a_step_mounts_the_secrets_of_its_build_and_they_are_nowhere_else() {
         !seen.contains(&secret) && seen.contains("npm.token"),
         "the path is named, and what is there is not"
     );
+}
+
+#[tokio::test]
+async fn what_a_step_left_that_had_a_secret_is_in_the_cache_for_who_may_name_that_secret_alone() {
+    let (world, nomad) = (world(), world().nomad_api());
+    let repository = world.repository(&step());
+    let mut paths = Vec::new();
+    for secret in ["ours", "theirs"] {
+        let secret = format!("{secret}-{}", Uuid::new_v4());
+        paths.push((nomad.credentials(&json!({ "npm.token": secret })).await, sum(&secret)));
+    }
+    for (turn, (path, sum)) in [&paths[0], &paths[1], &paths[0]].into_iter().enumerate() {
+        let mut job = world.job(&repository);
+        job["build_secrets"] = json!({ "npmrc": format!("{path}#npm.token") });
+        job["test_commands"] = json!([format!("[ \"$(cat /sum)\" = {sum} ]")]);
+        let (id, status) = world.api().run(&job).await;
+        let log = world.api().logs(&id).await;
+        assert_eq!(status["status"], "SUCCEEDED", "{turn}: {status:#}\n{log:#}");
+        let ran = log["build"].as_str().unwrap().contains("token is ***\n");
+        assert_eq!(ran, turn < 2, "{turn}: {log:#}");
+    }
 }
 
 /// A base image in which there is `ssh-add`, of this machine's.

@@ -51,6 +51,7 @@ async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) 
         cache_namespace: "it".to_owned(),
         network: true,
         may_take: Box::new(|_| Ok(())),
+        cache_key: None,
     };
     let (output, mut said_by_engine) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move { while said_by_engine.recv().await.is_some() {} });

@@ -19,7 +19,9 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
 use super::super::context::Context;
+use super::super::dockerfile::Named;
 use super::super::progress::{Progress, exit_code};
+use super::super::sources::complete;
 use super::super::{BuildRequest, EngineError, MayTake, Output, Source};
 use super::DockerEngine;
 use super::files::Files;
@@ -53,6 +55,7 @@ impl DockerEngine {
         let (context, dockerfile) = (request.context.clone(), request.dockerfile.clone());
         let context = tokio::task::spawn_blocking(move || Context::open(&context, &dockerfile)).await;
         let context = context.map_err(|error| refused(&error.to_string()))??;
+        judge_named(&Named::by(context.dockerfile_text()), &request.may_take)?;
         // A name that the engine's API, which speaks UTF-8, cannot say gets one that it can.
         let name = request.dockerfile.file_name().and_then(OsStr::to_str).unwrap_or("Dockerfile");
         let (files, mut failure) = Files::new(context, name);
@@ -170,10 +173,24 @@ impl DockerEngine {
 /// Holds what a build is about to take against what it may.
 fn judge(status: &StatusResponse, may_take: &MayTake) -> Result<(), EngineError> {
     for source in status.vertexes.iter().filter_map(|step| Source::of(&step.name)) {
-        let (Source::Base(reference) | Source::Frontend(reference)) = source;
-        may_take(source).map_err(|why| EngineError::NotAllowed { reference: reference.to_owned(), why })?;
+        take(source, may_take)?;
     }
     Ok(())
+}
+
+/// Holds what a Dockerfile names against what it may take, before anything of it is built.
+fn judge_named(named: &Named, may_take: &MayTake) -> Result<(), EngineError> {
+    for frontend in &named.frontends {
+        take(Source::Frontend(&complete(frontend)), may_take)?;
+    }
+    named.downloads.iter().try_for_each(|address| take(Source::Download(address), may_take))
+}
+
+fn take(source: Source<'_>, may_take: &MayTake) -> Result<(), EngineError> {
+    may_take(source).map_err(|why| match source {
+        Source::Download(address) => EngineError::DownloadNotAllowed { address: address.to_owned(), why },
+        _ => EngineError::NotAllowed { reference: source.reference().to_owned(), why },
+    })
 }
 
 fn refused(message: &str) -> EngineError {
@@ -198,7 +215,7 @@ fn options(request: &BuildRequest, dockerfile: &str, session: &str) -> BuildImag
     let own = ("BUILDKIT_CACHE_MOUNT_NS".to_owned(), namespace);
     let build_args: HashMap<_, _> = request.build_args.clone().into_iter().chain([own]).collect();
     let labels: HashMap<_, _> = request.labels.clone().into_iter().collect();
-    BuildImageOptionsBuilder::new()
+    let options = BuildImageOptionsBuilder::new()
         .t(&request.tag)
         .remote("client-session")
         .dockerfile(dockerfile)
@@ -209,8 +226,17 @@ fn options(request: &BuildRequest, dockerfile: &str, session: &str) -> BuildImag
         .networkmode(if request.network { "" } else { "none" })
         .pull("true")
         .version(BuilderVersion::BuilderBuildKit)
-        .session(session)
-        .build()
+        .session(session);
+    match &request.cache_key {
+        Some(key) => options.extrahosts(&cache_host(key)).build(),
+        None => options.build(),
+    }
+}
+
+/// A name that steps find in their `/etc/hosts`: BuildKit counts those among what a step is cached by, and the secrets that it is given
+/// not.
+fn cache_host(key: &str) -> String {
+    format!("{key}.cache.nomad-build.invalid:127.0.0.1")
 }
 
 /// What the failed step said of itself tells more than what the engine says of it.
@@ -271,6 +297,7 @@ mod tests {
                 cache_namespace: "n".to_owned(),
                 network: true,
                 may_take: Box::new(|_| Ok(())),
+                cache_key: Some("a1".to_owned()),
             };
             let options = options(&request, &dockerfile, "session");
             let url = CLIENT.post(format!("{HOST}/build")).query(&options).build().unwrap().url().clone();
@@ -281,6 +308,7 @@ mod tests {
             prop_assert_eq!(serde_json::from_str::<BTreeMap<String, String>>(&query["labels"]).unwrap(), labels);
             prop_assert_eq!(&query["dockerfile"], &dockerfile);
             prop_assert_eq!(query.get("target").cloned().unwrap_or_default(), target.unwrap_or_default());
+            prop_assert_eq!(&query["extrahosts"], "a1.cache.nomad-build.invalid:127.0.0.1");
             prop_assert_eq!(url.path(), "/build");
         }
     }
