@@ -65,6 +65,7 @@ impl Runner {
             self.log.say(&format!("the commit could not be told: {}", chain(&error))).await;
         }
         outcome.image_id = Some(built.map_err(|error| engine_failure(&error, Reason::BuildFailed))?);
+        bases.may_be_had(&credentials, &self.payload, &self.log).await?;
         bases.keep(around).await;
         // The context has been sent; the next phases need the image alone.
         tokio::fs::remove_dir_all(&checkout).await.ok();

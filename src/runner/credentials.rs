@@ -78,6 +78,15 @@ impl Credentials {
         self.registry_login().map(|(username, password)| registry::Credentials { username, password })
     }
 
+    /// For whichever registry a build pulls from, where the job's own is at `own`.
+    pub(super) fn of_registry(&self, host: &str, own: &str) -> Option<registry::Credentials> {
+        if host == own {
+            return self.registry();
+        }
+        let login = self.base_logins().find(|login| login.host == host)?;
+        Some(registry::Credentials { username: login.username, password: login.password })
+    }
+
     /// For the registry, as user and password.
     pub(super) fn registry_login(&self) -> Option<(String, SecretString)> {
         self.login("registry")

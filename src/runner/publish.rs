@@ -265,7 +265,7 @@ fn check(captured: &CapturedManifest, tested: Digest) -> Result<(), Failure> {
     Err(Failure::new(Reason::DigestMismatch, message))
 }
 
-fn registry_failure(error: &registry::Error) -> Failure {
+pub(super) fn registry_failure(error: &registry::Error) -> Failure {
     let reason = match error {
         registry::Error::Unauthorized { .. } => Reason::Unauthorized,
         _ => Reason::PushFailed,
