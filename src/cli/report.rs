@@ -6,7 +6,6 @@ use std::error::Error as StdError;
 
 use chrono::{DateTime, Utc};
 
-use super::exit::Exit;
 use super::fields::PHASES;
 use super::harmless;
 use super::output::{Colour, Paint};
@@ -49,11 +48,6 @@ pub(super) fn summary(status: &Status, paint: Paint) -> Vec<String> {
     lines.extend(status.failure.iter().flat_map(|failure| labelled("failure", &reasons(failure))));
     lines.extend(image(status, paint));
     lines
-}
-
-/// How a followed job ended, where its status can no longer be asked.
-pub(super) fn ending(status: &str, exit: Exit, paint: Paint) -> String {
-    format!("==> {} (exit code {})", paint.text(colour_of(status), &clean(status)), exit.code())
 }
 
 /// An error with its causes, in one line.
