@@ -2,6 +2,7 @@
 
 mod real;
 mod service;
+mod terminal;
 
 use std::process::Stdio;
 use std::time::Duration;
