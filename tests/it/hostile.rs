@@ -94,7 +94,7 @@ async fn taken_whole_or_refused(api: &Api, nomad: &Nomad, job: &Value, field: &s
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_text_is_taken_whole_or_refused_by_the_name_of_its_field_and_registers_nothing() {
     let world = world();
-    let agent = Agent::own().await;
+    let agent = Agent::with_memory(3000).await;
     let nomad = format!("http://{}", agent.address());
     let service = Service::start(&nomad, &world.registry, &[]);
     let (api, nomad_api) = (Api::new(&service.url), Nomad::new(&nomad));
@@ -115,8 +115,8 @@ async fn a_hostile_text_is_taken_whole_or_refused_by_the_name_of_its_field_and_r
         for field in &all {
             for value in [json!(text), json!([text]), json!({ "NAME": text }), json!({ &text: "value" })] {
                 let mut job = world.job(&repository);
-                // What is taken waits for a node that there is not.
-                job["resources"]["build"]["memory_mb"] = json!(131_072);
+                // What is taken waits for room that there is not.
+                job["resources"]["build"]["memory_mb"] = json!(4000);
                 *at(&mut job, field) = value;
                 jobs.push((job, field.as_str()));
             }
