@@ -15,6 +15,7 @@ Exit codes (submit --follow, logs -f and status --exit-code end with the job's):
     7  a phase took longer than it may
     8  the job was lost
     9  the job has not ended yet (status --exit-code)
+   10  the platform failed the job: a task that could not be set up, a runner that died, an engine that was away
   130  detached by Ctrl-C; the job goes on";
 
 /// The end of a command.
@@ -40,6 +41,8 @@ pub(crate) enum Exit {
     Lost,
     /// The job still lives, and its end was asked for.
     Unfinished,
+    /// The job failed by no fault of its build, its tests or its registry.
+    Platform,
     /// The user left; the job goes on.
     Detached,
 }
@@ -47,7 +50,7 @@ pub(crate) enum Exit {
 impl Exit {
     /// All ends, in the order of their codes.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Success,
         Self::Failure,
         Self::Usage,
@@ -58,6 +61,7 @@ impl Exit {
         Self::Timeout,
         Self::Lost,
         Self::Unfinished,
+        Self::Platform,
         Self::Detached,
     ];
 
@@ -74,21 +78,23 @@ impl Exit {
             Self::Timeout => 7,
             Self::Lost => 8,
             Self::Unfinished => 9,
+            Self::Platform => 10,
             Self::Detached => 130,
         }
     }
 
-    /// The end that a job's status stands for; the phase and the reason are those of its failure, where known.
+    /// The end that a job's status stands for; the phase and the reason are those of its failure, where there is one.
     pub(super) fn of_job(status: &str, phase: Option<&str>, reason: Option<&str>) -> Self {
         match status {
             "SUCCEEDED" => Self::Success,
             "KILLED" => Self::Killed,
             "LOST" => Self::Lost,
-            "FAILED" if reason == Some("timeout") => Self::Timeout,
-            "FAILED" => match phase.or_else(|| reason.and_then(phase_of)) {
-                Some("build") => Self::BuildFailed,
-                Some("test") => Self::TestFailed,
-                Some("publish") => Self::PublishFailed,
+            "FAILED" => match (reason, phase) {
+                (Some("timeout"), _) => Self::Timeout,
+                (Some(reason), _) if OF_THE_PLATFORM.contains(&reason) => Self::Platform,
+                (_, Some("build")) => Self::BuildFailed,
+                (_, Some("test")) => Self::TestFailed,
+                (_, Some("publish")) => Self::PublishFailed,
                 _ => Self::Failure,
             },
             "PENDING" | "BUILDING" | "TESTING" | "PUBLISHING" => Self::Unfinished,
@@ -97,20 +103,16 @@ impl Exit {
     }
 }
 
-/// The only phase in which a reason can arise, for the case that the status can no longer be asked.
-fn phase_of(reason: &str) -> Option<&'static str> {
-    match reason {
-        "checkout_failed"
-        | "ref_not_found"
-        | "input_missing"
-        | "image_not_allowed"
-        | "download_not_allowed"
-        | "build_failed" => Some("build"),
-        "test_failed" => Some("test"),
-        "push_failed" | "claim_failed" | "digest_mismatch" => Some("publish"),
-        _ => None,
-    }
-}
+/// The reasons of failures that are no fault of what was built or tested, nor of where it was to be published.
+const OF_THE_PLATFORM: [&str; 7] = [
+    "setup_failed",
+    "runner_died",
+    "engine_unavailable",
+    "image_missing",
+    "claim_failed",
+    "version_mismatch",
+    "internal",
+];
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -127,15 +129,17 @@ mod tests {
         for (status, phase, reason, code) in [
             ("SUCCEEDED", None, None, 0),
             ("FAILED", Some("build"), Some("build_failed"), 3),
-            ("FAILED", Some("build"), Some("engine_unavailable"), 3),
+            ("FAILED", Some("build"), Some("engine_unavailable"), 10),
             ("FAILED", Some("test"), Some("test_failed"), 4),
             ("FAILED", Some("publish"), Some("unauthorized"), 5),
             ("FAILED", Some("test"), Some("timeout"), 7),
-            ("FAILED", None, Some("ref_not_found"), 3),
-            ("FAILED", None, Some("test_failed"), 4),
-            ("FAILED", None, Some("digest_mismatch"), 5),
-            ("FAILED", None, Some("unauthorized"), 1),
-            ("FAILED", Some("a phase of tomorrow"), Some("internal"), 1),
+            ("FAILED", None, Some("setup_failed"), 10),
+            ("FAILED", Some("publish"), Some("setup_failed"), 10),
+            ("FAILED", Some("test"), Some("runner_died"), 10),
+            ("FAILED", Some("publish"), Some("claim_failed"), 10),
+            ("FAILED", Some("publish"), Some("digest_mismatch"), 5),
+            ("FAILED", Some("a phase of tomorrow"), Some("internal"), 10),
+            ("FAILED", Some("a phase of tomorrow"), Some("a reason of tomorrow"), 1),
             ("FAILED", None, None, 1),
             ("KILLED", Some("test"), Some("killed"), 6),
             ("LOST", Some("build"), Some("node_lost"), 8),

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::timeout;
 
+use super::again::Again;
 use super::client::{Client, read_status};
 use super::fields::JobId;
 use super::output::{Colour, Output};
@@ -15,7 +16,7 @@ use super::report;
 use super::screen::Screen;
 use super::stream::{Event, Follower, Patience, Wanted};
 use super::wire::{Message, Status};
-use super::{Error, Exit};
+use super::{Error, Exit, Globals};
 
 /// Messages that wait for a slow stdout; past that the connection is not read any further.
 const QUEUE: usize = 1024;
@@ -27,41 +28,52 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a job's stream ended.
 enum Ended {
-    Job { status: String, reason: Option<String> },
+    Job(Box<Status>),
     Detached,
 }
 
 /// Shows the job's log live and ends as the job does.
 pub(super) async fn follow(
     client: &Client,
+    globals: &Globals,
     wanted: Wanted,
     raw: bool,
     output: &mut Output,
 ) -> Result<Exit, Error> {
-    let job = wanted.job.clone();
+    let mut left = wanted.clone();
     let (sender, events) = mpsc::channel(QUEUE);
     let ended = {
-        let mut shown = pin!(show(events, Screen::new(output, raw)));
+        let mut shown = pin!(show(events, Screen::new(output, raw), &mut left));
         let follower = Follower::new(client, wanted, Patience::default());
         tokio::select! {
             biased;
             ended = &mut shown => ended,
             () = follower.run(sender) => shown.await,
-        }?
+        }
     };
+    let again = Again::new(globals);
     match ended {
-        Ended::Job { status, reason } => Ok(close(client, &job, &status, reason.as_deref(), output).await),
-        Ended::Detached => {
-            let job = job.as_str();
-            output.note(&format!("detached: {job} goes on"));
-            output.note(&format!("follow it again with: nomad-build logs -f {job}"));
-            output.note(&format!("stop it with:         nomad-build kill {job}"));
+        Ok(Ended::Job(told)) => Ok(close(client, &left.job, *told, output).await),
+        Ok(Ended::Detached) => {
+            output.note(&format!("detached: {} goes on", left.job.as_str()));
+            output.note(&format!("follow it again with: {}", again.follow(&left, raw)));
+            output.note(&format!("stop it with:         {}", again.kill(&left.job)));
             Ok(Exit::Detached)
         }
+        Err(error) if error.is_passing() => Err(error.hint(format!(
+            "the job itself is not affected; follow it again with: {}",
+            again.follow(&left, raw)
+        ))),
+        Err(error) => Err(error),
     }
 }
 
-async fn show(mut events: Receiver<Result<Event, Error>>, mut screen: Screen<'_>) -> Result<Ended, Error> {
+/// Shows what comes; what is left to show is told behind it, whatever ends it.
+async fn show(
+    mut events: Receiver<Result<Event, Error>>,
+    mut screen: Screen<'_>,
+    left: &mut Wanted,
+) -> Result<Ended, Error> {
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|source| Error::new(Exit::Failure, "listening for Ctrl-C").caused_by(source))?;
     let mut was_cut = false;
@@ -87,8 +99,10 @@ async fn show(mut events: Receiver<Result<Event, Error>>, mut screen: Screen<'_>
                 if std::mem::take(&mut was_cut) {
                     screen.note("--- connected again")?;
                 }
-                let ended = end_of(&message);
+                let cursor = message.cursor().map(str::to_owned);
+                let ended = end_of(&message, &left.job);
                 screen.message(message, &text)?;
+                left.cursor = cursor.or_else(|| left.cursor.take());
                 if let Some(ended) = ended {
                     screen.close()?;
                     return Ok(ended);
@@ -110,32 +124,30 @@ async fn show(mut events: Receiver<Result<Event, Error>>, mut screen: Screen<'_>
     }
 }
 
-fn end_of(message: &Message) -> Option<Ended> {
+fn end_of(message: &Message, job: &JobId) -> Option<Ended> {
     match message {
-        Message::End { status, reason } => {
-            Some(Ended::Job { status: status.clone(), reason: reason.clone() })
+        Message::End { status, failure } => {
+            let told = Status::told(job.as_str(), status.clone(), failure.clone());
+            Some(Ended::Job(Box::new(told)))
         }
         _ => None,
     }
 }
 
-/// Says how the job ended. The stream names the end; the phase that failed and the digest stand in the status.
-async fn close(client: &Client, job: &JobId, status: &str, reason: Option<&str>, output: &Output) -> Exit {
+/// Says how the job ended. The stream told the end and why; the digest and the tags stand in the status, which may be gone.
+async fn close(client: &Client, job: &JobId, told: Status, output: &Output) -> Exit {
     let paint = output.paint_stderr();
-    match final_status(client, job).await {
-        Ok(last) => {
-            for line in report::summary(&last, paint) {
-                output.note(&line);
-            }
-            exit_of(&last)
-        }
-        Err(error) => {
-            let exit = Exit::of_job(status, None, reason);
-            output.note(&report::ending(status, exit, paint));
-            output.note(&paint.text(Colour::Yellow, &format!("no more is known: {}", report::chain(&error))));
-            exit
-        }
+    let (last, unknown) = match final_status(client, job).await {
+        Ok(last) => (last, None),
+        Err(error) => (told, Some(format!("no more is known: {}", report::chain(&error)))),
+    };
+    for line in report::summary(&last, paint) {
+        output.note(&line);
     }
+    if let Some(unknown) = unknown {
+        output.note(&paint.text(Colour::Yellow, &unknown));
+    }
+    exit_of(&last)
 }
 
 /// The end that a status stands for.

@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// Only the last lines
     #[arg(long, value_name = "LINES")]
     tail: Option<u64>,
+    /// Go on behind the line with this cursor, as a follow that was left says
+    #[arg(long, value_name = "CURSOR", requires = "follow", conflicts_with = "tail")]
+    cursor: Option<String>,
     /// Let the log's control characters through to a terminal
     #[arg(long)]
     raw: bool,
@@ -37,8 +40,8 @@ pub(super) async fn run(args: Args, globals: &Globals, output: &mut Output) -> R
     if args.follow {
         // A service that is down or a job that is unknown is said at once: only what once worked is tried again.
         client.status(&args.job).await?;
-        let wanted = Wanted { job: args.job, phase: args.phase, tail: args.tail };
-        return follow(&client, wanted, args.raw, output).await;
+        let Args { job, phase, tail, cursor, raw, .. } = args;
+        return follow(&client, globals, Wanted { job, phase, tail, cursor }, raw, output).await;
     }
     let tail = args.tail.map(|lines| lines.to_string());
     let mut query = Vec::new();

@@ -4,6 +4,7 @@
 //! Invariant: data goes to stdout, everything else to stderr, and a reader that goes away ends the program quietly.
 //! Invariant: text that others wrote (logs, messages, answers) never reaches a terminal as anything but text.
 
+mod again;
 mod client;
 mod completions;
 mod dev;

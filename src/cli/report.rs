@@ -6,7 +6,6 @@ use std::error::Error as StdError;
 
 use chrono::{DateTime, Utc};
 
-use super::exit::Exit;
 use super::fields::PHASES;
 use super::harmless;
 use super::output::{Colour, Paint};
@@ -51,11 +50,6 @@ pub(super) fn summary(status: &Status, paint: Paint) -> Vec<String> {
     lines
 }
 
-/// How a followed job ended, where its status can no longer be asked.
-pub(super) fn ending(status: &str, exit: Exit, paint: Paint) -> String {
-    format!("==> {} (exit code {})", paint.text(colour_of(status), &clean(status)), exit.code())
-}
-
 /// An error with its causes, in one line.
 pub(super) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
@@ -70,9 +64,12 @@ pub(super) fn chain(error: &dyn StdError) -> String {
 fn row(status: &Status, phase: &str, now: DateTime<Utc>, paint: Paint) -> String {
     let start = status.time(&format!("{phase}_start"));
     let end = status.time(&format!("{phase}_end"));
-    let failed = status.failure.as_ref().is_some_and(|failure| failure.phase.as_deref() == Some(phase));
+    let ended_in = status.failure.as_ref().is_some_and(|failure| failure.phase.as_deref() == Some(phase));
+    // Of a job that somebody ended, the phase before that may be done.
+    let was_stopped = ended_in && status.status == "KILLED" && end.is_some() && end == status.time("job_end");
     let (state, colour) = match (start, end) {
-        _ if failed => ("failed", Colour::Red),
+        _ if ended_in && status.status == "FAILED" => ("failed", Colour::Red),
+        _ if was_stopped => ("stopped", Colour::Yellow),
         (Some(_), None) if status.is_final() => ("stopped", Colour::Yellow),
         (Some(_), None) => ("running", Colour::Cyan),
         (_, Some(_)) => ("done", Colour::Green),
@@ -243,6 +240,34 @@ mod tests {
         tags      r/app:1       not published
                   r/app:latest  not published
         ");
+    }
+
+    #[test]
+    fn only_the_phase_that_failed_is_shown_as_failed() {
+        let states = |state: &str, phase: &str, times: &str| {
+            let json = format!(
+                r#"{{"job_id":"nb-1","status":"{state}","failure":{{"phase":"{phase}"}},"phase_timestamps":{{
+                "build_start":"2026-01-02T03:04:00Z","build_end":"2026-01-02T03:04:01Z",{times}
+                "job_end":"2026-01-02T03:04:09Z"}}}}"#
+            );
+            PHASES.map(|phase| {
+                let row = row(&status(&json), phase, at("2026-01-02T03:10:00Z"), Paint(false));
+                row[LABEL..LABEL + 10].trim_end().to_owned()
+            })
+        };
+        let test = |end: &str| format!(r#""test_start":"2026-01-02T03:04:02Z","test_end":{end},"#);
+        let (tested, cut) = (test("\"2026-01-02T03:04:03Z\""), test("\"2026-01-02T03:04:09Z\""));
+        for (state, phase, times, want) in [
+            ("FAILED", "publish", tested.as_str(), ["done", "done", "failed"]),
+            ("FAILED", "publish", &test("null"), ["done", "stopped", "failed"]),
+            ("FAILED", "test", &cut, ["done", "failed", "not run"]),
+            ("KILLED", "test", &cut, ["done", "stopped", "not run"]),
+            ("KILLED", "test", &tested, ["done", "done", "not run"]),
+            ("LOST", "build", "", ["done", "not run", "not run"]),
+            ("LOST", "test", &test("null"), ["done", "stopped", "not run"]),
+        ] {
+            assert_eq!(states(state, phase, times), want, "{state} in {phase}: {times}");
+        }
     }
 
     #[test]

@@ -72,11 +72,13 @@ pub(super) enum Cut {
 }
 
 /// Which part of which log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) job: JobId,
     pub(super) phase: Option<String>,
     pub(super) tail: Option<u64>,
+    /// Of the last message that came; overrules `tail`.
+    pub(super) cursor: Option<String>,
 }
 
 /// Follows one job's log.
@@ -85,7 +87,6 @@ pub(super) struct Follower<'a> {
     client: &'a Client,
     wanted: Wanted,
     patience: Patience,
-    cursor: Option<String>,
     status: Option<(String, Option<String>)>,
     last_heard: Instant,
     /// Whether the present connection brought anything new.
@@ -103,7 +104,7 @@ impl<'a> Follower<'a> {
     /// A follower that has not begun.
     pub(super) fn new(client: &'a Client, wanted: Wanted, patience: Patience) -> Self {
         let last_heard = Instant::now();
-        Self { client, wanted, patience, cursor: None, status: None, last_heard, progress: false }
+        Self { client, wanted, patience, status: None, last_heard, progress: false }
     }
 
     /// Hands on every event up to and with the `end` message, or the failure that makes it hopeless to go on.
@@ -176,9 +177,11 @@ impl<'a> Follower<'a> {
     /// Remembers where the log stands; a status that is repeated after a new connection is no news.
     fn is_news(&mut self, message: &Message) -> bool {
         self.last_heard = Instant::now();
+        if let Some(cursor) = message.cursor() {
+            self.wanted.cursor = Some(cursor.to_owned());
+        }
         match message {
-            Message::Log(line) => self.advance(line.cursor.as_ref()),
-            Message::Gap { cursor, .. } => self.advance(cursor.as_ref()),
+            Message::Log(_) | Message::Gap { .. } => {}
             Message::Status { status, phase } => {
                 let now = Some((status.clone(), phase.clone()));
                 if self.status == now {
@@ -193,17 +196,11 @@ impl<'a> Follower<'a> {
         true
     }
 
-    fn advance(&mut self, cursor: Option<&String>) {
-        if let Some(cursor) = cursor {
-            self.cursor = Some(cursor.clone());
-        }
-    }
-
     fn request(&self) -> Result<Request, Error> {
         let tail = self.wanted.tail.map(|lines| lines.to_string());
         let mut query = Vec::new();
         query.extend(self.wanted.phase.as_deref().map(|phase| ("phase", phase)));
-        match (&self.cursor, &tail) {
+        match (&self.wanted.cursor, &tail) {
             (Some(cursor), _) => query.push(("cursor", cursor.as_str())),
             (None, Some(tail)) => query.push(("tail", tail.as_str())),
             (None, None) => {}
@@ -253,7 +250,7 @@ impl<'a> Follower<'a> {
         let (job, base) = (self.wanted.job.as_str(), self.client.base());
         Error::new(Exit::Failure, format!("following the log of {job}: given up on {base} after {seconds} s"))
             .caused_by(cut)
-            .hint(format!("the job itself is not affected; follow it again with: nomad-build logs -f {job}"))
+            .passing()
     }
 
     fn delays(&self) -> ExponentialBackoff {
@@ -307,7 +304,7 @@ mod tests {
     async fn followed(url: &str, patience: Patience) -> Vec<Result<Event, Error>> {
         let cli = crate::cli::Cli::parse_from(["nomad-build", "--url", url, "version"]);
         let client = Client::new(&cli.globals).unwrap();
-        let wanted = Wanted { job: "nb-1".parse().unwrap(), phase: None, tail: None };
+        let wanted = Wanted { job: "nb-1".parse().unwrap(), phase: None, tail: None, cursor: None };
         let (sender, mut receiver) = mpsc::channel(100);
         Follower::new(&client, wanted, patience).run(sender).await;
         let mut events = Vec::new();

@@ -210,6 +210,8 @@ fn parse(text: &str) -> Result<Map<String, Value>, ParseError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use clap::Parser;
 
     use super::*;
@@ -251,6 +253,7 @@ mod tests {
             "--test-env=A=b=c",
             "--build-arg=V=$(id)",
             "--build-secret=npmrc=creds/npm#token",
+            "--ssh=default=creds/deploy#ssh_key",
             "--target=t",
             "--label=l=",
             "--timeout=build=PT1M",
@@ -264,11 +267,16 @@ mod tests {
             "dockerfile_path": "D", "context_path": "sub", "image_tags": ["1", "2"], "registry_url": "h:5000",
             "registry_credentials_path": "b", "image_name": "n", "test_commands": ["--version"],
             "test_entry_point": true, "test_env": {"A": "b=c"}, "build_args": {"V": "$(id)"}, "target": "t",
-            "build_secrets": {"npmrc": "creds/npm#token"},
+            "build_secrets": {"npmrc": "creds/npm#token"}, "ssh": {"default": "creds/deploy#ssh_key"},
             "labels": {"l": ""}, "timeouts": {"build": "PT1M"}, "resources": {"test": {"cpu": 500, "memory_mb": 64}},
             "no_cache": false, "priority": 70,
         });
         assert_eq!(merged("{}", &flags).unwrap(), expected);
+        let api: Value = serde_norway::from_str(include_str!("../api/openapi.yaml")).unwrap();
+        let schemas = &api["components"]["schemas"];
+        let names = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(names(&expected), names(&schemas["Submission"]["properties"]));
+        assert_eq!(names(&expected["resources"]["test"]), names(&schemas["Resources"]["properties"]));
     }
 
     #[test]

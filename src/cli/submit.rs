@@ -99,5 +99,6 @@ pub(super) async fn run(args: Args, globals: &Globals, output: &mut Output) -> R
         output.line(&json!({ "type": "submitted", "job_id": job.as_str() }).to_string())?;
     }
     output.note(&format!("submitted {}; Ctrl-C detaches, the job goes on", job.as_str()));
-    follow(&client, Wanted { job, phase: None, tail: None }, args.raw, output).await
+    let wanted = Wanted { job, phase: None, tail: None, cursor: None };
+    follow(&client, globals, wanted, args.raw, output).await
 }

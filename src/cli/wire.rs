@@ -120,7 +120,7 @@ pub(super) struct Reference {
 }
 
 /// Why a job did not succeed.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Failure {
     pub(super) phase: Option<String>,
     pub(super) reason: Option<String>,
@@ -137,6 +137,11 @@ pub(super) struct Nomad {
 }
 
 impl Status {
+    /// A status of which no more is known.
+    pub(super) fn told(job: &str, status: String, failure: Option<Failure>) -> Self {
+        Self { job_id: job.to_owned(), status, failure, ..Self::default() }
+    }
+
     /// The moment of that name, `build_start` for example.
     pub(super) fn time(&self, name: &str) -> Option<DateTime<Utc>> {
         let text = self.phase_timestamps.get(name)?.as_deref()?;
@@ -167,10 +172,20 @@ pub(super) enum Message {
     /// Lines are missing, and why.
     Gap { phase: Option<String>, message: Option<String>, cursor: Option<String> },
     /// Nothing comes after this.
-    End { status: String, reason: Option<String> },
+    End { status: String, failure: Option<Failure> },
     /// A type of tomorrow.
     #[serde(other)]
     Unknown,
+}
+
+impl Message {
+    /// Where the log goes on behind this message, where it says.
+    pub(super) fn cursor(&self) -> Option<&str> {
+        match self {
+            Self::Log(LogLine { cursor, .. }) | Self::Gap { cursor, .. } => cursor.as_deref(),
+            Self::Status { .. } | Self::Heartbeat {} | Self::End { .. } | Self::Unknown => None,
+        }
+    }
 }
 
 /// A line of a log, or a part of one.

@@ -42,7 +42,7 @@ pub enum Claim {
 pub struct Verdict {
     /// The final status: FAILED, KILLED or LOST.
     pub status: Status,
-    /// The phase it ended in, if one had begun.
+    /// The phase it ended in: the one that failed, begun or not, or else the one that had begun last, if any.
     pub phase: Option<Phase>,
     /// Why.
     pub reason: Reason,

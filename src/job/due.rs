@@ -110,6 +110,10 @@ impl Facts {
                 (Status::Killed, Reason::Stopped, "the Nomad job was stopped by somebody else".to_owned())
             }
             None => return self.forgotten(job, now),
+            // Whether it was stopped because of another task, its tasks say.
+            Some(AllocationFacts { detail: None, standing: Standing::Over, .. }) if !job.gone => {
+                return Some(Due::Look);
+            }
             // Whatever became of an allocation that replaced it: there, the phase that was stopped is not run again.
             Some(AllocationFacts { node_name, .. }) if self.was_told_to_stop() => {
                 let message = format!("{TOLD_TO_STOP}, last seen on node {node_name}");
@@ -119,12 +123,13 @@ impl Facts {
                 let message = format!("node {node_name} was lost while the job ran on it");
                 (Status::Lost, Reason::NodeLost, message)
             }
-            Some(AllocationFacts { detail: None, .. }) if job.gone => {
+            Some(AllocationFacts { detail: None, .. }) => {
                 (Status::Lost, Reason::NodeLost, FORGOTTEN.to_owned())
             }
-            Some(AllocationFacts { detail: None, .. }) => return Some(Due::Look),
-            Some(AllocationFacts { detail: Some(Detail { setup_error: Some(why), .. }), .. }) => {
-                (Status::Failed, Reason::SetupFailed, format!("a task could not be set up: {why}"))
+            Some(AllocationFacts {
+                detail: Some(Detail { setup_error: Some((phase, why)), .. }), ..
+            }) => {
+                (Status::Failed, Reason::SetupFailed, format!("the task {phase} could not be set up: {why}"))
             }
             Some(AllocationFacts { node_name, .. }) if self.has_lost_its_place() => {
                 let message = format!("Nomad took the job from node {node_name} before anything of it ran");
@@ -132,12 +137,14 @@ impl Facts {
             }
             Some(AllocationFacts { node_name, detail, .. }) => {
                 let death = detail.as_ref().and_then(|detail| detail.death.as_ref());
-                let death = death.map_or_else(String::new, |death| format!(" ({death})"));
+                let death = death.map_or_else(String::new, |(phase, why)| format!(" ({phase}: {why})"));
                 let message = format!("the runner on node {node_name} ended without an outcome{death}");
                 (Status::Failed, Reason::RunnerDied, message)
             }
         };
-        let verdict = Verdict::new(status, self.phase(), reason, &message, now);
+        let failed = over.and_then(|last| last.detail.as_ref()).and_then(Detail::failed);
+        let phase = failed.filter(|_| status == Status::Failed).or_else(|| self.phase());
+        let verdict = Verdict::new(status, phase, reason, &message, now);
         let may_be_placed =
             status == Status::Lost && !job.gone && !job.remembered && self.has_lost_its_place();
         Some(if may_be_placed { Due::RevokeUnlessPlaced(verdict) } else { Due::Revoke(verdict) })
@@ -215,7 +222,7 @@ impl Facts {
                     "{phase} did not end though its timeout of {timeout} s is over: its runner on node {} hangs",
                     allocation.node_name
                 );
-                Some(Due::Revoke(Verdict::new(Status::Failed, self.phase(), Reason::Timeout, &message, now)))
+                Some(Due::Revoke(Verdict::new(Status::Failed, Some(phase), Reason::Timeout, &message, now)))
             }
         }
     }
@@ -243,10 +250,18 @@ impl Facts {
         (running.contains(&phase) && silence.is_past(most, &since)).then_some((phase, timeout))
     }
 
-    /// Whether a runner said that it was told to stop, and nobody revoked the job.
+    /// Whether a runner said that it was told to stop, and nobody revoked the job. One that Nomad stopped because another task
+    /// of its allocation had failed does not count.
     fn was_told_to_stop(&self) -> bool {
-        let mut outcomes = Phase::ALL.into_iter().filter_map(|phase| self.progress.1.of(phase));
-        outcomes.any(|outcome| outcome.reason == Some(Reason::Killed))
+        let has_failed_beside = |phase: Phase, outcome: &Outcome| {
+            let allocation = self.allocations.get(&outcome.allocation);
+            let failed = allocation.and_then(|allocation| allocation.detail.as_ref()?.failed());
+            failed.is_some_and(|failed| failed != phase)
+        };
+        Phase::ALL.into_iter().any(|phase| {
+            let told = self.progress.1.of(phase).filter(|told| told.reason == Some(Reason::Killed));
+            told.is_some_and(|told| !has_failed_beside(phase, told))
+        })
     }
 
     /// The end of a publish phase whose runner is gone: each tag may or may not have been put.

@@ -54,11 +54,6 @@ fn what_nobody_else_ends_is_due() {
     lost.see_allocation(AllocationFacts { standing: Standing::Lost, detail: None, ..allocation(9, true) });
     assert_eq!(reason(&lost), Some((Status::Lost, Reason::NodeLost)));
 
-    let mut unset = running.clone();
-    let detail = Some(Detail { setup_error: Some("no such image".to_owned()), ..Detail::default() });
-    unset.see_allocation(AllocationFacts { detail, ..allocation(9, true) });
-    assert_eq!(reason(&unset), Some((Status::Failed, Reason::SetupFailed)));
-
     let mut listed = running.clone();
     listed.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
     assert_eq!(listed.due(now, TimeDelta::zero()), Some(Due::Look));
@@ -89,6 +84,47 @@ fn what_nobody_else_ends_is_due() {
 }
 
 #[test]
+fn a_job_fails_in_the_phase_whose_task_failed_whichever_began_last() {
+    use Phase::{Build, Publish, Test};
+    // A test that Nomad stopped beside it says that it was told to stop, sooner or later.
+    let told_to_stop = {
+        let mut told = progress(&TESTING);
+        let begun = told.of(Test).cloned().unwrap();
+        told.set(Test, begun.failed(at(20), Reason::Killed, None, "told to stop"));
+        told
+    };
+    let (set_up, died, stopped) = (Reason::SetupFailed, Reason::RunnerDied, Reason::Stopped);
+    for (told, unset, dead, want) in [
+        (progress(&[]), Some(Build), None, (set_up, Some(Build))),
+        (progress(&BUILT), Some(Test), None, (set_up, Some(Test))),
+        (progress(&BUILT), Some(Publish), None, (set_up, Some(Publish))),
+        (progress(&TESTING), Some(Publish), None, (set_up, Some(Publish))),
+        (progress(&DONE), Some(Publish), None, (set_up, Some(Publish))),
+        (told_to_stop.clone(), Some(Publish), None, (set_up, Some(Publish))),
+        (progress(&BUILDING), None, Some(Build), (died, Some(Build))),
+        (progress(&TESTING), None, Some(Test), (died, Some(Test))),
+        (progress(&TESTING), None, Some(Publish), (died, Some(Publish))),
+        (progress(&DONE), None, Some(Publish), (died, Some(Publish))),
+        (told_to_stop.clone(), None, Some(Publish), (died, Some(Publish))),
+        // Its machine told it, and not Nomad.
+        (told_to_stop.clone(), None, Some(Test), (stopped, Some(Test))),
+        (told_to_stop, None, None, (stopped, Some(Test))),
+        // Nobody says which.
+        (progress(&DONE), None, None, (died, Some(Test))),
+        (progress(&[]), None, None, (died, None)),
+    ] {
+        let mut facts = facts(told.clone(), None);
+        let says = |phase: Option<Phase>| phase.map(|phase| (phase, "no".to_owned()));
+        let detail = Detail { setup_error: says(unset), death: says(dead), ..Detail::default() };
+        facts.see_allocation(AllocationFacts { detail: None, ..allocation(9, true) });
+        assert_eq!(facts.due(at(100), TimeDelta::zero()), Some(Due::Look));
+        facts.see_allocation(AllocationFacts { detail: Some(detail), ..allocation(9, true) });
+        let Some(Due::Revoke(verdict)) = facts.due(at(100), TimeDelta::zero()) else { panic!("{facts:#?}") };
+        assert_eq!((verdict.reason, verdict.phase), want, "{unset:?} {dead:?} {told:?}");
+    }
+}
+
+#[test]
 fn a_job_that_lost_its_place_before_it_began_is_lost_only_if_nomad_looks_for_none() {
     let now = at(100);
     let due = |standing, withdrawn, detail: Option<Detail>, phases: &[(Phase, bool)]| {
@@ -107,7 +143,8 @@ fn a_job_that_lost_its_place_before_it_began_is_lost_only_if_nomad_looks_for_non
         }
     };
     let detail = |begun| Some(Detail { begun, finished: true, ..Detail::default() });
-    let unset = Detail { setup_error: Some("no such program".to_owned()), ..Detail::default() };
+    let setup_error = Some((Phase::Build, "no such program".to_owned()));
+    let unset = Detail { setup_error, ..Detail::default() };
     let setup_failed = (Status::Failed, Reason::SetupFailed);
     let (lost, died) = ((Status::Lost, Reason::NodeLost), (Status::Failed, Reason::RunnerDied));
     for (standing, withdrawn, detail, phases, (unless_placed, (status, reason))) in [
@@ -173,14 +210,14 @@ fn a_job_whose_runner_says_nothing_for_longer_than_its_timeout_is_ended() {
     let timeout = |phase| Some((Status::Failed, Reason::Timeout, phase));
     for (phases, claim, running, last, then) in [
         // It runs, and says neither that it has begun nor that it has ended, nor ends behind that.
-        (&[][..], None, &[Build][..], 140, timeout(None)),
+        (&[][..], None, &[Build][..], 140, timeout(Some(Build))),
         (&BUILDING, None, &[Build], 140, timeout(Some(Build))),
         (&BUILT, None, &[Build], 140, timeout(Some(Build))),
         // Nomad has not started the next task yet, or it runs and does not begin.
         (&BUILT, None, &[Publish], 1000, None),
-        (&BUILT, None, &[Test, Publish], 120, timeout(Some(Build))),
+        (&BUILT, None, &[Test, Publish], 120, timeout(Some(Test))),
         (&TESTING, None, &[Test, Publish], 120, timeout(Some(Test))),
-        (&DONE, None, &[Publish], 100, timeout(Some(Test))),
+        (&DONE, None, &[Publish], 100, timeout(Some(Publish))),
         // Behind the claim all tags have thirteen minutes; then its `finish` ends the publish.
         (&PUBLISHING, Some(claimed()), &[Publish], 881, STOP),
     ] {

@@ -87,16 +87,23 @@ pub struct Detail {
     pub begun: bool,
     /// Whether the finish task has ended.
     pub finished: bool,
-    /// What Nomad said of a task that could not be set up.
-    pub setup_error: Option<String>,
-    /// What Nomad said of the end of a task that failed.
-    pub death: Option<String>,
+    /// The first phase whose task could not be set up, and what Nomad said of it.
+    pub setup_error: Option<(Phase, String)>,
+    /// The first phase whose task ran and failed, and what Nomad said of its end.
+    pub death: Option<(Phase, String)>,
     /// When its agent had lost track of it: it starts no task of it any more, and says that they run.
     pub forgotten_at: Option<DateTime<Utc>>,
     /// The phases whose task has not begun, where Nomad says what it waits for.
     pub waits_for: Vec<(Phase, String)>,
     /// The phases whose runner runs.
     pub running: Vec<Phase>,
+}
+
+impl Detail {
+    /// The phase whose task failed: Nomad stops the others because of it.
+    pub fn failed(&self) -> Option<Phase> {
+        self.setup_error.as_ref().or(self.death.as_ref()).map(|(phase, _)| *phase)
+    }
 }
 
 /// A value and the index it had.

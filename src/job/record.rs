@@ -96,7 +96,7 @@ pub struct Reference {
 /// Why a job did not succeed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The phase it ended in, if one had begun.
+    /// The phase it ended in: the one that failed, begun or not, or else the one that had begun last, if any.
     pub phase: Option<Phase>,
     /// The stable code.
     pub reason: Reason,

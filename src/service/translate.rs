@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use crate::job::{AllocationFacts, Detail, JobFacts, JobId, Labels, Phase, Standing};
-use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure, TaskEvent};
+use crate::nomad::{Allocation, Evaluation, Job, JobStub, PlacementFailure, TaskEvent, TaskState};
 
 pub(super) fn job(job: &Job) -> Option<(JobId, JobFacts)> {
     facts(&job.id, &job.namespace, job.stop, &job.meta, job.modify_index)
@@ -99,18 +99,23 @@ pub(super) fn may_still_work(allocation: &Allocation) -> bool {
     }
 }
 
+/// The phases whose task failed, having run or not. A `finish` that fails ends no job.
+fn failed(allocation: &Allocation, has_run: bool) -> impl Iterator<Item = (Phase, &TaskState)> {
+    let tasks = Phase::ALL.into_iter();
+    let tasks = tasks.filter_map(|phase| Some((phase, allocation.task_states.get(phase.as_str())?)));
+    tasks.filter(move |(_, task)| task.failed && task.started_at.is_some() == has_run)
+}
+
 /// What Nomad said of the task that could not be started, in words that name the cause where there are any: that it is not
 /// restarted comes last, and says nothing.
-fn setup_error(allocation: &Allocation) -> Option<String> {
-    let mut never_ran =
-        allocation.task_states.iter().filter(|(_, task)| task.failed && task.started_at.is_none());
+fn setup_error(allocation: &Allocation) -> Option<(Phase, String)> {
     let causes =
         ["Driver Failure", "Setup Failure", "Failed Validation", "Failed Artifact Download", "Template"];
-    never_ran.find_map(|(name, task)| {
+    failed(allocation, false).find_map(|(phase, task)| {
         let last = |is: &dyn Fn(&TaskEvent) -> bool| task.events.iter().rev().find(|event| is(event));
         let event = last(&|event| causes.contains(&event.kind.as_str()))
             .or_else(|| last(&|event| event.fails_task))?;
-        Some(format!("{name}: {}", event.display_message))
+        Some((phase, event.display_message.clone()))
     })
 }
 
@@ -127,11 +132,10 @@ fn waits_for(allocation: &Allocation) -> Vec<(Phase, String)> {
 }
 
 /// What Nomad said of the end of a task that ran and failed.
-fn death(allocation: &Allocation) -> Option<String> {
-    let mut died = allocation.task_states.iter().filter(|(_, task)| task.failed && task.started_at.is_some());
-    died.find_map(|(name, task)| {
+fn death(allocation: &Allocation) -> Option<(Phase, String)> {
+    failed(allocation, true).find_map(|(phase, task)| {
         let event = task.events.iter().rev().find(|event| event.kind == "Terminated")?;
-        Some(format!("{name}: {}", event.display_message))
+        Some((phase, event.display_message.clone()))
     })
 }
 
@@ -161,7 +165,6 @@ fn in_words(failure: &PlacementFailure) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nomad::TaskState;
 
     #[test]
     fn a_placement_failure_is_told_in_words() {
@@ -198,19 +201,22 @@ mod tests {
             fails_task: kind != "Received",
             ..TaskEvent::default()
         };
-        let told = |events: &[(&str, &str)]| {
-            let events = events.iter().map(|(kind, says)| event(kind, says)).collect();
+        let told = |names: &[&str], events: &[(&str, &str)]| {
+            let events: Vec<_> = events.iter().map(|(kind, says)| event(kind, says)).collect();
             let task = TaskState { failed: true, events, ..TaskState::default() };
-            setup_error(&Allocation {
-                task_states: [("build".to_owned(), task)].into(),
-                ..Allocation::default()
-            })
+            let task_states = names.iter().map(|name| ((*name).to_owned(), task.clone())).collect();
+            setup_error(&Allocation { task_states, ..Allocation::default() })
         };
+        let says = |phase, says: &str| Some((phase, says.to_owned()));
         let restarts = ("Not Restarting", "Policy allows no restarts");
         let cause = ("Driver Failure", "no such program");
-        assert_eq!(told(&[("Received", "r"), cause, restarts]).as_deref(), Some("build: no such program"));
-        assert_eq!(told(&[restarts]).as_deref(), Some("build: Policy allows no restarts"));
-        assert_eq!(told(&[("Received", "r")]), None);
+        let all = [("Received", "r"), cause, restarts];
+        assert_eq!(told(&["build"], &all), says(Phase::Build, "no such program"));
+        assert_eq!(told(&["build"], &[restarts]), says(Phase::Build, "Policy allows no restarts"));
+        assert_eq!(told(&["build"], &[("Received", "r")]), None);
+        assert_eq!(told(&["finish", "publish"], &all), says(Phase::Publish, "no such program"));
+        assert_eq!(told(&["publish", "test"], &all), says(Phase::Test, "no such program"));
+        assert_eq!(told(&["finish"], &all), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The command line as its users meet it: the real binary, against a service that says what the test wrote down.
 
+mod real;
 mod service;
+mod terminal;
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -139,16 +141,6 @@ async fn a_job_that_has_not_ended_has_an_exit_code_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_stream_is_believed_when_the_status_can_no_longer_be_asked() {
-    let statuses = vec![status("BUILDING", Value::Null), refusal(404, "job_not_found", json!([]))];
-    let end = Step::Say(json!({ "type": "end", "status": "FAILED", "reason": "test_failed" }));
-    let service =
-        Service::start(Script { answers: vec![(STATUS, statuses)], connections: vec![vec![end]] }).await;
-    let ran = run(&service, &["logs", "-f", JOB]).await;
-    assert_eq!(ran.code, 4, "{}", ran.stderr);
-}
-
-#[tokio::test]
 async fn a_refused_submission_names_every_field_on_a_line_of_its_own() {
     let details = json!([{ "field": "owner", "message": "is missing" }, { "field": "image_tags[0]", "message": "no\u{1b}[2J tag" }]);
     let answers = vec![("POST /jobs", vec![refusal(400, "invalid_submission", details)])];
@@ -258,6 +250,10 @@ async fn the_token_goes_with_every_request_and_is_never_shown() {
     assert!(seen.iter().all(|seen| seen.token.as_deref() == Some("s3cret-token")), "{seen:?}");
 }
 
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().unwrap().try_into().unwrap()), signal).unwrap();
+}
+
 async fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).await.unwrap();
@@ -286,15 +282,19 @@ async fn ctrl_c_leaves_the_job_alone_and_says_how_to_come_back() {
     let connections = vec![vec![say("first", "c1"), Step::Hang], vec![say("first", "c1"), Step::Flood]];
     let service = Service::start(succeeding(connections)).await;
     for _ in 0..2 {
-        let mut child = command(&service.url, &["logs", "-f", JOB]).spawn().unwrap();
+        let mut command = command(&service.url, &["logs", "-f", "--tail", "5", JOB]);
+        let mut child = command.env("NOMAD_TOKEN", "s3cret-token").spawn().unwrap();
         assert_eq!(first_line(&mut child).await, "first\n");
         let mut stdout = child.stdout.take().unwrap();
         let drained = tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
-        kill(Pid::from_raw(child.id().unwrap().try_into().unwrap()), Signal::SIGINT).unwrap();
+        signal(&child, Signal::SIGINT);
         let (code, stderr) = end_of(&mut child).await;
         assert_eq!(code, Some(130), "{stderr}");
-        assert!(stderr.contains(&format!("nomad-build logs -f {JOB}")), "{stderr}");
-        assert!(stderr.contains(&format!("nomad-build kill {JOB}")), "{stderr}");
+        let program = format!("nomad-build --url {}", service.url);
+        for command in [format!("{program} logs -f --cursor c"), format!("{program} kill {JOB}\n")] {
+            assert!(stderr.contains(&command), "{stderr}");
+        }
+        assert!(!stderr.contains("s3cret-token") && !stderr.contains("--tail"), "{stderr}");
         drained.await.unwrap().unwrap();
     }
     assert!(service.seen().iter().all(|seen| seen.line.starts_with("GET ")));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::registry::server::Server;
 use crate::support::{
     Api, At, EngineFront, Front, Repository, Service, Sleeper, containers_of, crash, engine_is_rid_of,
-    eventually, hang, processes_with, unique_seconds, world,
+    eventually, hang, processes_with, runner_of, unique_seconds, world,
 };
 
 /// Runs a job that must fail, and sees to all that a failure promises; returns its ID and status.
@@ -319,16 +319,41 @@ async fn a_job_whose_task_cannot_be_started_fails_and_says_why() {
     let service = Service::start(&world.nomad, &world.registry, &runner);
     let repository = world.repository("");
     let job = world.job(&repository);
-    let (_, status) = Api::new(&service.url).run(&job).await;
-    let failure = &status["failure"];
-    assert_eq!(
-        (&status["status"], &failure["reason"]),
-        (&json!("FAILED"), &json!("setup_failed")),
-        "{status:#}"
-    );
-    assert!(failure["message"].as_str().unwrap().contains("/nowhere/nomad-build"), "{status:#}");
+    let (id, status) = Api::new(&service.url).run(&job).await;
+    failed(&id, &job, "build", "setup_failed", &status).await;
+    assert!(status["failure"]["message"].as_str().unwrap().contains("/nowhere/nomad-build"), "{status:#}");
     never_began(&status, "build");
-    assert_eq!(world.tags(&job).await, [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn a_job_whose_publish_cannot_be_started_fails_by_that_and_not_by_the_test_that_runs() {
+    let world = world();
+    let shipped = include_str!("../../templates/raw_exec.json");
+    let publishing = "{% if task.name == \"publish\" %}\"/nowhere\"{% else %}{{ runner.path }}{% endif %}";
+    let (folder, broken) = (tempfile::tempdir().unwrap(), shipped.replace("{{ runner.path }}", publishing));
+    assert_ne!(broken, shipped);
+    let template = folder.path().join("template.json");
+    std::fs::write(&template, broken).unwrap();
+    let template = [("NOMAD_BUILD_TEMPLATE", template.to_str().unwrap())];
+    let service = Service::start(&world.nomad, &world.registry, &template);
+    let sleeper = Sleeper::in_phase("test");
+    let (id, status) = Api::new(&service.url).run(&sleeper.job).await;
+    failed(&id, &sleeper.job, "publish", "setup_failed", &status).await;
+    assert!(status["failure"]["message"].as_str().unwrap().contains("/nowhere"), "{status:#}");
+    never_began(&status, "publish");
+    sleeper.is_stopped().await;
+}
+
+#[tokio::test]
+async fn a_publish_that_dies_while_it_waits_for_the_tests_is_what_failed() {
+    let sleeper = Sleeper::in_phase("test");
+    let id = sleeper.submit(&world().api()).await;
+    eventually("a publish that waits", async || runner_of(&id, "publish").map(drop)).await;
+    crash(&id, "publish");
+    let status = world().api().wait_for_end(&id).await;
+    failed(&id, &sleeper.job, "publish", "runner_died", &status).await;
+    never_began(&status, "publish");
+    sleeper.is_stopped().await;
 }
 
 #[tokio::test]

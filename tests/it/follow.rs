@@ -6,19 +6,34 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use crate::support::agent::wait_for;
+use crate::support::agent::{Agent, wait_for};
+use crate::support::openapi::errors_of;
 use crate::support::{
-    Api, Hold, Service, Sleeper, World, crash_log, eventually, kilobytes, most_kilobytes, world,
+    Api, Hold, Nomad, Service, Sleeper, World, crash_log, eventually, kilobytes, most_kilobytes, world,
 };
 
-/// Reads a stream until `enough` says so of a message, or until its end.
-async fn read(url: &str, id: &str, query: &str, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn open(url: &str, id: &str, query: &str) -> Socket {
     let url = format!("{}/jobs/{id}/logs/stream{query}", url.replacen("http", "ws", 1));
-    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    tokio_tungstenite::connect_async(url).await.unwrap().0
+}
+
+/// Opens a stream, and reads it until `enough` says so of a message, or until its end.
+async fn read(url: &str, id: &str, query: &str, enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
+    read_on(&mut open(url, id, query).await, enough).await
+}
+
+/// The same of one that is open.
+async fn read_on(socket: &mut Socket, mut enough: impl FnMut(&Value) -> bool) -> Vec<Value> {
     let mut messages = Vec::new();
     while let Some(message) = socket.next().await {
         let Message::Text(text) = message.unwrap() else { continue };
         let message: Value = serde_json::from_str(&text).unwrap();
+        // Of lines there are too many.
+        if message["type"] != "log" {
+            assert_eq!(errors_of("Message", &message), [] as [&str; 0], "{message}");
+        }
         messages.push(message);
         if enough(messages.last().unwrap()) {
             break;
@@ -64,21 +79,44 @@ fn expected(to: u32) -> Vec<String> {
 #[tokio::test]
 async fn a_stream_opened_before_anything_is_placed_carries_all_phases_in_order_to_the_end() {
     let world = world();
-    let (_repository, job) = counting(world, 200, ":");
-    let id = world.api().submit(&job).await;
-    let messages = read_all(&world.service.url, &id, "").await;
+    // A node of its own, as a job that fills one keeps every other job waiting.
+    let agent = Agent::with_memory(3000).await;
+    let nomad = format!("http://{}", agent.address());
+    let service = Service::start(&nomad, &world.registry, &[]);
+    let (api, nomad) = (Api::new(&service.url), Nomad::new(&nomad));
+    let resources = json!({"build": {"cpu": 100, "memory_mb": 2000}, "test": {"cpu": 100}});
+    let mut first = Sleeper::in_phase("build");
+    first.job["resources"] = resources.clone();
+    let filling = first.submit(&api).await;
+    let (_repository, mut job) = counting(world, 200, ":");
+    job["resources"] = resources;
+    let id = api.submit(&job).await;
+    agent.owns(&filling);
+    agent.owns(&id);
+
+    let mut socket = open(&service.url, &id, "").await;
+    let mut messages = read_on(&mut socket, |_| true).await;
+    assert_eq!((&messages[0]["type"], &messages[0]["status"]), (&json!("status"), &json!("PENDING")));
+    let waits = |status: &Value| status["placement"].is_string();
+    let status = api.wait_until(&id, "why it waits", waits).await;
+    assert!(status["placement"].as_str().unwrap().contains("without enough memory"), "{status:#}");
+    assert_eq!((&status["status"], &status["nomad"]["allocation"]), (&json!("PENDING"), &Value::Null));
+    assert_eq!(nomad.get(&format!("/v1/job/{id}/allocations")).await, json!([]));
+    // The end of the one makes room for the other.
+    assert_eq!(api.post(&format!("/jobs/{filling}/kill")).await["success"], true);
+    messages.extend(read_on(&mut socket, |_| false).await);
+
     assert_eq!(messages.last().unwrap()["type"], "end");
-    assert_eq!(messages.last().unwrap()["status"], "SUCCEEDED");
-    assert_eq!(messages[0]["type"], "status");
+    assert_eq!(messages.last().unwrap()["status"], "SUCCEEDED", "{:#}", api.status(&id).await);
+    assert!(messages.iter().all(|message| message["type"] != "gap"), "{messages:#?}");
     let phases: Vec<_> =
         messages.iter().filter(|m| m["type"] == "log").map(|m| m["phase"].as_str().unwrap()).collect();
     let mut sorted = phases.clone();
     sorted.sort_by_key(|phase| ["build", "test", "publish"].iter().position(|p| p == phase));
     assert_eq!(phases, sorted);
-    let arrived = printed(&messages) == expected(200);
-    assert!(arrived, "{}", world.known_of(&id, &messages).await);
+    assert_eq!(printed(&messages), expected(200), "{messages:#?}");
     // The whole log says the same.
-    let whole = world.api().logs(&id).await;
+    let whole = api.logs(&id).await;
     for phase in ["build", "test", "publish"] {
         let want: String = lines(&messages, phase).iter().map(|line| format!("{line}\n")).collect();
         assert_eq!(whole[phase], want.as_str(), "{phase}");

@@ -1,13 +1,18 @@
 //! What a user sends is refused by name, or carried through verbatim: nothing on the way makes anything of it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use reqwest::Method;
+use futures_util::{StreamExt as _, stream};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::registry::server::docker;
-use crate::support::{Repository, image_of, world};
+use crate::sources::payloads;
+use crate::support::agent::Agent;
+use crate::support::openapi::DOCUMENT;
+use crate::support::{Api, Nomad, Repository, Service, image_of, world};
 
 /// Texts that mean something to a shell, Nomad, HCL, a template, curl, or an option parser.
 fn hostile() -> Vec<String> {
@@ -44,50 +49,95 @@ fn word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-#[tokio::test]
-async fn a_hostile_text_is_taken_whole_or_refused_by_the_name_of_its_field() {
+/// Every field that there is below an object of the API's description, by its path, and one that is not there.
+fn fields(object: &Value, path: &str, into: &mut Vec<String>) {
+    let Some(properties) = object["properties"].as_object() else { return };
+    for (name, of) in properties.iter().chain([(&"unknown".to_owned(), &Value::Null)]) {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let of = of["$ref"].as_str().map_or(of, |at| DOCUMENT.pointer(at.trim_start_matches('#')).unwrap());
+        fields(of, &path, into);
+        into.push(path);
+    }
+}
+
+/// The field of that path, made where there is none.
+fn at<'a>(job: &'a mut Value, path: &str) -> &'a mut Value {
+    path.split('.').fold(job, |object, name| &mut object[name])
+}
+
+/// Whether an answer refuses a submission for this field, and for no other.
+fn refuses(field: &str, status: StatusCode, body: &Value) -> bool {
+    let details = body["error"]["details"].as_array();
+    let named = |detail: &Value| detail["field"].as_str().unwrap().starts_with(field);
+    status == 400 && details.is_some_and(|all| !all.is_empty() && all.iter().all(named))
+}
+
+/// Submits a job with a value that a dry run takes or refuses; the ID of what is registered, which carries it.
+async fn taken_whole_or_refused(api: &Api, nomad: &Nomad, job: &Value, field: &str) -> Option<String> {
+    let (status, body) = api.call(Method::POST, "/jobs?dry_run=true", Some(job)).await;
+    let (submitted, told) = api.call(Method::POST, "/jobs", Some(job)).await;
+    let value = at(&mut job.clone(), field).clone();
+    if status != 200 {
+        assert!(refuses(field, status, &body), "{field} {value}: {status} {body}");
+        assert!(refuses(field, submitted, &told), "{field} {value}: {submitted} {told}");
+        return None;
+    }
+    assert!(may_hold(field, &value), "{field} took {value}");
+    assert_eq!(submitted, 200, "{field} {value}: {told}");
+    let id = told["data"]["job_id"].as_str().unwrap();
+    let carried = payloads(&nomad.get(&format!("/v1/job/{id}")).await);
+    let mut carried: Value = serde_json::from_str(&carried).unwrap();
+    assert_eq!(*at(&mut carried["spec"], field), value, "{field}");
+    Some(id.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_text_is_taken_whole_or_refused_by_the_name_of_its_field_and_registers_nothing() {
     let world = world();
+    let agent = Agent::with_memory(3000).await;
+    let nomad = format!("http://{}", agent.address());
+    let service = Service::start(&nomad, &world.registry, &[]);
+    let (api, nomad_api) = (Api::new(&service.url), Nomad::new(&nomad));
+    // Texts that are a Variable's path are taken as that.
+    let credentials = json!({ "Path": "--help", "Items": { "token": "t" } });
+    Api::new(&nomad).call(Method::PUT, "/v1/var/--help", Some(&credentials)).await;
     let repository = world.repository("");
-    let fields = [
-        "owner",
-        "repo_url",
-        "git_ref",
-        "git_credentials_path",
-        "dockerfile_path",
-        "context_path",
-        "image_tags",
-        "registry_url",
-        "registry_credentials_path",
-        "image_name",
-        "target",
-        "test_commands",
-        "test_entry_point",
-        "test_env",
-        "build_args",
-        "labels",
-        "timeouts",
-        "resources",
-        "no_cache",
-        "priority",
-        "unknown",
-    ];
+    let mut all = Vec::new();
+    fields(&DOCUMENT["components"]["schemas"]["Submission"], "", &mut all);
+    assert!(
+        ["ssh", "timeouts.build", "resources.publish.cpu", "resources.unknown"]
+            .iter()
+            .all(|of| all.contains(&(*of).to_owned())),
+        "{all:?}"
+    );
+    let mut jobs = Vec::new();
     for text in hostile().into_iter().chain(["a\0b".to_owned()]) {
-        for field in fields {
+        for field in &all {
             for value in [json!(text), json!([text]), json!({ "NAME": text }), json!({ &text: "value" })] {
                 let mut job = world.job(&repository);
-                job[field] = value.clone();
-                let (status, body) = world.api().call(Method::POST, "/jobs?dry_run=true", Some(&job)).await;
-                if status == 200 {
-                    assert!(may_hold(field, &value), "{field} took {value}");
-                    continue;
-                }
-                assert_eq!(status, 400, "{field} {value}: {body}");
-                let details = body["error"]["details"].as_array().unwrap();
-                let named = |detail: &Value| detail["field"].as_str().unwrap().starts_with(field);
-                assert!(!details.is_empty() && details.iter().all(named), "{field} {value}: {body}");
+                // What is taken waits for room that there is not.
+                job["resources"]["build"]["memory_mb"] = json!(4000);
+                *at(&mut job, field) = value;
+                jobs.push((job, field.as_str()));
             }
         }
     }
+    let tried = jobs.iter().map(|(job, field)| taken_whole_or_refused(&api, &nomad_api, job, field));
+    let taken: Vec<_> = stream::iter(tried).buffer_unordered(8).filter_map(async |id| id).collect().await;
+    for id in &taken {
+        agent.owns(id);
+    }
+
+    let there = nomad_api.get("/v1/jobs?prefix=nb-").await;
+    let there = there.as_array().unwrap().iter().map(|job| job["ID"].as_str().unwrap().to_owned());
+    assert_eq!(there.collect::<BTreeSet<_>>(), taken.iter().cloned().collect());
+    for (prefix, place) in [("nomad-build/outcomes/", 2), ("nomad-build/claims/", 2), ("nomad/jobs/nb-", 2)] {
+        let there = nomad_api.variables(prefix).await;
+        let of = |path: &String| path.split('/').nth(place).unwrap().to_owned();
+        assert!(there.iter().map(of).all(|id| taken.contains(&id)), "{there:?}");
+    }
+    assert!(taken.len() > 60, "{}", taken.len());
+    assert_eq!(nomad_api.variables("nomad-build/outcomes/").await.len(), taken.len());
 }
 
 /// Whether a field is free text, or a ref or path, of which the repository decides.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::cursor::Cursor;
-use crate::job::{Phase, Status, Stream};
+use crate::job::{Failure, Phase, Status, Stream};
 
 /// One message of a log stream, as the API writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -55,6 +55,9 @@ pub enum Message {
         status: Status,
         /// When.
         time: DateTime<Utc>,
+        /// Why the job did not succeed: what its status says, which may be gone by the time it is asked.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        failure: Option<Failure>,
         /// Why the log is not complete, if it is not.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<EndReason>,
@@ -104,6 +107,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::job::Reason;
     use crate::service::logs::cursor::Position;
 
     #[test]
@@ -112,6 +116,8 @@ mod tests {
         let cursor = || Cursor::new(uuid::Uuid::nil(), Phase::Test, Position::after(7), None);
         let at = "2023-11-14T22:13:20Z";
         let text = cursor().to_string();
+        let (phase, reason) = (Some(Phase::Test), Reason::TestFailed);
+        let failure = Failure { phase, reason, exit_code: Some(7), message: "no".to_owned() };
         for (message, want) in [
             (
                 Message::Status { status: Status::Pending, phase: None, time },
@@ -134,15 +140,21 @@ mod tests {
             ),
             (Message::Heartbeat { time }, json!({"type": "heartbeat", "time": at})),
             (
-                Message::End { status: Status::Lost, time, reason: Some(EndReason::Expired) },
+                Message::End { status: Status::Lost, time, failure: None, reason: Some(EndReason::Expired) },
                 json!({"type": "end", "status": "LOST", "time": at, "reason": "expired"}),
             ),
             (
-                Message::End { status: Status::Failed, time, reason: Some(EndReason::Unavailable) },
-                json!({"type": "end", "status": "FAILED", "time": at, "reason": "unavailable"}),
+                Message::End {
+                    status: Status::Failed,
+                    time,
+                    failure: Some(failure),
+                    reason: Some(EndReason::Unavailable),
+                },
+                json!({"type": "end", "status": "FAILED", "time": at, "reason": "unavailable", "failure":
+                    {"phase": "test", "reason": "test_failed", "exit_code": 7, "message": "no"}}),
             ),
             (
-                Message::End { status: Status::Succeeded, time, reason: None },
+                Message::End { status: Status::Succeeded, time, failure: None, reason: None },
                 json!({"type": "end", "status": "SUCCEEDED", "time": at}),
             ),
         ] {

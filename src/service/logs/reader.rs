@@ -370,7 +370,8 @@ impl Reader {
         }
         self.done = true;
         let removed = (!record.status.is_final()).then_some(EndReason::Removed);
-        Some(Message::End { status: record.status, time: since(&record), reason: self.reason.or(removed) })
+        let (status, time, failure) = (record.status, since(&record), record.failure.clone());
+        Some(Message::End { status, time, failure, reason: self.reason.or(removed) })
     }
 
     async fn changed(&mut self) {

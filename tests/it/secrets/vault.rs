@@ -11,7 +11,7 @@ use crate::sources::http;
 use crate::sources::payloads;
 use crate::support::agent::Agent;
 use crate::support::vault::{Identity, Vault};
-use crate::support::{Api, Nomad, Service, eventually, image_of, tags_of, world};
+use crate::support::{Api, Hold, Nomad, Service, eventually, image_of, tags_of, world};
 
 /// Of the registry's file of users.
 const LOGIN: (&str, &str) = ("ci", "relay-test");
@@ -128,9 +128,10 @@ async fn a_secret_in_vault_that_may_not_be_named_or_read_or_used_fails_the_job_b
         agent.owns(&id);
         let status = api.wait_for_end(&id).await;
         let logs = api.logs(&id).await;
+        let failure = &status["failure"];
         assert_eq!(
-            (&status["status"], &status["failure"]["reason"]),
-            (&json!("FAILED"), &json!(reason)),
+            (&status["status"], &failure["phase"], &failure["reason"]),
+            (&json!("FAILED"), &json!("build"), &json!(reason)),
             "{status:#}\n{logs}"
         );
         let said = format!("{}{}", status["failure"]["message"], logs["build"]);
@@ -225,4 +226,36 @@ async fn a_job_whose_publish_waits_for_a_secret_in_vault_says_which_one() {
     drop(silence);
     let status = api.wait_for_end(&id).await;
     assert_eq!((&status["status"], &status["placement"]), (&json!("SUCCEEDED"), &Value::Null), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_whose_secret_vault_refuses_after_the_tests_passed_is_what_failed() {
+    let world = world();
+    let secrets = [("default/registry", json!({ "username": LOGIN.0, "password": LOGIN.1 }))];
+    let (vault, agent, service) = with(secrets, &world.registry).await;
+    let api = Api::new(&service.url);
+    let hold = Hold::new();
+    let repository = world.repository(&format!("RUN {}", hold.command()));
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!(["true"]);
+    job["registry_credentials_path"] = json!("vault:secret/data/default/registry");
+    let id = api.submit(&job).await;
+    agent.owns(&id);
+    api.wait_until(&id, "a build", |status| status["status"] == "BUILDING").await;
+    // It is not told so before the tests have passed.
+    let silence = vault.silence.write().await;
+    *vault.refused.lock().unwrap() = Some("publish");
+    hold.let_go().await;
+    let tested = |status: &Value| status["phase_timestamps"]["test_end"].is_string();
+    api.wait_until(&id, "tests that passed", tested).await;
+    drop(silence);
+    let status = api.wait_for_end(&id).await;
+    let failure = &status["failure"];
+    assert_eq!(
+        (&status["status"], &failure["phase"], &failure["reason"]),
+        (&json!("FAILED"), &json!("publish"), &json!("setup_failed")),
+        "{status:#}"
+    );
+    assert!(failure["message"].as_str().unwrap().contains("secret/data/default/registry"), "{status:#}");
+    assert!(status["phase_timestamps"]["publish_start"].is_null(), "{status:#}");
 }

@@ -67,6 +67,13 @@ impl Agent {
         agent
     }
 
+    /// One whose node has so much memory, in MiB, whatever the machine has.
+    pub(crate) async fn with_memory(megabytes: u32) -> Self {
+        let agent = Self::start(&format!("client {{\n memory_total_mb = {megabytes}\n}}"));
+        agent.is_ready().await;
+        agent
+    }
+
     /// One whose tasks are known to a Vault.
     pub(crate) async fn with_vault(vault: &super::vault::Vault) -> Self {
         let agent = Self::start(&vault.configuration());

@@ -34,6 +34,8 @@ pub(crate) struct Vault {
     reads: Mutex<Vec<(Identity, String)>>,
     /// While somebody has it, no secret is answered.
     pub(crate) silence: tokio::sync::RwLock<()>,
+    /// The task that may read nothing.
+    pub(crate) refused: Mutex<Option<&'static str>>,
 }
 
 impl Vault {
@@ -47,6 +49,7 @@ impl Vault {
             tokens: Mutex::default(),
             reads: Mutex::default(),
             silence: tokio::sync::RwLock::default(),
+            refused: Mutex::default(),
         });
         let routes = Router::new()
             .route("/v1/sys/seal-status", get(seal))
@@ -169,6 +172,9 @@ async fn read(State(vault): Shared, Path(path): Path<String>, headers: HeaderMap
         return refused(StatusCode::FORBIDDEN, "permission denied");
     };
     drop(vault.silence.read().await);
+    if vault.refused.lock().unwrap().is_some_and(|refused| refused == task.task) {
+        return refused(StatusCode::FORBIDDEN, "permission denied");
+    }
     vault.reads.lock().unwrap().push((task, path.clone()));
     match vault.secrets.get(&path) {
         Some(items) => Json(json!({
