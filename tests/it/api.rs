@@ -1,6 +1,7 @@
 //! The API's promises that hold for every route.
 
 mod counter;
+mod heartbeat;
 mod metrics;
 mod quiet;
 
