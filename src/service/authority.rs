@@ -119,6 +119,10 @@ impl Rights {
             None => None,
         };
         if let Some(Ok(Holder::Nobody)) = holder {
+            if last().is_some() {
+                // Nor is what it was let in for before believed where Nomad goes away now.
+                self.tried.keep(&trial, &Ok(false));
+            }
             return Ok(false);
         }
         let is_stranger = matches!(holder, Some(Err(_)));
