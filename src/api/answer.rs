@@ -1,7 +1,7 @@
 //! The envelope of every answer, and the errors that stand in it.
 
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
-use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -193,14 +193,21 @@ impl From<Unread> for Problem {
     }
 }
 
+/// How many seconds later to ask again what too many ask for now.
+const SOON: HeaderValue = HeaderValue::from_static("1");
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let is_busy = self.code == Code::Busy;
         let (status, code) = self.code.parts();
         let error = ErrorBody { code, message: self.message, details: self.details };
         let envelope = Envelope::<()> { data: None, error: Some(error), timestamp: Utc::now() };
         let mut answer = (status, Extension(ErrorCode(code)), Json(envelope)).into_response();
         if status == StatusCode::UNAUTHORIZED {
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if is_busy {
+            answer.headers_mut().insert(RETRY_AFTER, SOON);
         }
         answer
     }

@@ -1,6 +1,7 @@
 //! Whose a token is, and what it may do.
 
 use std::fmt;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde::Deserialize;
@@ -19,8 +20,25 @@ pub(super) const NOBODY: &str = "nomad-build-nobody";
 /// What Nomad says, with no status of its own, of a token that it does not have, or not any more, or that is none.
 const NO_TOKEN: [&str; 2] = ["ACL token", "failed to parse signed token"];
 
+/// How long it may take to learn whose a token is.
+const TOLD: Duration = Duration::from_secs(2);
+
+/// How long it may take to try a token: somebody waits for it.
+const TRIED_WITHIN: Duration = Duration::from_secs(5);
+
 /// How many allocations a token is tried on: Nomad's servers may know of one that its node has forgotten.
 const TRIED: u32 = 5;
+
+/// Whose a token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// An ACL token's, by its accessor. Without ACLs it is the same for everybody.
+    Accessor(String),
+    /// A workload's, whose identity has no accessor.
+    Workload,
+    /// Nobody's: Nomad does not have it, or not any more.
+    Nobody,
+}
 
 /// What a token may do in a namespace, by Nomad's names for it.
 ///
@@ -86,14 +104,36 @@ fn trying(namespace: &str, capability: Capability) -> String {
     format!("trying whether a token has {capability} in namespace {namespace:?}")
 }
 
+/// Whether Nomad says that a token is none, whatever it was used for.
+fn is_no_token(error: &Error) -> bool {
+    matches!(&error.kind, Kind::Refused { status: 500, message } if NO_TOKEN.iter().any(|said| message.contains(said)))
+}
+
+/// What Nomad says of whose a token is.
+fn holder(answer: Result<String, Error>) -> Result<Holder, Error> {
+    match answer {
+        Ok(accessor) => Ok(Holder::Accessor(accessor)),
+        Err(Error { kind: Kind::NotFound, .. }) => Ok(Holder::Workload),
+        Err(error) if error.kind == Kind::Forbidden || is_no_token(&error) => Ok(Holder::Nobody),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives a call up that takes too long, with its wait for a place.
+async fn within<T>(
+    most: Duration,
+    doing: &str,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(most, call).await.map_err(|late| Error::unreachable(doing, late))?
+}
+
 /// What an answer to a question after nothing says of the token; none where it says nothing.
 fn verdict(capability: Capability, answer: &Result<(), Error>) -> Option<bool> {
     let Err(error) = answer else { return Some(true) };
     match (capability, &error.kind) {
         (_, Kind::Forbidden) => Some(false),
-        (_, Kind::Refused { status: 500, message }) if NO_TOKEN.iter().any(|said| message.contains(said)) => {
-            Some(false)
-        }
+        _ if is_no_token(error) => Some(false),
         (Capability::ReadJob | Capability::DispatchJob, Kind::NotFound) => Some(true),
         (Capability::DispatchJob, Kind::Refused { message, .. }) => {
             message.contains("job not found").then_some(true)
@@ -113,9 +153,19 @@ impl Client {
         Ok(self.call::<Token>(whose()).await?.value.accessor)
     }
 
-    /// Whether Nomad looks at tokens at all.
+    /// Whose this client's token is, within seconds.
+    pub async fn holder(&self) -> Result<Holder, Error> {
+        // Not of a server that may lag behind: somebody may have the token since just now.
+        let request = whose();
+        let doing = request.doing.clone();
+        holder(within(TOLD, &doing, self.call::<Token>(request)).await.map(|token| token.value.accessor))
+    }
+
+    /// Whether Nomad looks at tokens at all, within seconds.
     pub async fn has_acls(&self) -> Result<bool, Error> {
-        match self.with_token(None).call::<Token>(whose().query("stale", true)).await {
+        let request = whose().query("stale", true);
+        let doing = "asking Nomad whether it has ACLs";
+        match within(TRIED_WITHIN, doing, self.with_token(None).call::<Token>(request)).await {
             Ok(token) => Ok(token.value.accessor != NO_ACLS),
             // Who has no token is nobody, in some versions.
             Err(Error { kind: Kind::Forbidden, .. }) => Ok(true),
@@ -123,8 +173,13 @@ impl Client {
         }
     }
 
-    /// Whether this client's token has a capability in a namespace: it is used to ask after something that is not there.
+    /// Whether this client's token has a capability in a namespace, within seconds: it is used to ask after something that is
+    /// not there.
     pub async fn may(&self, namespace: &str, capability: Capability) -> Result<bool, Error> {
+        within(TRIED_WITHIN, &trying(namespace, capability), self.try_for(namespace, capability)).await
+    }
+
+    async fn try_for(&self, namespace: &str, capability: Capability) -> Result<bool, Error> {
         let answer = match capability {
             Capability::ReadJob => self.call::<Value>(read_job(namespace)).await.map(drop),
             Capability::DispatchJob => self.call::<Value>(dispatch_job(namespace)?).await.map(drop),
@@ -194,6 +249,22 @@ mod tests {
         ] {
             let answer = Err(Error::answered("trying", status, body));
             assert_eq!(verdict(capability, &answer), want, "{capability} {status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_somebodys_a_workloads_or_nobodys_or_nomad_does_not_say() {
+        assert_eq!(holder(Ok("a".to_owned())).unwrap(), Holder::Accessor("a".to_owned()));
+        for (status, body, want) in [
+            (404, "ACL token not found", Some(Holder::Workload)),
+            (403, "ACL token not found", Some(Holder::Nobody)),
+            (403, "Permission denied", Some(Holder::Nobody)),
+            (500, "ACL token expired", Some(Holder::Nobody)),
+            (500, "failed to parse signed token: invalid", Some(Holder::Nobody)),
+            (500, "No cluster leader", None),
+            (429, "", None),
+        ] {
+            assert_eq!(holder(Err(Error::answered("asking", status, body))).ok(), want, "{status} {body}");
         }
     }
 

@@ -14,8 +14,8 @@ use super::error::Error;
 use super::transport::{Tls, Token, Transport};
 use super::types::Indexed;
 
-/// Nomad answers 429 past 100 connections of one address; streams have places of their own.
-const CALLS_AT_ONCE: usize = 32;
+/// Nomad answers 429 past 100 connections of one address; streams, and what is asked apart, have places of their own.
+const CALLS_AT_ONCE: usize = 20;
 
 /// How long an ordinary call may take.
 const CALL: Duration = Duration::from_secs(15);

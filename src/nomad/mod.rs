@@ -16,7 +16,7 @@ mod transport;
 mod types;
 mod variables;
 
-pub use acl::Capability;
+pub use acl::{Capability, Holder};
 pub use client::{Client, Settings};
 pub use error::{Error, Kind};
 pub use events::{Event, EventStream, Heard};

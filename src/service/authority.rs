@@ -1,15 +1,23 @@
 //! Whether a caller may do something: the caller's own token is tried on Nomad, and what came of it is kept for seconds.
 //!
 //! Invariant: what one token may do is never taken for what another one may. Of a token only its hash is kept.
+//! Invariant: whoever asks takes nothing of what jobs need: Nomad is asked apart from everything else, and within seconds.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+mod acls;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 
-use super::tokens::{Hash, hash_of, lock};
-use crate::nomad::{Capability, Client, Error};
+use super::holders::Holders;
+use super::memo::{Answer, Memo};
+use super::tokens::{Hash, hash_of};
+use crate::nomad::{Capability, Client, Error, Holder};
+use acls::Acls;
+
+/// How many tokens are tried at once.
+const AT_ONCE: usize = 8;
 
 /// How long what a token may do is believed: one that is revoked is let in for no longer.
 const KEPT: Duration = Duration::from_secs(5);
@@ -19,12 +27,6 @@ const KEPT_WITHOUT_NOMAD: Duration = Duration::from_mins(1);
 
 /// How long a stream goes on while nobody knows whether its caller may still read it.
 const UNKNOWN: Duration = Duration::from_mins(5);
-
-/// How long it is believed that Nomad has ACLs, or that it has none.
-const ACLS_KEPT: Duration = Duration::from_mins(1);
-
-/// The most answers that are kept: callers can make up tokens.
-const MOST: usize = 10_000;
 
 /// Why a caller may not do something.
 #[derive(Debug, thiserror::Error)]
@@ -45,20 +47,26 @@ pub enum Denied {
     Closed,
     /// Nomad could not say.
     #[error("whether the token may could not be found out")]
-    Unknown(#[from] Error),
+    Unknown(#[from] Arc<Error>),
 }
 
 /// A token, told by its hash, and what it was tried for.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Trial {
-    /// The namespace, where it is not this one.
-    other: Option<String>,
+    namespace: String,
     token: Option<Hash>,
     capability: Capability,
 }
 
-/// An answer, and when it came.
-type Known = (bool, Instant);
+impl Answer for bool {
+    fn kept(&self) -> Duration {
+        KEPT
+    }
+
+    fn is_refusal(&self) -> bool {
+        !self
+    }
+}
 
 /// Who may do everything where Nomad has no ACLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,20 +79,89 @@ pub(super) enum Open {
     Nobody,
 }
 
+/// What tokens may do, in all namespaces.
+pub(super) struct Rights {
+    nomad: Client,
+    acls: Acls,
+    holders: Arc<Holders>,
+    tried: Memo<Trial, bool>,
+}
+
+impl Rights {
+    pub(super) fn new(nomad: &Client, holders: Arc<Holders>) -> Self {
+        let nomad = nomad.apart(AT_ONCE);
+        Self { acls: Acls::new(nomad.clone()), nomad, holders, tried: Memo::default() }
+    }
+
+    /// Keeps it known whether Nomad has ACLs; ends only by being dropped.
+    pub(super) async fn watch(&self) {
+        self.acls.watch().await;
+    }
+
+    async fn may(
+        self: &Arc<Self>,
+        namespace: &str,
+        caller: Option<&SecretString>,
+        capability: Capability,
+    ) -> Result<bool, Arc<Error>> {
+        let trial = Trial { namespace: namespace.to_owned(), token: caller.map(hash_of), capability };
+        if let Some(may) = self.tried.current(&trial) {
+            return Ok(may);
+        }
+        let last = || self.tried.last(&trial, KEPT_WITHOUT_NOMAD);
+        if let Some(may) = last().filter(|_| self.tried.is_away(&trial)) {
+            // Nobody waits for a Nomad that did not answer the last time.
+            self.try_beside(trial.clone(), caller.cloned());
+            return Ok(may);
+        }
+        let holder = match caller {
+            Some(token) => Some(self.holders.of(token).await),
+            None => None,
+        };
+        if let Some(Ok(Holder::Nobody)) = holder {
+            if last().is_some() {
+                // Nor is what it was let in for before believed where Nomad goes away now.
+                self.tried.keep(&trial, &Ok(false));
+            }
+            return Ok(false);
+        }
+        let is_stranger = matches!(holder, Some(Err(_)));
+        let tried = self.tried.ask(&trial, self.try_on(&trial, caller.cloned(), is_stranger)).await;
+        match tried {
+            Err(error) if error.is_passing() => last().ok_or(error),
+            tried => tried,
+        }
+    }
+
+    async fn try_on(
+        &self,
+        trial: &Trial,
+        caller: Option<SecretString>,
+        is_stranger: bool,
+    ) -> Result<bool, Error> {
+        let nomad = if is_stranger { self.holders.strangers() } else { &self.nomad };
+        nomad.with_token(caller).may(&trial.namespace, trial.capability).await
+    }
+
+    fn try_beside(self: &Arc<Self>, trial: Trial, caller: Option<SecretString>) {
+        let rights = Arc::clone(self);
+        tokio::spawn(async move {
+            rights.tried.ask_alone(&trial, rights.try_on(&trial, caller, false)).await;
+        });
+    }
+}
+
 /// What tokens may do in one namespace.
 pub(crate) struct Authority {
-    nomad: Client,
+    rights: Arc<Rights>,
     namespace: String,
     /// Who may do everything where Nomad has no ACLs.
     open: Open,
-    acls: Mutex<Option<Known>>,
-    tried: Mutex<HashMap<Trial, Known>>,
 }
 
 impl Authority {
-    pub(super) fn new(nomad: Client, namespace: &str, open: Open) -> Self {
-        let namespace = namespace.to_owned();
-        Self { nomad, namespace, open, acls: Mutex::default(), tried: Mutex::default() }
+    pub(super) fn new(rights: Arc<Rights>, namespace: &str, open: Open) -> Self {
+        Self { rights, namespace: namespace.to_owned(), open }
     }
 
     /// Whether a caller may, who has this token or none.
@@ -93,7 +170,7 @@ impl Authority {
         caller: Option<&SecretString>,
         capability: Capability,
     ) -> Result<(), Denied> {
-        self.check_in(None, caller, capability).await
+        self.check_elsewhere(caller, &self.namespace, capability).await
     }
 
     /// The same of any other namespace, whether it is one of builds or none.
@@ -103,29 +180,26 @@ impl Authority {
         namespace: &str,
         capability: Capability,
     ) -> Result<(), Denied> {
-        self.check_in(Some(namespace), caller, capability).await
-    }
-
-    async fn check_in(
-        &self,
-        other: Option<&str>,
-        caller: Option<&SecretString>,
-        capability: Capability,
-    ) -> Result<(), Denied> {
         if !self.has_acls().await? {
             return if self.open == Open::Nobody { Err(Denied::Closed) } else { Ok(()) };
         }
-        let may = self.may(other, caller, capability).await?;
         match caller {
-            _ if may => Ok(()),
+            _ if self.rights.may(namespace, caller, capability).await? => Ok(()),
             None => Err(Denied::Anonymous),
-            Some(_) => Err(Denied::Forbidden(capability, other.unwrap_or(&self.namespace).to_owned())),
+            Some(_) => Err(Denied::Forbidden(capability, namespace.to_owned())),
         }
     }
 
     /// Whether it is known that Nomad has ACLs.
     pub(crate) async fn is_guarded(&self) -> bool {
         self.has_acls().await.unwrap_or_default()
+    }
+
+    async fn has_acls(&self) -> Result<bool, Denied> {
+        match self.rights.acls.are_on().await {
+            Err(_) if self.open == Open::Everybody => Ok(false),
+            answer => Ok(answer?),
+        }
     }
 
     /// Waits until a caller may not any more, or until nobody has known for long; for ever where that does not happen.
@@ -138,77 +212,6 @@ impl Authority {
                 Err(Denied::Unknown(_)) if known.elapsed() < UNKNOWN => {}
                 Err(_) => return,
             }
-        }
-    }
-
-    async fn has_acls(&self) -> Result<bool, Denied> {
-        let known = *lock(&self.acls);
-        if let Some((has, _)) = known.filter(|(_, at)| at.elapsed() < ACLS_KEPT) {
-            return Ok(has);
-        }
-        match self.nomad.has_acls().await {
-            Ok(has) => {
-                *lock(&self.acls) = Some((has, Instant::now()));
-                Ok(has)
-            }
-            // They are not turned on or off without Nomad's being restarted.
-            Err(error) => match known {
-                Some((has, _)) => Ok(has),
-                None if self.open == Open::Everybody => Ok(false),
-                None => Err(error.into()),
-            },
-        }
-    }
-
-    async fn may(
-        &self,
-        other: Option<&str>,
-        caller: Option<&SecretString>,
-        capability: Capability,
-    ) -> Result<bool, Error> {
-        let token = caller.map(hash_of);
-        let trial = Trial { other: other.map(str::to_owned), token, capability };
-        let known = lock(&self.tried).get(&trial).copied();
-        if let Some((may, _)) = known.filter(|(_, at)| at.elapsed() < KEPT) {
-            return Ok(may);
-        }
-        let namespace = other.unwrap_or(&self.namespace);
-        match self.nomad.with_token(caller.cloned()).may(namespace, capability).await {
-            Ok(may) => {
-                keep(&mut lock(&self.tried), trial, may);
-                Ok(may)
-            }
-            Err(error) if error.is_passing() => {
-                let known = known.filter(|(_, at)| at.elapsed() < KEPT_WITHOUT_NOMAD);
-                known.map(|(may, _)| may).ok_or(error)
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Keeps an answer, in bounded memory.
-fn keep(tried: &mut HashMap<Trial, Known>, trial: Trial, may: bool) {
-    if tried.len() >= MOST {
-        tried.retain(|_, (_, at)| at.elapsed() < KEPT);
-    }
-    if tried.len() >= MOST {
-        tried.clear();
-    }
-    tried.insert(trial, (may, Instant::now()));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn however_many_tokens_are_made_up_memory_is_bounded() {
-        let mut tried = HashMap::new();
-        for number in 0..=(2 * MOST) {
-            let token = Some(hash_of(&number.to_string().into()));
-            keep(&mut tried, Trial { other: None, token, capability: Capability::ReadJob }, false);
-            assert!(tried.len() <= MOST);
         }
     }
 }

@@ -2,33 +2,35 @@
 //!
 //! Invariant: Nomad alone says whether a JWT is good, and what it is good for. A JWT and what it was traded for are kept in memory
 //! only, and found by the JWT's hash.
-//! Invariant: whoever makes up tokens takes nothing of what the others need: Nomad is asked apart from everything else.
+//! Invariant: whoever makes up tokens takes nothing of what the others need: Nomad is asked apart from everything else, and who
+//! would wait for long is told so at once.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
+use super::holders::Holders;
 use super::people::refused;
 use super::tokens::{Hash, hash_of, lock};
-use crate::nomad::{Client, Error, Login};
+use crate::nomad::{Client, Error, Holder, Login};
 
 /// How long before its end a token is not used any more.
 const MARGIN: TimeDelta = TimeDelta::seconds(30);
-
-/// How long the name of who has a token is kept.
-const NAME_KEPT: Duration = Duration::from_mins(10);
 
 /// The most tokens that are kept.
 const MOST: usize = 10_000;
 
 /// How many are asked about at once: for some, Nomad asks an identity provider for its keys.
 const AT_ONCE: usize = 8;
+
+/// How many more wait for that.
+const WAITING: usize = 24;
 
 /// Who asks.
 #[derive(Clone, Default)]
@@ -112,13 +114,16 @@ pub(super) struct Logins {
     nomad: Client,
     /// Where they are traded; none where they are not.
     method: Option<String>,
+    /// Room for those who trade, and those who wait for it.
+    room: Semaphore,
     traded: Mutex<HashMap<Hash, Traded>>,
-    names: Mutex<HashMap<Hash, (String, Instant)>>,
+    holders: Arc<Holders>,
 }
 
 impl Logins {
-    pub(super) fn new(nomad: &Client, method: Option<String>) -> Self {
-        Self { nomad: nomad.apart(AT_ONCE), method, traded: Mutex::default(), names: Mutex::default() }
+    pub(super) fn new(nomad: &Client, method: Option<String>, holders: Arc<Holders>) -> Self {
+        let (nomad, room) = (nomad.apart(AT_ONCE), Semaphore::new(AT_ONCE + WAITING));
+        Self { nomad, method, room, traded: Mutex::default(), holders }
     }
 
     /// Who has a token, of whatever kind.
@@ -140,25 +145,15 @@ impl Logins {
     pub(super) async fn name_of(&self, token: Option<SecretString>) -> Option<String> {
         let token = token?;
         let hash = hash_of(&token);
-        if let (Some(method), Some(claims)) = (&self.method, foreign_claims(token.expose_secret()))
-            && self.known(&hash).is_some()
-        {
-            return claims.subject(method).or_else(|| Some(format!("jwt {method}")));
+        if let (Some(method), Some(claims)) = (&self.method, foreign_claims(token.expose_secret())) {
+            if self.known(&hash).is_some() {
+                return claims.subject(method).or_else(|| Some(format!("jwt {method}")));
+            }
+        } else if let Ok(Holder::Accessor(accessor)) = self.holders.of(&token).await {
+            return Some(accessor);
         }
-        let known = lock(&self.names).get(&hash).cloned();
-        if let Some((name, _)) = known.filter(|(_, since)| since.elapsed() < NAME_KEPT) {
-            return Some(name);
-        }
-        let Ok(name) = self.nomad.with_token(Some(token)).accessor().await else {
-            let short: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            return Some(format!("sha256:{short}"));
-        };
-        let mut names = lock(&self.names);
-        if names.len() >= MOST {
-            names.clear();
-        }
-        names.insert(hash, (name.clone(), Instant::now()));
-        Some(name)
+        let short: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Some(format!("sha256:{short}"))
     }
 
     /// What a JWT was traded for, if that is still good.
@@ -173,8 +168,10 @@ impl Logins {
         jwt: &SecretString,
         hash: Hash,
     ) -> Result<SecretString, LoginError> {
+        let _room = self.room.try_acquire().map_err(|_| LoginError::Busy)?;
         let login = self.nomad.login(method, jwt).await;
-        let Login { token, expiration_time, .. } = login.map_err(|error| refused(method, error))?;
+        let Login { token, accessor, expiration_time } = login.map_err(|error| refused(method, error))?;
+        self.holders.learn(&token, &accessor);
         let for_ever = DateTime::<Utc>::MAX_UTC;
         let token_ends = expiration_time.map_or(for_ever, |at| at - MARGIN);
         // Nor is a JWT good for longer than it says.

@@ -7,11 +7,13 @@ mod credentials;
 mod custodian;
 mod duty;
 mod freshness;
+mod holders;
 mod keys;
 mod kill;
 mod list;
 mod logins;
 pub mod logs;
+mod memo;
 mod nodes;
 mod people;
 mod store;
@@ -94,7 +96,7 @@ impl Service {
     pub fn new(config: Config, telemetry: Arc<Telemetry>) -> Result<Self, SetUpError> {
         let config = Arc::new(config);
         let nomad = Client::new(&config.nomad)?;
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(&nomad));
         let tenant = |name: &str| Tenant::new(&config, name, &nomad, &shared, &telemetry).map(Arc::new);
         let first = tenant(&config.namespaces.first)?;
         let others = config.namespaces.others.iter().map(|name| tenant(name));
@@ -103,7 +105,7 @@ impl Service {
         let archives = tenants.iter().filter_map(archive).collect();
         let settings = logs::Settings { archives, ..logs::Settings::default() };
         Ok(Self {
-            logins: Logins::new(&nomad, config.jwt_auth_method.clone()),
+            logins: Logins::new(&nomad, config.jwt_auth_method.clone(), Arc::clone(&shared.holders)),
             people: People::new(&nomad, config.login_methods.clone()),
             hub: logs::Hub::new(nomad.clone(), settings),
             tenants,
@@ -123,10 +125,16 @@ impl Service {
             // Each by itself, so that what one has to do keeps no other waiting.
             all.spawn(async move { Box::pin(tenant.run(retired)).await });
         }
-        while let Some(ended) = all.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "what keeps a namespace's jobs known has ended by a fault of the service");
+        let known = async {
+            while let Some(ended) = all.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "what keeps a namespace's jobs known has ended by a fault of the service");
+                }
             }
+        };
+        tokio::select! {
+            () = known => {}
+            () = self.first.shared.rights.watch() => {}
         }
     }
 

@@ -210,7 +210,7 @@ impl Store {
         }
         // What the first lists tell piece by piece has happened before.
         let is_news = self.freshness.is_complete();
-        self.telemetry.job_changed(&before, &record, is_news);
+        self.telemetry.job_changed(&before, &record, &entry.facts.progress.1, is_news);
         if is_news && record.status.is_final() && !before.status.is_final() {
             JobEnded { record: &record }.emit();
         }

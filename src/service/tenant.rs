@@ -9,10 +9,11 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::archivist::Archivist;
-use super::authority::{Authority, Open};
+use super::authority::{Authority, Open, Rights};
 use super::custodian::Custodian;
 use super::duty::Duty;
 use super::freshness::Freshness;
+use super::holders::Holders;
 use super::keys::Keys;
 use super::store::Store;
 use super::sweeper::Sweeper;
@@ -30,7 +31,8 @@ use crate::telemetry::{Share, Telemetry};
 /// How long a phase that has ended its job is waited for to tell of itself.
 const TOLD: Duration = Duration::from_secs(3);
 
-/// What all namespaces have together: turns for what waits at Nomad, which allows so many connections, and tickets.
+/// What all namespaces have together: turns for what waits at Nomad, which allows so many connections, tickets, and what is known of
+/// tokens.
 pub(super) struct Shared {
     /// The turns of those who clean up.
     pub(super) cleanups: Semaphore,
@@ -38,12 +40,18 @@ pub(super) struct Shared {
     pub(super) sweeps: Semaphore,
     /// Tickets that may still be used.
     pub(super) tickets: Outstanding,
+    /// Whose tokens are.
+    pub(super) holders: Arc<Holders>,
+    /// What tokens may do.
+    pub(super) rights: Arc<Rights>,
 }
 
 impl Shared {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(nomad: &Client) -> Self {
         let [cleanups, sweeps] = [cleanup::AT_ONCE, 1].map(Semaphore::new);
-        Self { cleanups, sweeps, tickets: Outstanding::default() }
+        let holders = Arc::new(Holders::new(nomad));
+        let rights = Arc::new(Rights::new(nomad, Arc::clone(&holders)));
+        Self { cleanups, sweeps, tickets: Outstanding::default(), holders, rights }
     }
 }
 
@@ -103,7 +111,7 @@ impl Tenant {
             namespace: namespace.to_owned(),
             ledger: Ledger::new(nomad.clone(), namespace, PATIENCE),
             keys: Keys { nomad: nomad.clone(), namespace: namespace.to_owned() },
-            authority: Authority::new(nomad.clone(), namespace, open),
+            authority: Authority::new(Arc::clone(&shared.rights), namespace, open),
             store: Arc::new(Store::new(Arc::clone(&freshness), Arc::clone(&telemetry))),
             freshness,
             archive,

@@ -7,7 +7,7 @@ use chrono::Utc;
 use prometheus::IntGauge;
 
 use super::{Leftover, Telemetry};
-use crate::job::{Phase, Record};
+use crate::job::{Phase, Progress, Record, State};
 
 /// One namespace's part of a gauge.
 struct Part {
@@ -22,6 +22,14 @@ impl Part {
 
     fn set(&self, value: i64) {
         self.whole.add(value - self.mine.swap(value, Ordering::Relaxed));
+    }
+}
+
+/// How a phase went that is over, by its own word: where its job ended and it told nothing yet, it was broken off.
+fn result(progress: &Progress, phase: Phase) -> &'static str {
+    match progress.of(phase).map(|outcome| outcome.state) {
+        Some(State::Succeeded) => "succeeded",
+        Some(State::Running | State::Failed) | None => "failed",
     }
 }
 
@@ -98,8 +106,9 @@ impl Share {
         }
     }
 
-    /// A job's record changed; whether that is news, or was put together of what happened before this replica began.
-    pub fn job_changed(&self, before: &Record, now: &Record, is_news: bool) {
+    /// A job's record changed, as its phases tell; whether that is news, or was put together of what happened before this replica
+    /// began.
+    pub fn job_changed(&self, before: &Record, now: &Record, progress: &Progress, is_news: bool) {
         let ended = now.status.is_final() && !before.status.is_final();
         if ended {
             self.add_live(-1);
@@ -112,10 +121,9 @@ impl Share {
             if let ((_, None), (Some(start), Some(end))) = (was.of(phase), is.of(phase)) {
                 self.all.watch_lag.observe((Utc::now() - end).as_seconds_f64().max(0.0));
                 if self.reports() {
-                    let failed = ended && now.phase == Some(phase) && now.failure.is_some();
-                    let result = if failed { "failed" } else { "succeeded" };
+                    let labels = [phase.as_str(), result(progress, phase)];
                     let seconds = (end - start).as_seconds_f64().max(0.0);
-                    self.all.phase_seconds.with_label_values(&[phase.as_str(), result]).observe(seconds);
+                    self.all.phase_seconds.with_label_values(&labels).observe(seconds);
                 }
             }
         }
@@ -146,7 +154,131 @@ impl Share {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::job::{Claim, Facts, JobFacts, JobId, Labels, Outcome, Reason, Status, Verdict};
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
+    }
+
+    /// What is heard of a job, one after the other.
+    enum Heard {
+        Progress(Phase, Outcome),
+        Claim(Claim),
+    }
+
+    fn begun() -> Outcome {
+        Outcome::begun("a", at(1))
+    }
+
+    fn runs(phase: Phase) -> Heard {
+        Heard::Progress(phase, begun())
+    }
+
+    fn done(phase: Phase) -> Heard {
+        Heard::Progress(phase, begun().succeeded(at(5)))
+    }
+
+    fn broken(phase: Phase, reason: Reason) -> Heard {
+        Heard::Progress(phase, begun().failed(at(6), reason, None, "x"))
+    }
+
+    fn ended(status: Status, phase: Phase, reason: Reason) -> Heard {
+        Heard::Claim(Claim::revoked(Verdict::new(status, Some(phase), reason, "x", at(9))))
+    }
+
+    /// The phases that were counted, each with its result.
+    fn counted(heard: Vec<Heard>) -> Vec<(Phase, &'static str)> {
+        let all = Arc::new(Telemetry::new().unwrap());
+        let share = Share::new(Arc::clone(&all));
+        share.set_reports(true);
+        let mut facts = Facts::new(JobId::from_uuid(Uuid::from_u128(1)));
+        facts.see_job(JobFacts::new(1, "ci", Labels { has_tests: true, ..Labels::default() }));
+        let mut before = Record::of(&facts).unwrap();
+        for (index, heard) in (2..).zip(heard) {
+            match heard {
+                Heard::Progress(phase, outcome) => {
+                    let mut progress = facts.progress.1.clone();
+                    progress.set(phase, outcome);
+                    facts.see_progress(index, progress);
+                }
+                Heard::Claim(claim) => drop(facts.see_claim(index, claim)),
+            }
+            let now = Record::of(&facts).unwrap();
+            share.job_changed(&before, &now, &facts.progress.1, true);
+            before = now;
+        }
+        let text = all.text().unwrap();
+        let count = |phase: &Phase, result: &str| {
+            let name =
+                format!("nomad_build_phase_duration_seconds_count{{phase=\"{phase}\",result=\"{result}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
+        };
+        let each = Phase::ALL.into_iter().flat_map(|phase| ["succeeded", "failed"].map(|of| (phase, of)));
+        each.flat_map(|(phase, result)| std::iter::repeat_n((phase, result), count(&phase, result))).collect()
+    }
+
+    #[test]
+    fn a_phase_is_counted_once_by_its_own_word_however_its_job_ended() {
+        use Phase::{Build, Publish, Test};
+        let claimed = || Heard::Claim(Claim::claimed("a", "sha256:00", at(8)));
+        for (what, heard, want) in [
+            (
+                "published",
+                vec![done(Build), done(Test), runs(Publish), claimed(), done(Publish)],
+                vec![(Build, "succeeded"), (Test, "succeeded"), (Publish, "succeeded")],
+            ),
+            (
+                "a test that failed, and ended the job first",
+                vec![
+                    done(Build),
+                    runs(Test),
+                    ended(Status::Failed, Test, Reason::TestFailed),
+                    broken(Test, Reason::TestFailed),
+                ],
+                vec![(Build, "succeeded"), (Test, "failed")],
+            ),
+            (
+                "a test that failed and told so first",
+                vec![
+                    runs(Test),
+                    broken(Test, Reason::TestFailed),
+                    ended(Status::Failed, Test, Reason::TestFailed),
+                ],
+                vec![(Test, "failed")],
+            ),
+            (
+                "killed by a replica that had not heard of the test",
+                vec![done(Build), runs(Test), ended(Status::Killed, Build, Reason::Killed)],
+                vec![(Build, "succeeded"), (Test, "failed")],
+            ),
+            (
+                "lost, and its node comes back and tells that it was stopped",
+                vec![
+                    done(Build),
+                    runs(Test),
+                    ended(Status::Lost, Test, Reason::NodeLost),
+                    broken(Test, Reason::Killed),
+                ],
+                vec![(Build, "succeeded"), (Test, "failed")],
+            ),
+            (
+                "lost, and its node comes back and tells what was done before",
+                vec![runs(Build), ended(Status::Lost, Build, Reason::NodeLost), done(Build)],
+                vec![(Build, "succeeded")],
+            ),
+            (
+                "claimed, and not published",
+                vec![done(Build), runs(Publish), claimed(), broken(Publish, Reason::PushFailed)],
+                vec![(Build, "succeeded"), (Publish, "failed")],
+            ),
+        ] {
+            assert_eq!(counted(heard), want, "{what}");
+        }
+    }
 
     #[test]
     fn namespaces_add_up_and_one_whose_duty_ends_takes_back_its_own() {

@@ -1,7 +1,9 @@
 //! The API's promises that hold for every route.
 
 mod counter;
+mod heartbeat;
 mod metrics;
+mod quiet;
 
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -238,11 +240,20 @@ async fn the_replica_that_reports_counts_jobs_and_phases() {
 
 /// A service that reaches Nomad through a proxy.
 async fn proxied() -> (Counter, Service) {
+    proxied_with(&[]).await
+}
+
+/// The same, with further variables.
+async fn proxied_with(variables: &[(&'static str, &str)]) -> (Counter, Service) {
     let world = world();
     let counter = Counter::start(&world.nomad).await;
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
     let service = tokio::task::spawn_blocking({
         let (nomad, registry) = (counter.url.clone(), world.registry.clone());
-        move || Service::start(&nomad, &registry, &[])
+        move || {
+            let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            Service::start(&nomad, &registry, &variables)
+        }
     });
     let service = service.await.unwrap();
     (counter, service)
@@ -354,23 +365,4 @@ async fn a_page_of_an_allowed_origin_may_send_what_the_api_takes_and_read_its_an
         assert!(answer.headers()["vary"].to_str().unwrap().contains("origin"), "{route}");
         assert!(!read.send().await.unwrap().headers().contains_key("access-control-allow-origin"), "{route}");
     }
-}
-
-#[tokio::test]
-async fn the_status_of_a_known_job_is_read_without_asking_nomad() {
-    let world = world();
-    let (counter, service) = proxied().await;
-    let api = Api::new(&service.url);
-    let repository = world.repository("RUN true");
-    let (id, status) = api.run(&world.job(&repository)).await;
-    // Late news of the job may still be read; a service that asks for each status would never be this quiet.
-    eventually("200 reads of a status without a question to Nomad", async || {
-        let before = counter.requests();
-        for _ in 0..200 {
-            assert_eq!(api.status(&id).await["status"], status["status"]);
-        }
-        // Other tests' jobs are watched meanwhile.
-        counter.since(before).iter().all(|request| !request.contains(&id)).then_some(())
-    })
-    .await;
 }

@@ -1,6 +1,7 @@
 //! What a caller may do: what the caller's own Nomad token could.
 
 mod audit;
+mod hang;
 mod login;
 mod secrets;
 mod tenants;
@@ -36,6 +37,17 @@ async fn guard(
     registries: &str,
     further: &[(&str, &str)],
 ) -> (Guarded, Service, tempfile::NamedTempFile) {
+    let (service, token) = guard_by(&nomad.url, &nomad, registries, further).await;
+    (nomad, service, token)
+}
+
+/// The same, which reaches that Nomad by another address.
+async fn guard_by(
+    url: &str,
+    nomad: &Guarded,
+    registries: &str,
+    further: &[(&str, &str)],
+) -> (Service, tempfile::NamedTempFile) {
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), nomad.token().await.secret).unwrap();
     let file = token.path().to_str().unwrap();
@@ -45,8 +57,7 @@ async fn guard(
         ("NOMAD_BUILD_SWEEP", "off"),
         ("NOMAD_BUILD_JWT_AUTH_METHOD", "ci"),
     ];
-    let service = Service::start(&nomad.url, registries, &[&variables, further].concat());
-    (nomad, service, token)
+    (Service::start(url, registries, &[&variables, further].concat()), token)
 }
 
 /// A job that no node can take.

@@ -47,7 +47,7 @@ pub(crate) async fn read_all(url: &str, id: &str, query: &str) -> Vec<Value> {
 }
 
 /// The lines of a phase, parts joined.
-fn lines(messages: &[Value], phase: &str) -> Vec<String> {
+pub(crate) fn lines(messages: &[Value], phase: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for message in messages.iter().filter(|m| m["type"] == "log" && m["phase"] == phase) {
         lines.last_mut().unwrap().push_str(message["line"].as_str().unwrap());
