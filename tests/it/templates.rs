@@ -8,7 +8,7 @@ use nomad_build::engine::{BuildRequest, DockerEngine, Engine as _};
 use serde_json::{Value, json};
 
 use crate::sources::http;
-use crate::support::{Api, Repository, Service, World, image_of, ports, world};
+use crate::support::{Api, Hold, Repository, Service, World, eventually, image_of, ports, world};
 
 /// Has a job built, and cleans it up; its ID.
 async fn builds_tests_and_publishes(world: &World, service: &Service, repository: &Repository) -> String {
@@ -97,6 +97,41 @@ async fn the_docker_template_runs_each_task_in_the_service_s_own_image() {
     let id = builds_tests_and_publishes(world, &service, &repository).await;
     // The cleanup waits for `finish`, to which the directory is mounted.
     assert!(archive.path().join("default").join(id).join("record.json").exists());
+}
+
+#[tokio::test]
+async fn a_template_with_meta_constraints_and_datacenters_of_an_operator_s_own_works_to_the_end() {
+    let world = world();
+    let mut template = include_str!("../../templates/raw_exec.json").to_owned();
+    for (shipped, own) in [
+        ("\"Meta\": {{ job.meta }}", "\"Meta\": {{ dict(job.meta, team=\"x\") }}"),
+        ("\"Datacenters\": {{ job.datacenters }}", "\"Datacenters\": [\"dc1\"]"),
+        (
+            "\"Constraints\": [",
+            "\"Constraints\": [{\"LTarget\": \"${attr.kernel.name}\", \"Operand\": \"=\", \"RTarget\": \"linux\"},",
+        ),
+    ] {
+        assert!(template.contains(shipped), "{shipped}");
+        template = template.replace(shipped, own);
+    }
+    let path = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(path.path(), template).unwrap();
+    let variables = [("NOMAD_BUILD_TEMPLATE", path.path().to_str().unwrap())];
+    let service = Service::start(&world.nomad, &world.registry, &variables);
+    let (api, hold) = (Api::new(&service.url), Hold::new());
+    let repository = world.repository("");
+    let mut job = world.job(&repository);
+    job["test_commands"] = json!([hold.command()]);
+    let id = api.submit(&job).await;
+    let in_nomad = world.nomad(&format!("/v1/job/{id}")).await.unwrap();
+    assert_eq!((&in_nomad["Meta"]["team"], &in_nomad["Datacenters"]), (&json!("x"), &json!(["dc1"])));
+    // What a list does not show as a job of the service's is taken for purged.
+    let lists = service.lists().await;
+    eventually("another list", async || (service.lists().await > lists).then_some(())).await;
+    hold.let_go().await;
+    let status = api.wait_for_end(&id).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert_eq!(api.post(&format!("/jobs/{id}/cleanup")).await["success"], true);
 }
 
 #[tokio::test]
