@@ -31,7 +31,6 @@ mod upstream;
 pub(crate) mod vault;
 mod ways;
 
-use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -100,12 +99,7 @@ pub(crate) fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
         let stack = Stack::start(&[]);
-        let base = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/base-image"))
-            .arg(&stack.registry)
-            .output();
-        let base = base.unwrap();
-        assert!(base.status.success(), "no base image: {}", String::from_utf8_lossy(&base.stderr));
-        let base = String::from_utf8(base.stdout).unwrap().trim().to_owned();
+        let base = stack.base_image();
         let service = Service::start(&stack.nomad, &stack.registry, &[]);
         World { nomad: stack.nomad.clone(), registry: stack.registry.clone(), base, service, stack }
     })
