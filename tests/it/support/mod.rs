@@ -31,6 +31,7 @@ mod upstream;
 pub(crate) mod vault;
 mod ways;
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -64,7 +65,7 @@ pub(crate) use ssh::Ssh;
 pub(crate) use torn::Torn;
 pub(crate) use upstream::{Upstream, serve};
 
-use crate::stack::Stack;
+use crate::stack::{Stack, environment};
 
 /// The phases, in the order they run.
 pub(crate) const PHASES: [&str; 3] = ["build", "test", "publish"];
@@ -188,9 +189,17 @@ impl World {
     }
 }
 
+/// A program that only tests run: where set-up puts it, or where it is installed.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let installed = environment("PATH").unwrap_or_default() + ":/usr/sbin";
+    let fetched = environment("NOMAD_BUILD_TOOLS").into_iter().map(PathBuf::from);
+    let mut paths = fetched.chain(std::env::split_paths(&installed)).map(|folder| folder.join(name));
+    paths.find(|path| path.exists()).unwrap_or_else(|| panic!("there is no {name}: run tools/setup tests"))
+}
+
 /// How often a test does something: a number that a long run sets.
 pub(crate) fn scale(variable: &str, default: usize) -> usize {
-    crate::stack::environment(variable).map_or(default, |text| text.parse().unwrap())
+    environment(variable).map_or(default, |text| text.parse().unwrap())
 }
 
 /// The image name of a submission.
