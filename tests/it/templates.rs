@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::sources::http;
-use crate::support::{Api, Hold, Repository, Service, World, eventually, image_of, ports, tool, world};
+use crate::support::{
+    Api, Hold, Repository, Service, World, engine_socket, eventually, image_of, ports, tool, world,
+};
 
 /// Has a job built, and cleans it up; its ID.
 async fn builds_tests_and_publishes(world: &World, service: &str, repository: &Repository) -> String {
@@ -55,7 +57,7 @@ async fn build_and_push(context: &Path, tag: &str, build_args: &[(&str, &str)]) 
     };
     let (output, mut said_by_engine) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move { while said_by_engine.recv().await.is_some() {} });
-    DockerEngine::new("/var/run/docker.sock").build(request, output).await.unwrap();
+    DockerEngine::new(engine_socket()).build(request, output).await.unwrap();
     said(Command::new("docker").args(["push", "--quiet", tag]));
     said(Command::new("docker").args(["rmi", "--force", tag]));
 }

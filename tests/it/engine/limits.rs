@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::{Bench, directory};
 use crate::doctor::examined;
 use crate::support::agent::wait_for;
-use crate::support::{docker, world};
+use crate::support::{docker, engine_socket, world};
 
 /// An engine of this test's own, whose containers are below a cgroup with limits.
 struct Limited {
@@ -135,7 +135,7 @@ async fn a_cgroup_parent_contains_the_steps_of_builds_and_doctor_says_how() {
         })
     };
     assert!(says("good", "256 MiB of memory, 64 processes"), "{limits:#?}");
-    let usual = ("NOMAD_BUILD_ENGINE_SOCKET", "/var/run/docker.sock");
+    let usual = ("NOMAD_BUILD_ENGINE_SOCKET", engine_socket());
     let (_, findings) = examined(&["--node"], &[usual]).await;
     assert!(findings.iter().any(|finding| finding["check"] == "limits"), "{findings:#?}");
     // Nothing of it is in the engine that everybody uses.

@@ -44,8 +44,8 @@ pub(crate) use bucket::Bucket;
 pub(crate) use canaries::Canaries;
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
-    containers_of, crash, crash_log, docker, end_container, engine_is_rid_of, hang, images_of, is_alone,
-    kilobytes, leave_behind, most_kilobytes, processes_with, runner_of, unique_seconds,
+    containers_of, crash, crash_log, docker, end_container, engine_is_rid_of, engine_socket, hang, images_of,
+    is_alone, kilobytes, leave_behind, most_kilobytes, processes_with, runner_of, unique_seconds,
 };
 pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
