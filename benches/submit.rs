@@ -81,6 +81,7 @@ pub(crate) fn rendered(registry: &str, id: &JobId, submission: &Value) -> anyhow
         template: Template::new(*template)?,
         runner: Runner::Path(PROGRAM.to_owned()),
         engine_socket: "/var/run/docker.sock".to_owned(),
+        mounts: Vec::new(),
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 500,

@@ -71,6 +71,12 @@ variable "open" {
   description = "whether anybody who reaches the service is served where Nomad has no ACLs"
 }
 
+variable "settings" {
+  type        = map(string)
+  default     = {}
+  description = "further variables of the service, as the README's Configuration has them"
+}
+
 variable "log_level" {
   type        = string
   default     = "info"
@@ -147,7 +153,7 @@ job "nomad-build" {
         env = true
       }
 
-      env {
+      env = merge({
         NOMAD_ADDR                      = var.nomad_address == "" ? "http://$${attr.unique.network.ip-address}:4646" : var.nomad_address
         NOMAD_BUILD_LISTEN              = "$${NOMAD_ADDR_http}"
         NOMAD_BUILD_OPEN                = var.open ? "true" : "false"
@@ -157,7 +163,7 @@ job "nomad-build" {
         NOMAD_BUILD_INSECURE_REGISTRIES = join(",", var.insecure_registries)
         NOMAD_BUILD_ARCHIVE             = var.archive
         NOMAD_BUILD_LOG                 = var.log_level
-      }
+      }, var.settings)
 
       # The items of the Variable, as they are; none without one.
       dynamic "template" {

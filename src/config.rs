@@ -344,6 +344,7 @@ fn render_settings(
         engine_socket: reader
             .text("NOMAD_BUILD_ENGINE_SOCKET")
             .unwrap_or_else(|| "/var/run/docker.sock".to_owned()),
+        mounts: reader.list("NOMAD_BUILD_ALLOW_MOUNTS", "a path on a node").unwrap_or_default(),
         datacenters: reader
             .list("NOMAD_BUILD_DATACENTERS", "a datacenter")
             .unwrap_or_else(|| vec!["*".to_owned()]),

@@ -38,12 +38,17 @@ fn program(asked: Platform) -> Result<PathBuf, Problem> {
     // A path that is no UTF-8 is no platform either.
     let Path((os, arch)) = asked.map_err(|_| missing())?;
     let own = std::env::current_exe().map_err(|_| missing())?;
-    if (os.as_str(), arch.as_str()) == platform() {
-        return Ok(own);
+    program_of(&os, &arch, own).ok_or_else(missing)
+}
+
+/// What is there for a platform, where this platform's is `own`.
+fn program_of(os: &str, arch: &str, own: PathBuf) -> Option<PathBuf> {
+    if (os, arch) == platform() {
+        return Some(own);
     }
     let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric());
     let other = own.with_file_name(format!("nomad-build-{os}-{arch}"));
-    if plain(&os) && plain(&arch) && other.is_file() { Ok(other) } else { Err(missing()) }
+    (plain(os) && plain(arch) && other.is_file()).then_some(other)
 }
 
 fn unreadable(error: &io::Error) -> Problem {
@@ -99,6 +104,28 @@ pub(super) async fn checksum(platform: Platform) -> Result<Response, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_platform_s_program_is_the_one_beside_this_platform_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["nomad-build", "nomad-build-plan9-mips", "nomad-build-plan9-"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        std::fs::create_dir_all(at("nomad-build-plan9-folder")).unwrap();
+        let (os, arch) = platform();
+        for (os, arch, want) in [
+            (os, arch, Some("nomad-build")),
+            ("plan9", "mips", Some("nomad-build-plan9-mips")),
+            ("plan9", "arm64", None),
+            ("plan9", "folder", None),
+            ("plan9", "", None),
+            ("plan9/..", "mips", None),
+            (os, "../nomad-build", None),
+        ] {
+            assert_eq!(program_of(os, arch, at("nomad-build")), want.map(at), "{os} {arch}");
+        }
+    }
 
     #[test]
     fn a_checksum_is_made_once_and_anew_where_the_program_is_another_one() {

@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// The Nomad program [default: nomad on PATH, else the one that tools/setup has built]
     #[arg(long, value_name = "PATH", env = "NOMAD_BUILD_NOMAD")]
     nomad: Option<PathBuf>,
-    /// The Docker Engine's address
+    /// The Docker Engine's address, a socket of this machine (`unix:///PATH`)
     #[arg(long, value_name = "URL", env = "DOCKER_HOST")]
     docker_host: Option<String>,
     /// Run Nomad and the registry only

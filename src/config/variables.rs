@@ -76,6 +76,11 @@ pub const VARIABLES: &[(&str, &str, &str)] = &[
         "how nodes get the runner: a path on the node, an image, or http://… where nodes reach this service",
     ),
     ("NOMAD_BUILD_ENGINE_SOCKET", "/var/run/docker.sock", "the Docker Engine's socket on a node"),
+    (
+        "NOMAD_BUILD_ALLOW_MOUNTS",
+        "",
+        "what of a node a template of one's own may mount into a task, with what lies below, separated by commas",
+    ),
     ("NOMAD_BUILD_NODE_POOL", "default", "Nomad node pool of the builds"),
     ("NOMAD_BUILD_DATACENTERS", "*", "Nomad datacenters of the builds, separated by commas"),
     ("NOMAD_BUILD_DISK_MB", "500", "ephemeral disk of a build beside its logs, in MiB"),

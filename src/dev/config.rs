@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::error::Error;
 use super::programs::Registry;
 
 /// What a stack is started with. Everything is resolved: nothing here is read from the environment later.
@@ -22,6 +23,15 @@ pub struct Config {
     pub api: Option<Listen>,
     /// Where the registry listens.
     pub registry_listen: Listen,
+}
+
+impl Config {
+    /// The Docker Engine's socket, when it is not the usual one.
+    pub(super) fn engine_socket(&self) -> Result<Option<&str>, Error> {
+        let Some(host) = &self.docker_host else { return Ok(None) };
+        let socket = host.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+        socket.map(Some).ok_or_else(|| Error::EngineElsewhere { host: host.clone() })
+    }
 }
 
 /// An address to listen on.

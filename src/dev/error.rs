@@ -27,6 +27,14 @@ pub enum Error {
         /// The data directory.
         path: PathBuf,
     },
+    /// The Docker Engine is not behind a socket of this machine.
+    #[error(
+        "builds cannot use the Docker Engine at {host}: they reach an engine of this machine, by its socket. Unset DOCKER_HOST, or name a socket: --docker-host unix:///PATH"
+    )]
+    EngineElsewhere {
+        /// Its address.
+        host: String,
+    },
     /// A port that was asked for by number is taken.
     #[error("cannot listen on {address} for {what}")]
     PortTaken {

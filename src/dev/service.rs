@@ -25,7 +25,11 @@ pub(super) fn start(
     let archive = dir.archive()?;
     let archive = reqwest::Url::from_directory_path(&archive)
         .map_err(|()| Error::file("naming", &archive)(std::io::ErrorKind::InvalidFilename.into()))?;
-    agent::command(&config.executable, config, dir)
+    let mut command = agent::command(&config.executable, config, dir);
+    if let Some(socket) = config.engine_socket()? {
+        command.env("NOMAD_BUILD_ENGINE_SOCKET", socket);
+    }
+    command
         .arg("serve")
         .env("NOMAD_BUILD_ARCHIVE", archive.as_str())
         .env("NOMAD_ADDR", nomad)

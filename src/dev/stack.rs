@@ -43,6 +43,7 @@ impl Stack {
     /// Starts a stack and waits until all of it is up. When it cannot be, or `interrupt` completes first, what was
     /// started is taken down again before this returns.
     pub async fn start(config: &Config, interrupt: impl Future<Output = ()>) -> Result<Ended, Error> {
+        config.engine_socket()?;
         let mut interrupt = pin!(interrupt);
         let _starting = tokio::select! {
             lock = start_lock() => lock?,

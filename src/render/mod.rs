@@ -73,6 +73,8 @@ pub struct Settings {
     pub runner: Runner,
     /// The engine's socket on a node.
     pub engine_socket: String,
+    /// What of a node the template may mount into a task beside that and the archive, with what lies below.
+    pub mounts: Vec<String>,
     /// Nomad's datacenters; `*` is all.
     pub datacenters: Vec<String>,
     /// Nomad's node pool.
@@ -247,12 +249,9 @@ pub fn render(
         disk_mb: settings.disk_mb + logs,
         lost_after_ns: LOST_AFTER_NS,
     };
-    let job = fill(&job, &contexts, settings)?;
-    rules::check(&job, &payload.job, namespace, &tasks)?;
-    for (place, context) in contexts.iter().enumerate() {
-        rules::check_given(&job, place, context.templates.len(), context.vault.is_some())?;
-    }
-    Ok(job)
+    let filled = fill(&job, &contexts, settings)?;
+    rules::check(&filled, &job, &contexts, settings)?;
+    Ok(filled)
 }
 
 fn fill(job: &JobContext<'_>, tasks: &[TaskContext<'_>], settings: &Settings) -> Result<Value, RenderError> {
@@ -365,8 +364,8 @@ fn fill_sweep(
         disk_mb: 2 * LOG_FILE_MB,
         lost_after_ns: LOST_AFTER_NS,
     };
-    let rendered = fill(&context, &[sweep], settings)?;
-    rules::check_sweep(&rendered)?;
+    let rendered = fill(&context, std::slice::from_ref(&sweep), settings)?;
+    rules::check_sweep(&rendered, &context, &sweep, settings)?;
     Ok(rendered)
 }
 

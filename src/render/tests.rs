@@ -14,6 +14,7 @@ fn settings(template: &str, runner: Runner) -> Settings {
         template: Template::new(text(template)).unwrap(),
         runner,
         engine_socket: "/var/run/docker.sock".to_owned(),
+        mounts: Vec::new(),
         datacenters: vec!["*".to_owned()],
         node_pool: "default".to_owned(),
         disk_mb: 1000,
@@ -124,24 +125,130 @@ fn nothing_of_the_users_can_be_expanded_by_nomad() {
     }
 }
 
+/// Renders a build and a sweep by a shipped template in which a text is replaced.
+fn changed(template: &str, [from, to]: [&str; 2]) -> [Result<Value, RenderError>; 2] {
+    let text = text(template).replace(from, to);
+    assert_ne!(text, self::text(template), "{from}");
+    let runner = if template == "docker" { Runner::Image("nomad-build:1".to_owned()) } else { path() };
+    let archive = Archive { directory: Some("/archive".to_owned()), ..Archive::default() };
+    let settings = Settings {
+        template: Template::new(text).unwrap(),
+        mounts: vec!["/etc/ssl".to_owned()],
+        archive: Some(archive),
+        ..settings(template, runner)
+    };
+    let (payload, at) = (payload(&json!({})), DateTime::from_timestamp(0, 0).unwrap());
+    [render(&payload, "ci", at, &settings), render_sweep(&payload.job, "sweep", "ci", &["node"], &settings)]
+}
+
 #[test]
 fn a_template_that_breaks_a_rule_is_refused_by_name() {
-    let good = settings("raw_exec", path());
-    for (from, to, at) in [
-        ("\"batch\"", "\"service\"", "Type"),
-        ("\"Count\": 1", "\"Count\": 2", "TaskGroups[0].Count"),
-        ("\"Attempts\": 0, \"Interval\"", "\"Attempts\": 1, \"Interval\"", "RestartPolicy.Attempts"),
-        ("\"Env\": false", "\"Env\": true", "build"),
-        ("\"args\":", "\"privileged\": true, \"args\":", "build"),
-        ("\"Replace\": false", "\"Replace\": true", "Disconnect.Replace"),
+    for (change, at) in [
+        (["\"batch\"", "\"service\""], "Type"),
+        (["\"Meta\": {{ job.meta }}", "\"Meta\": {\"team\": \"x\"}"], "Meta"),
+        (["\"Meta\": {{ job.meta }},", ""], "Meta"),
+        (["{{ job.meta }}", "{{ dict(job.meta, nb_ref=\"other\") }}"], "Meta"),
+        (["\"Count\": 1", "\"Count\": 2"], "TaskGroups[0].Count"),
+        (["\"Attempts\": 0, \"Interval\"", "\"Attempts\": 1, \"Interval\""], "RestartPolicy.Attempts"),
+        (["\"Replace\": false", "\"Replace\": true"], "Disconnect.Replace"),
+        (["{{ job.lost_after_ns }}", "60000000000"], "Disconnect.LostAfter"),
+        (["\"LostAfter\": {{ job.lost_after_ns }}, ", ""], "Disconnect.LostAfter"),
+        (
+            [
+                "\"Count\": 1,",
+                "\"Count\": 1, \"Volumes\": {\"a\": {\"Type\": \"host\", \"Source\": \"etc\"}},",
+            ],
+            "TaskGroups[0].Volumes",
+        ),
+        (["{{ task.kill_timeout_ns }}", "5000000000"], "build.KillTimeout"),
+        (["\"KillTimeout\": {{ task.kill_timeout_ns }},", ""], "build.KillTimeout"),
+        (["\"KillTimeout\"", "\"KillSignal\": \"SIGHUP\", \"KillTimeout\""], "build.KillSignal"),
+        (["\"MaxFiles\"", "\"Disabled\": true, \"MaxFiles\""], "build.LogConfig.Disabled"),
+        (["\"Driver\":", "\"Leader\": true, \"Driver\":"], "build"),
+        (["\"Driver\":", "\"VolumeMounts\": [{\"Volume\": \"a\"}], \"Driver\":"], "build.VolumeMounts"),
+        (["\"Driver\": \"raw_exec\"", "\"Driver\": \"exec\""], "build.Driver"),
+        (["\"Env\": false", "\"Env\": true"], "build"),
+        (["\"args\":", "\"privileged\": true, \"args\":"], "build.Config.privileged"),
     ] {
-        let template = text("raw_exec").replace(from, to);
-        assert_ne!(template, text("raw_exec"), "{from}");
-        let template = Template::new(template).unwrap();
-        let at_time = DateTime::from_timestamp(0, 0).unwrap();
-        let result = render(&payload(&json!({})), "ci", at_time, &Settings { template, ..good.clone() });
-        assert!(matches!(&result, Err(RenderError::Rule(rule)) if rule.at == at), "{from}: {result:?}");
+        is_refused("raw_exec", change, at);
     }
+}
+
+fn is_refused(template: &str, change: [&str; 2], at: &str) {
+    let [build, sweep] = changed(template, change);
+    let is_at = |result: &_, at: &str| matches!(result, Err(RenderError::Rule(rule)) if rule.at == at);
+    assert!(is_at(&build, at), "{change:?}: {build:?}");
+    if let Some(of_a_task) = at.strip_prefix("build") {
+        assert!(is_at(&sweep, &format!("sweep{of_a_task}")), "{change:?}: {sweep:?}");
+    }
+}
+
+fn is_accepted(template: &str, change: [&str; 2]) {
+    let results = changed(template, change);
+    assert!(results.iter().all(Result::is_ok), "{template}, {change:?}: {results:?}");
+}
+
+#[test]
+fn a_template_of_containers_mounts_and_reaches_what_the_operator_lists_and_nothing_else() {
+    let beside = |mount: &str| format!("\"mounts\": [{mount},");
+    let bind = |source: &str| {
+        beside(&format!("{{\"type\": \"bind\", \"source\": \"{source}\", \"target\": \"/x\"}}"))
+    };
+    let mounts = "\"mounts\": [";
+    for source in ["/", "/etc", "/etc/sslx", "/etc/ssl/../shadow", "/archive", "ssl"] {
+        is_refused("docker", [mounts, &bind(source)], "build.Config.mounts");
+    }
+    for mount in [
+        "{\"type\": \"volume\", \"source\": \"/etc/ssl\", \"target\": \"/x\"}",
+        "{\"source\": \"/etc/ssl\"}",
+        "1",
+    ] {
+        is_refused("docker", [mounts, &beside(mount)], "build.Config.mounts");
+    }
+    for (more, key) in [
+        ("\"mount\": [{\"type\": \"bind\", \"source\": \"/\"}]", "mount"),
+        ("\"volumes\": [\"/:/host\"]", "volumes"),
+        ("\"devices\": []", "devices"),
+        ("\"cap_add\": [\"sys_admin\"]", "cap_add"),
+        ("\"pid_mode\": \"host\"", "pid_mode"),
+        ("\"security_opt\": [\"seccomp=unconfined\"]", "security_opt"),
+        ("\"logging\": {\"type\": \"none\"}", "logging"),
+    ] {
+        is_refused("docker", ["\"args\":", &format!("{more}, \"args\":")], &format!("build.Config.{key}"));
+    }
+    is_refused(
+        "docker",
+        ["\"network_mode\": \"host\"", "\"network_mode\": \"bridge\""],
+        "build.Config.network_mode",
+    );
+    is_refused("docker", ["\"network_mode\": \"host\",", ""], "build.Config.network_mode");
+    let tmpfs = beside("{\"type\": \"tmpfs\", \"target\": \"/tmp\"}");
+    for change in [[mounts, &bind("/etc/ssl")], [mounts, &bind("/etc/ssl/certs")], [mounts, &tmpfs]] {
+        is_accepted("docker", change);
+    }
+}
+
+#[test]
+fn what_an_operator_may_change_is_accepted() {
+    for change in [
+        ["\"Meta\": {{ job.meta }}", "\"Meta\": {{ dict(job.meta, team=\"x\") }}"],
+        [
+            "\"Constraints\": [",
+            "\"Constraints\": [{\"LTarget\": \"${meta.builds}\", \"Operand\": \"=\", \"RTarget\": \"yes\"},",
+        ],
+        ["\"Datacenters\": {{ job.datacenters }}", "\"Datacenters\": [\"dc1\", \"dc2\"]"],
+        ["{{ job.lost_after_ns }}", "{{ job.lost_after_ns * 2 }}"],
+        ["{{ task.kill_timeout_ns }}", "120000000000"],
+        ["\"KillTimeout\"", "\"KillSignal\": \"SIGTERM\", \"KillTimeout\""],
+        ["\"KillTimeout\"", "\"User\": \"builds\", \"KillTimeout\""],
+    ] {
+        for template in ["raw_exec", "docker"] {
+            is_accepted(template, change);
+        }
+    }
+    let more = "\"security_opt\": [\"label=disable\"], \"group_add\": [\"999\"], \"auth_soft_fail\": true, \"args\":";
+    is_accepted("docker", ["\"args\":", more]);
+    is_accepted("raw_exec", ["\"args\":", "\"oom_score_adj\": 100, \"args\":"]);
 }
 
 #[test]

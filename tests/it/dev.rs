@@ -1,14 +1,17 @@
 //! `nomad-build dev`: what it promises of a stack's life.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 use crate::stack::{Stack, processes_of, wait_for};
-use crate::support::world;
+use crate::support::{Api, EngineFront, Hold, Repository, containers_of, eventually, tags_of, world};
 
 const DOWN: Duration = Duration::from_mins(1);
 
@@ -43,7 +46,7 @@ fn assert_nothing_is_left(data_dir: &Path) {
     while !processes_of(data_dir).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
     }
-    let left: Vec<_> = processes_of(data_dir).into_iter().map(command_line).collect();
+    let left = command_lines(data_dir);
     assert!(left.is_empty(), "after {DOWN:?}: {left:?}");
     wait_for("the directory is gone", DOWN, || (!data_dir.exists()).then_some(()));
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
@@ -114,6 +117,84 @@ fn a_data_directory_keeps_the_registrys_images() {
     assert!(kept.exists());
 }
 
+/// A submission to a stack's own service and registry, and the repository that it names.
+fn submission(stack: &Stack) -> (Value, Repository) {
+    let lines = "ARG BASE\nFROM $BASE\nRUN touch /built\n";
+    let repository = Repository::new().file("Dockerfile", lines).commit();
+    let job = json!({
+        "owner": "it", "repo_url": repository.url(), "image_tags": ["one"], "registry_url": stack.registry,
+        "image_name": "it/dev", "build_args": {"BASE": stack.base_image()}, "test_commands": ["test -f /built"],
+    });
+    (job, repository)
+}
+
+fn whole_stack(arguments: &[&str]) -> (Stack, Api) {
+    let stack = tokio::task::block_in_place(|| Stack::with_service(arguments));
+    let api = Api::new(&stack.api());
+    (stack, api)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_stack_has_a_port_of_its_own_builds_and_is_down_after_ctrl_c() {
+    // Where somebody else holds it, that does as well.
+    let _held = TcpListener::bind("127.0.0.1:8080").ok();
+    let (mut stack, api) = whole_stack(&[]);
+    assert_eq!(
+        stack.ready,
+        format!("ready api={} registry={} nomad={}\n", api.url, stack.registry, stack.nomad)
+    );
+    assert!(!api.url.ends_with(":8080"), "{}", stack.ready);
+    let (job, _repository) = submission(&stack);
+    let (_, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    assert_eq!(tags_of(&stack.registry, "it/dev").await, ["one"]);
+    let is_service = |line: &&Vec<String>| line[0].ends_with("nomad-build") && line[1] == "serve";
+    assert_eq!(command_lines(&stack.data_dir).iter().filter(is_service).count(), 1);
+    kill(Pid::from_raw(stack.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert!(tokio::task::block_in_place(|| stack.child.wait()).unwrap().success());
+    assert!(!stack.data_dir.exists());
+    assert_nothing_is_left(&stack.data_dir);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_stack_that_is_killed_takes_its_service_and_its_jobs_along() {
+    let (mut stack, api) = whole_stack(&[]);
+    let (mut job, _repository) = submission(&stack);
+    job["test_commands"] = json!([Hold::new().command()]);
+    let id = api.submit(&job).await;
+    eventually("the test's container", async || (!containers_of(&id).is_empty()).then_some(())).await;
+    stack.child.kill().unwrap();
+    stack.child.wait().unwrap();
+    assert_nothing_is_left(&stack.data_dir);
+    assert_eq!(containers_of(&id), [] as [&str; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_builds_by_the_engine_that_it_is_given() {
+    let engine = EngineFront::start();
+    let (stack, api) = whole_stack(&["--docker-host", &format!("unix://{}", engine.socket())]);
+    let (job, _repository) = submission(&stack);
+    let (_, status) = api.run(&job).await;
+    assert_eq!(status["status"], "SUCCEEDED", "{status:#}");
+    engine.stop();
+    let (_, status) = api.run(&job).await;
+    assert_eq!(status["failure"]["reason"], "engine_unavailable", "{status:#}");
+    engine.start_again();
+    assert!(tokio::task::block_in_place(|| stack.stop()).success());
+}
+
+#[test]
+fn an_engine_that_has_no_socket_here_is_refused_by_name() {
+    for host in ["tcp://127.0.0.1:2375", "ssh://build@example.com", "unix://engine.sock"] {
+        let ended =
+            Command::new(env!("CARGO_BIN_EXE_nomad-build")).args(["dev", "--docker-host", host]).output();
+        let ended = ended.unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains(host) && said.contains("unix:///PATH"), "{said}");
+    }
+}
+
 #[test]
 fn the_job_files_are_valid() {
     let stack = Stack::start(&[]);
@@ -149,6 +230,10 @@ fn supervisor_of(data_dir: &Path) -> Pid {
     let entries = Path::new("/proc").read_dir().unwrap().flatten();
     let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Pid::from_raw(pids.find(supervises).unwrap().try_into().unwrap())
+}
+
+fn command_lines(data_dir: &Path) -> Vec<Vec<String>> {
+    processes_of(data_dir).into_iter().map(command_line).collect()
 }
 
 fn command_line(pid: u32) -> Vec<String> {

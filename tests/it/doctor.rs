@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Guarded, NAMESPACE, world};
+use crate::support::{Guarded, NAMESPACE, engine_socket, world};
 
 /// The exit code and the findings of a run with these arguments and variables.
 pub(crate) async fn examined(arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<Value>) {
@@ -134,7 +134,7 @@ async fn a_nomad_that_is_away_or_open_to_all_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_looked_at_from_within() {
-    let socket = "/var/run/docker.sock";
+    let socket = engine_socket();
     let (code, findings) = examined(&["--node"], &[("NOMAD_BUILD_ENGINE_SOCKET", socket)]).await;
     assert_eq!((code, of(&findings, "engine")[0].0), (Some(0), "good"), "{findings:#?}");
     // What the engine cannot contain is said.

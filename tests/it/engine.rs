@@ -16,7 +16,7 @@ use nomad_build::engine::{
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::support::{Torn, eventually, scale, world};
+use crate::support::{Torn, engine_socket, eventually, scale, world};
 
 const LABEL: &str = "nomad-build-test.id";
 
@@ -41,7 +41,7 @@ impl Said {
 
 impl Bench {
     fn new() -> Self {
-        Self::at("/var/run/docker.sock")
+        Self::at(engine_socket())
     }
 
     fn at(socket: &str) -> Self {

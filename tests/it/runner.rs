@@ -19,11 +19,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::sources::http;
-use crate::support::{At, Repository, Upstream, agent, docker, serve, unique_seconds, world};
+use crate::support::{At, Repository, Upstream, agent, docker, engine_socket, serve, unique_seconds, world};
 
 use allocation::Allocation;
-
-const ENGINE: &str = "/var/run/docker.sock";
 
 /// A front of Nomad that refuses some claims, and does everything else that it is asked, and says of some claims only that
 /// something went wrong.
@@ -104,7 +102,7 @@ fn swapping(image: &str, other: &str) -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("engine.sock");
     let (image, other) = (image.to_owned(), other.to_owned());
-    let engine = Upstream::on_socket(ENGINE);
+    let engine = Upstream::on_socket(engine_socket());
     let router = Router::new().fallback(move |mut request: Request| {
         let engine = engine.clone();
         let uri = request.uri().to_string();
@@ -133,7 +131,7 @@ async fn a_publish_whose_claim_was_written_and_its_answer_lost_goes_on() {
     let submission = submission();
     let allocation = Allocation::built(&submission).await;
     allocation.lost.store(1, Ordering::SeqCst);
-    let (well, log) = allocation.run("publish", ENGINE).await;
+    let (well, log) = allocation.run("publish", engine_socket()).await;
     assert!(well, "{log}");
     allocation.is_published(&submission, &log).await;
 }
@@ -145,7 +143,7 @@ async fn a_registry_that_asks_for_time_and_loses_an_answer_has_the_tag_all_the_s
     let url = submission["registry_url"].as_str().unwrap().replace(&world().registry, &front);
     submission["registry_url"] = json!(url);
     let allocation = Allocation::built(&submission).await;
-    let (well, log) = allocation.run("publish", ENGINE).await;
+    let (well, log) = allocation.run("publish", engine_socket()).await;
     assert!(well, "{log}");
     let outcome = allocation.outcome(Phase::Publish).await;
     assert_eq!((outcome.state, outcome.published), (State::Succeeded, vec![Published::Yes]), "{log}");
@@ -159,11 +157,11 @@ async fn a_job_that_was_killed_and_cleaned_up_while_it_claims_tags_nothing() {
         let allocation = Allocation::built(&submission).await;
         let (ledger, job) = (allocation.ledger.clone(), allocation.job.clone());
         allocation.asks(cleaning_up(&world().nomad, ledger, job, before.clone()));
-        let (well, log) = allocation.run("publish", ENGINE).await;
+        let (well, log) = allocation.run("publish", engine_socket()).await;
         assert!(!well, "{log}");
         // Whoever claims is not asked to go on, either.
         for task in ["publish", "finish"] {
-            let (_, log) = allocation.run(task, ENGINE).await;
+            let (_, log) = allocation.run(task, engine_socket()).await;
             assert!(!log.contains("bringing every tag to it"), "{task} {log}");
         }
         assert_eq!(world().tags(&submission).await, [] as [&str; 0], "{before} {log}");
@@ -177,13 +175,13 @@ async fn a_publish_that_cannot_know_whether_it_claimed_leaves_what_it_claimed_to
         let submission = submission();
         let allocation = Allocation::built(&submission).await;
         allocation.lost.store(lost, Ordering::SeqCst);
-        let (well, log) = allocation.run("publish", ENGINE).await;
+        let (well, log) = allocation.run("publish", engine_socket()).await;
         assert!(!well && log.contains("publish cannot go on: "), "{log}");
         // Else nobody would go on with it.
         assert!(!allocation.outcome(Phase::Publish).await.is_over());
         assert_eq!(world().tags(&submission).await, [] as [&str; 0]);
         allocation.lost.store(0, Ordering::SeqCst);
-        let (well, log) = allocation.run(repairing, ENGINE).await;
+        let (well, log) = allocation.run(repairing, engine_socket()).await;
         assert!(well, "{log}");
         allocation.is_published(&submission, &log).await;
     }
@@ -193,7 +191,7 @@ async fn a_publish_that_cannot_know_whether_it_claimed_leaves_what_it_claimed_to
 async fn a_task_that_is_started_while_it_runs_does_its_work_once() {
     let submission = submission();
     let allocation = Allocation::built(&submission).await;
-    let runs = [(); 2].map(|()| allocation.run("publish", ENGINE));
+    let runs = [(); 2].map(|()| allocation.run("publish", engine_socket()));
     let runs = futures_util::future::join_all(runs).await;
     let [said, nothing] = if runs[1].1.is_empty() { [&runs[0], &runs[1]] } else { [&runs[1], &runs[0]] };
     assert_eq!((said.0, nothing), (true, &(true, String::new())), "{}", said.1);
@@ -212,7 +210,7 @@ async fn an_image_that_somebody_removed_is_named_as_missing() {
         let built = Outcome { image_id: Some(gone.to_owned()), ..Outcome::begun("a", Utc::now()) };
         let built = built.succeeded(Utc::now());
         allocation.ledger.record(&allocation.job, None, Phase::Build, &built).await.unwrap();
-        let (well, log) = allocation.run(task, ENGINE).await;
+        let (well, log) = allocation.run(task, engine_socket()).await;
         let outcome = allocation.outcome(phase).await;
         assert_eq!((well, outcome.reason), (false, Some(Reason::ImageMissing)), "{log}");
         assert!(outcome.message.unwrap().contains(gone), "{log}");
@@ -226,7 +224,7 @@ async fn a_publish_that_may_not_claim_fails_by_name_and_tags_nothing() {
     let submission = submission();
     let allocation = Allocation::built(&submission).await;
     allocation.refused.store(1, Ordering::SeqCst);
-    let (well, log) = allocation.run("publish", ENGINE).await;
+    let (well, log) = allocation.run("publish", engine_socket()).await;
     let outcome = allocation.outcome(Phase::Publish).await;
     assert_eq!((well, outcome.reason), (false, Some(Reason::ClaimFailed)), "{log}");
     assert!(outcome.message.unwrap().contains("ACLs do not allow it"), "{log}");
@@ -257,7 +255,7 @@ async fn an_image_that_is_not_the_one_that_was_tested_is_not_published() {
 async fn a_payload_that_a_runner_cannot_read_fails_the_job_by_name() {
     let allocation = Allocation::new(&submission());
     std::fs::write(allocation.path("alloc/payload"), "of another time").unwrap();
-    let (well, log) = allocation.run("build", ENGINE).await;
+    let (well, log) = allocation.run("build", engine_socket()).await;
     assert!(!well && log.contains("build cannot go on: "), "{log}");
     assert_eq!(allocation.revoked_for().await, Reason::VersionMismatch);
     allocation.ledger.remove(&allocation.job).await.unwrap();
@@ -293,7 +291,7 @@ async fn a_checkout_that_finds_no_room_on_its_disk_says_so() {
     let payload = std::fs::read(allocation.path("alloc/payload")).unwrap();
     let _small = Small::new(allocation.path("alloc"), 300);
     std::fs::write(allocation.path("alloc/payload"), payload).unwrap();
-    let (well, log) = allocation.run("build", ENGINE).await;
+    let (well, log) = allocation.run("build", engine_socket()).await;
     let outcome = allocation.outcome(Phase::Build).await;
     assert_eq!((well, outcome.reason), (false, Some(Reason::CheckoutFailed)), "{log}");
     // In git's words, whichever of its files came first.
@@ -383,7 +381,7 @@ async fn finish_archives_all_of_a_phase_that_ran_twice_though_its_second_run_was
         std::fs::write(&log, format!("{first}{second}")).unwrap();
     };
     let variables = [("NOMAD_BUILD_ARCHIVE", url.as_str())];
-    let ((well, said), ()) = tokio::join!(allocation.run_with("finish", ENGINE, &variables), late);
+    let ((well, said), ()) = tokio::join!(allocation.run_with("finish", engine_socket(), &variables), late);
     assert!(well, "{said}");
     let archived = archive.path().join(format!("default/{}/a/publish.log", allocation.job));
     assert_eq!(std::fs::read_to_string(archived).unwrap(), format!("{first}{second}"), "{said}");
@@ -399,7 +397,7 @@ async fn a_run_behind_a_line_that_was_cut_short_begins_with_a_line_of_its_own() 
         std::fs::create_dir(&logs).unwrap();
         std::fs::write(logs.join("publish.stdout.0"), "half of a li").unwrap();
         std::fs::write(logs.join("publish.stdout.10"), before).unwrap();
-        let (well, log) = allocation.run("publish", ENGINE).await;
+        let (well, log) = allocation.run("publish", engine_socket()).await;
         assert!(well && log.starts_with(first), "{before:?} {log}");
         allocation.is_published(&submission, &log).await;
     }

@@ -1,15 +1,13 @@
 //! What schemathesis makes up from the API's description: what that allows is accepted, what it does not allow is refused, and
 //! every answer is as it says.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::stack::environment;
 use crate::support::agent::Agent;
 use crate::support::openapi::DOCUMENT;
-use crate::support::{Service, registering_only, scale};
+use crate::support::{Service, registering_only, scale, tool};
 
 /// What is not in a schema: a body may be too large, a key may have come with another submission, and a stream has two ways.
 const SETTINGS: &str = r#"
@@ -57,8 +55,7 @@ async fn finds_nothing(document: &Value, phases: &str) {
     };
     let settings = file("schemathesis.toml", SETTINGS);
     let document = file("openapi.json", &document.to_string());
-    let tools = environment("NOMAD_BUILD_TOOLS").expect("tools/setup tests tells where tools are");
-    let mut command = tokio::process::Command::new(Path::new(&tools).join("schemathesis"));
+    let mut command = tokio::process::Command::new(tool("schemathesis"));
     command.arg("--no-color").arg("--config-file").arg(settings).arg("run").arg(document);
     command.args(["--url", &service.url, "--phases", phases, "--continue-on-failure"]);
     command.args(["--max-examples", &scale("NOMAD_BUILD_TEST_SCHEMATHESIS_EXAMPLES", 5).to_string()]);

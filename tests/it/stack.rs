@@ -7,35 +7,50 @@ use std::time::{Duration, Instant};
 
 use crate::support::agent::LAZY;
 
-/// A running stack without the service.
+/// A running stack.
 pub(crate) struct Stack {
     pub(crate) child: Child,
+    /// The line that says where it is.
+    pub(crate) ready: String,
     pub(crate) nomad: String,
     pub(crate) registry: String,
     pub(crate) data_dir: PathBuf,
 }
 
 impl Stack {
-    /// Starts a stack with further arguments and waits until it is up.
+    /// Starts a stack without the service, with further arguments, and waits until it is up.
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::with_service(&[&["--no-service"], arguments].concat())
+    }
+
+    /// The same with the service.
+    pub(crate) fn with_service(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_nomad-build"))
-            .args(["dev", "--no-service", "--while-stdin-open"])
+            .args(["dev", "--while-stdin-open"])
             .args(arguments)
             .envs(LAZY)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let field = |name: &str| {
-            let found = line.split_whitespace().find_map(|field| field.strip_prefix(name));
-            found.unwrap_or_else(|| panic!("no {name} in {line:?}")).to_owned()
-        };
-        let nomad = field("nomad=");
-        let registry = field("registry=");
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let [nomad, registry] = ["nomad=", "registry="].map(|name| field(&ready, name));
         let data_dir = data_dir_of(&nomad);
-        Self { child, nomad, registry, data_dir }
+        Self { child, ready, nomad, registry, data_dir }
+    }
+
+    /// The address of the service's API.
+    pub(crate) fn api(&self) -> String {
+        field(&self.ready, "api=")
+    }
+
+    /// Makes a base image with a shell and busybox' programs in the stack's registry; its reference.
+    pub(crate) fn base_image(&self) -> String {
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/base-image");
+        let made = Command::new(program).arg(&self.registry).output().unwrap();
+        assert!(made.status.success(), "no base image: {}", String::from_utf8_lossy(&made.stderr));
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
     /// Runs a command of the Nomad program against this stack, and answers with what it printed.
@@ -58,6 +73,12 @@ impl Stack {
         drop(self.child.stdin.take());
         self.child.wait().unwrap()
     }
+}
+
+/// A word of the line that says where a stack is, without its name.
+fn field(ready: &str, name: &str) -> String {
+    let found = ready.split_whitespace().find_map(|field| field.strip_prefix(name));
+    found.unwrap_or_else(|| panic!("no {name} in {ready:?}")).to_owned()
 }
 
 #[expect(clippy::disallowed_methods, reason = "as the program itself finds Nomad")]

@@ -1,48 +1,66 @@
-//! Prometheus' text format, checked as far as its documentation goes.
+//! Prometheus' text format, as promtool reads it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 
-/// Checks a text; returns the values of every label, by family.
-pub(super) fn check(text: &str) -> BTreeMap<String, Vec<String>> {
-    let (mut help, mut types) = (BTreeMap::new(), BTreeMap::new());
-    let mut families: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for line in text.lines() {
-        if let Some((name, what)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            assert!(!what.is_empty() && help.insert(name, what).is_none(), "{line}");
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
-        {
-            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
-            assert!(types.insert(name, kind).is_none(), "{line}");
-            check_name(name, kind);
-            families.entry(name.to_owned()).or_default();
-        } else {
-            let (sample, value) = line.rsplit_once(' ').unwrap();
-            assert!(value.parse::<f64>().is_ok(), "{line}");
-            let (name, labels) = sample.split_once('{').unwrap_or((sample, ""));
-            let family = family(name, &types);
-            families.get_mut(family).unwrap().extend(values(labels));
-        }
-    }
-    assert!(types.keys().eq(help.keys()), "{types:?} {help:?}");
-    families
+use nomad_build::telemetry::{Archived, Leftover, Share, Telemetry};
+
+use crate::support::{Api, Namespace, Service, eventually, tool, world};
+
+/// Has promtool check a text; returns the families in it.
+pub(super) fn check(text: &str) -> BTreeSet<&str> {
+    let promtool = Command::new(tool("promtool"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut promtool = promtool.unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let found = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&found.stdout) + String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "{said}\n{text}");
+    text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect()
 }
 
-fn check_name(name: &str, kind: &str) {
-    assert!(name.starts_with("nomad_build_") || name.starts_with("process_"), "{name}");
-    assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
-    assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
-    assert!(kind != "histogram" || name.ends_with("_seconds"), "{name} has no unit");
+/// The value of each label of each sample.
+pub(super) fn label_values(text: &str) -> impl Iterator<Item = &str> {
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    // `name{a="x",b="y"} 1`
+    samples.flat_map(|line| line.split('"').skip(1).step_by(2))
 }
 
-/// The family that a sample belongs to, which must have been declared before it.
-fn family<'a>(sample: &'a str, types: &BTreeMap<&str, &str>) -> &'a str {
-    let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| sample.strip_suffix(suffix));
-    let name = of_histogram.filter(|name| types.get(name) == Some(&"histogram")).unwrap_or(sample);
-    assert!(types.contains_key(name), "{sample} was not declared");
-    name
-}
-
-/// The values of `a="x",b="y"}`.
-fn values(labels: &str) -> impl Iterator<Item = String> {
-    labels.split('"').skip(1).step_by(2).map(ToOwned::to_owned)
+#[tokio::test]
+async fn promtool_and_the_readme_know_every_metric() {
+    // The only service of its namespace is the one on duty there.
+    let (world, namespace) = (world(), Namespace::new());
+    let variables = [("NOMAD_BUILD_NAMESPACES", namespace.0.as_str())];
+    let service = Service::start(&world.nomad, &world.registry, &variables);
+    let repository = world.repository("RUN true");
+    let served = eventually("what the replica on duty counts", async || {
+        Api::new(&service.url).run(&world.job(&repository)).await;
+        let text = reqwest::get(format!("{}/metrics", service.url)).await.unwrap().text().await.unwrap();
+        let counted = ["nomad_build_jobs_total{", "nomad_build_phase_duration_seconds_count{"];
+        counted.iter().all(|name| text.contains(name)).then_some(text)
+    })
+    .await;
+    // What happens to few services.
+    let telemetry = Arc::new(Telemetry::new().unwrap());
+    telemetry.watch_broken("jobs", &std::fmt::Error);
+    telemetry.corrected("jobs", 1);
+    telemetry.leftovers_removed(Leftover::Ledger, 1);
+    telemetry.archived(Archived::Written);
+    let share = Share::new(Arc::clone(&telemetry));
+    share.set_reports(true);
+    share.leftovers(Leftover::Ledger, 1);
+    let rare = telemetry.text().unwrap();
+    let (own, of_the_process): (BTreeSet<_>, BTreeSet<_>) =
+        check(&served).union(&check(&rare)).copied().partition(|name| name.starts_with("nomad_build_"));
+    assert!(of_the_process.iter().all(|name| name.starts_with("process_")), "{of_the_process:?}");
+    let readme = include_str!("../../../README.md").lines();
+    let told = readme.filter_map(|line| line.strip_prefix("| `nomad_build_")?.split('`').next());
+    let told: BTreeSet<_> = told.map(|name| format!("nomad_build_{name}")).collect();
+    assert!(told.iter().map(String::as_str).eq(own.iter().copied()), "{told:?}\n{own:?}");
 }

@@ -21,7 +21,7 @@ async fn build_arguments_that_are_too_long_are_told_as_such() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_whose_lines_and_their_ends_arrive_apart_is_whole() {
-    let torn = Torn::before("/var/run/docker.sock");
+    let torn = Torn::before(engine_socket());
     let bench = Bench::at(torn.socket.to_str().unwrap());
     let image = bench.image("RUN echo built").await;
     let reference = format!("{}/it/torn-{}:one", world().registry, bench.id);

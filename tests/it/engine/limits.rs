@@ -7,7 +7,7 @@ use nomad_build::engine::EngineError;
 use super::directory;
 use super::own::OwnEngine;
 use crate::doctor::examined;
-use crate::support::{base_archive, docker, world};
+use crate::support::{base_archive, docker, engine_socket, world};
 
 /// An engine whose containers are below a cgroup with limits.
 struct Limited {
@@ -105,7 +105,7 @@ async fn a_cgroup_parent_contains_the_steps_of_builds_and_doctor_says_how() {
         })
     };
     assert!(says("good", "256 MiB of memory, 64 processes"), "{limits:#?}");
-    let usual = ("NOMAD_BUILD_ENGINE_SOCKET", "/var/run/docker.sock");
+    let usual = ("NOMAD_BUILD_ENGINE_SOCKET", engine_socket());
     let (_, findings) = examined(&["--node"], &[usual]).await;
     assert!(findings.iter().any(|finding| finding["check"] == "limits"), "{findings:#?}");
     // Nothing of it is in the engine that everybody uses.

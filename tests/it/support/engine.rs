@@ -2,9 +2,24 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 
 use nix::sys::signal::Signal;
 use tempfile::NamedTempFile;
+
+use crate::stack::environment;
+
+/// The socket of the engine that set-up found.
+pub(crate) fn engine_socket() -> &'static str {
+    static SOCKET: LazyLock<String> = LazyLock::new(|| {
+        let host = environment("DOCKER_HOST").filter(|host| !host.is_empty());
+        host.map_or_else(
+            || "/var/run/docker.sock".to_owned(),
+            |host| host.strip_prefix("unix://").unwrap().to_owned(),
+        )
+    });
+    &SOCKET
+}
 
 /// Runs a docker command that must succeed, and returns what it said.
 pub(crate) fn docker(arguments: &[&str]) -> String {

@@ -8,9 +8,6 @@ use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
-/// The engine that this machine's tests use.
-const ENGINE: &str = "/var/run/docker.sock";
-
 pub(crate) struct EngineFront {
     path: PathBuf,
     stopped: Mutex<CancellationToken>,
@@ -46,7 +43,7 @@ impl EngineFront {
             while let Ok((mut client, _)) = listener.accept().await {
                 let stopped = stopped.clone();
                 let copy = async move {
-                    let mut engine = UnixStream::connect(ENGINE).await?;
+                    let mut engine = UnixStream::connect(super::engine_socket()).await?;
                     tokio::io::copy_bidirectional(&mut client, &mut engine).await
                 };
                 tokio::spawn(stopped.run_until_cancelled_owned(copy));

@@ -31,7 +31,7 @@ mod upstream;
 pub(crate) mod vault;
 mod ways;
 
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -45,8 +45,8 @@ pub(crate) use canaries::Canaries;
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
     base_archive, containers_of, crash, crash_log, docker, end_at_once, end_container, engine_is_rid_of,
-    environment_of, hang, images_of, is_alone, kilobytes, leave_behind, most_kilobytes, processes_with,
-    runner_of, unique_seconds,
+    engine_socket, environment_of, hang, images_of, is_alone, kilobytes, leave_behind, most_kilobytes,
+    processes_with, runner_of, unique_seconds,
 };
 pub(crate) use engine_front::EngineFront;
 pub(crate) use faults::{Fault, Faults};
@@ -66,7 +66,7 @@ pub(crate) use ssh::Ssh;
 pub(crate) use torn::Torn;
 pub(crate) use upstream::{Upstream, serve};
 
-use crate::stack::Stack;
+use crate::stack::{Stack, environment};
 
 /// The phases, in the order they run.
 pub(crate) const PHASES: [&str; 3] = ["build", "test", "publish"];
@@ -101,12 +101,7 @@ pub(crate) fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
         let stack = Stack::start(&[]);
-        let base = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/base-image"))
-            .arg(&stack.registry)
-            .output();
-        let base = base.unwrap();
-        assert!(base.status.success(), "no base image: {}", String::from_utf8_lossy(&base.stderr));
-        let base = String::from_utf8(base.stdout).unwrap().trim().to_owned();
+        let base = stack.base_image();
         let service = Service::start(&stack.nomad, &stack.registry, &[]);
         World { nomad: stack.nomad.clone(), registry: stack.registry.clone(), base, service, stack }
     })
@@ -195,9 +190,17 @@ impl World {
     }
 }
 
+/// A program that only tests run: where set-up puts it, or where it is installed.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let installed = environment("PATH").unwrap_or_default() + ":/usr/sbin";
+    let fetched = environment("NOMAD_BUILD_TOOLS").into_iter().map(PathBuf::from);
+    let mut paths = fetched.chain(std::env::split_paths(&installed)).map(|folder| folder.join(name));
+    paths.find(|path| path.exists()).unwrap_or_else(|| panic!("there is no {name}: run tools/setup tests"))
+}
+
 /// How often a test does something: a number that a long run sets.
 pub(crate) fn scale(variable: &str, default: usize) -> usize {
-    crate::stack::environment(variable).map_or(default, |text| text.parse().unwrap())
+    environment(variable).map_or(default, |text| text.parse().unwrap())
 }
 
 /// The image name of a submission.

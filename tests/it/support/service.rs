@@ -27,6 +27,7 @@ impl Service {
             .env("NOMAD_BUILD_LISTEN", "127.0.0.1:0")
             .env("NOMAD_BUILD_ALLOW_REPO_SCHEMES", "https,ssh,http,file")
             .env("NOMAD_BUILD_INSECURE_REGISTRIES", registry)
+            .env("NOMAD_BUILD_ENGINE_SOCKET", super::engine_socket())
             .env("NOMAD_BUILD_LOG_FORMAT", "json")
             // All tests are one address.
             .env("NOMAD_BUILD_MAX_RATE", "0")

@@ -10,7 +10,6 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::Repository;
-use crate::stack::environment;
 
 /// The program wants a user and a folder of its own where it runs as root. Here it sees them, and nobody else does.
 const WITH_ITS_OWN: &str = "mount --bind \"$1\" /etc/passwd && mount -t tmpfs none /run && mkdir -m 755 /run/sshd \
@@ -26,7 +25,7 @@ pub(crate) struct Ssh {
 impl Ssh {
     /// Serves as long as the test runs.
     pub(crate) async fn serve() -> Self {
-        let program = program();
+        let program = super::tool("sshd");
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         for name in ["host_key", "key"] {
@@ -92,14 +91,6 @@ impl Ssh {
 fn keygen(arguments: &[&str], path: &Path) {
     let made = Command::new("ssh-keygen").args(arguments).arg(path).output().unwrap();
     assert!(made.status.success(), "{made:?}");
-}
-
-/// Where set-up puts it, or where it is installed.
-fn program() -> PathBuf {
-    let fetched = environment("NOMAD_BUILD_TOOLS").map(|tools| PathBuf::from(tools).join("sshd"));
-    let found = fetched.filter(|path| path.exists()).unwrap_or_else(|| "/usr/sbin/sshd".into());
-    assert!(found.exists(), "there is no sshd: run tools/setup tests");
-    found
 }
 
 /// The server of one connection.
