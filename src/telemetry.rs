@@ -13,7 +13,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::job::Record;
+use crate::job::{Record, Status};
 
 pub use share::Share;
 /// Which of the program's own log lines are written.
@@ -78,7 +78,7 @@ impl Telemetry {
         };
         let total = |name: &str, help: &str| registered(&registry, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| registered(&registry, IntGauge::new(name, help));
-        Ok(Self {
+        let telemetry = Self {
             phase_seconds: histogram(
                 "nomad_build_phase_duration_seconds",
                 "How long phases took, by phase and by result: succeeded or failed.",
@@ -154,7 +154,25 @@ impl Telemetry {
             log_readers: gauge("nomad_build_log_readers", "Readers of logs.")?,
             log_bytes: total("nomad_build_log_bytes_total", "Bytes of task logs read from Nomad.")?,
             registry,
-        })
+        };
+        telemetry.begin();
+        Ok(telemetry)
+    }
+
+    /// Has the counters of few labels begin at zero: of one that appears at its first event, no increase is seen.
+    fn begin(&self) {
+        for part in ["jobs", "ledger"] {
+            self.watch_breaks.with_label_values(&[part]);
+        }
+        for status in [Status::Succeeded, Status::Failed, Status::Killed, Status::Lost] {
+            self.jobs.with_label_values(&[status.as_str()]);
+        }
+        for kind in Leftover::ALL {
+            self.leftovers_removed.with_label_values(&[kind.as_str()]);
+        }
+        for result in [Archived::Written, Archived::Failed, Archived::Expired] {
+            self.archived.with_label_values(&[result.as_str()]);
+        }
     }
 
     /// Watching broke.
