@@ -60,8 +60,10 @@ impl LogQuery {
     }
 
     fn tail(&self) -> Result<Option<u64>, Problem> {
-        let tail = self.tail.as_ref().map(|text| text.parse());
-        tail.transpose().map_err(|_| Problem::parameter("tail", "is not a number of lines"))
+        let tail = self.tail.as_ref().map(|text| text.parse::<u32>().map(u64::from));
+        tail.transpose().map_err(|_| {
+            Problem::parameter("tail", &format!("is not a number of lines, at most {}", u32::MAX))
+        })
     }
 
     fn cursor(&self) -> Result<Option<Cursor>, Problem> {
