@@ -22,7 +22,7 @@ const LOGIN: (&str, &str) = ("ci", "relay-test");
 struct Stage {
     nomad: Guarded,
     service: Service,
-    _token: tempfile::NamedTempFile,
+    token: tempfile::NamedTempFile,
     registry: Server,
     server: Ssh,
     authority: Authority,
@@ -49,12 +49,10 @@ impl Stage {
                 ("registry", json!({ "username": LOGIN.0, "password": LOGIN.1 })),
                 ("npm", json!({ "token": npm })),
             ] {
-                let path = format!("creds/{team}/{what}");
-                let body = json!({ "Namespace": NAMESPACE, "Path": path, "Items": items });
-                nomad.call(Method::PUT, &format!("var/{path}?namespace=builds"), &body).await;
+                nomad.write(&format!("creds/{team}/{what}"), &items).await;
             }
         }
-        Self { nomad, service, _token: token, registry, server, authority, audit, npm, password }
+        Self { nomad, service, token, registry, server, authority, audit, npm, password }
     }
 
     /// A repository whose build mounts the secret, and a submission that brings every kind of them.
@@ -181,26 +179,71 @@ async fn a_caller_builds_with_no_secret_of_another_team() {
     let stage = Stage::new().await;
     let api = Api::with_token(&stage.service.url, &stage.nomad.builder().await.secret);
     let (_repository, mut job) = stage.job();
+    let of = |name: &str, team: &str, item: &str| json!({ name: format!("creds/{team}/{item}") });
     for (field, mine, others) in [
         ("git_credentials_path", json!("creds/acme/git"), json!("creds/other/git")),
         ("registry_credentials_path", json!("creds/acme/registry"), json!("creds/other/registry")),
-        (
-            "build_secrets",
-            json!({ "npm": "creds/acme/npm#token" }),
-            json!({ "npm": "creds/other/npm#token" }),
-        ),
+        ("build_secrets", of("npm", "acme", "npm#token"), of("npm", "other", "npm#token")),
+        ("ssh", of("default", "acme", "git#ssh_key"), of("default", "other", "git#ssh_key")),
     ] {
         job[field] = others;
-        let (status, body) = api.call(Method::POST, "/jobs", Some(&job)).await;
-        assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
-        assert_eq!(body["error"]["code"], "forbidden", "{body}");
-        let details = body["error"]["details"].as_array().unwrap();
-        assert_eq!(details.len(), 1, "{body}");
-        assert!(details[0]["field"].as_str().unwrap().starts_with(field), "{body}");
+        // As the command line sends it, and without.
+        let key = Uuid::new_v4().to_string();
+        let answers = [api.keyed(&key, &job).await, api.call(Method::POST, "/jobs", Some(&job)).await];
+        for (status, body) in answers {
+            assert_eq!(status, StatusCode::FORBIDDEN, "{body}");
+            assert_eq!(body["error"]["code"], "forbidden", "{body}");
+            let details = body["error"]["details"].as_array().unwrap();
+            assert_eq!(details.len(), 1, "{body}");
+            assert!(details[0]["field"].as_str().unwrap().starts_with(field), "{body}");
+        }
         job[field] = mine;
     }
     let jobs = stage.nomad.call(Method::GET, "jobs?namespace=builds&prefix=nb-", &Value::Null).await;
     assert_eq!(jobs, json!([]));
-    let path = "vars?namespace=builds&prefix=nomad/jobs";
-    assert_eq!(stage.nomad.call(Method::GET, path, &Value::Null).await, json!([]));
+    assert!(stage.nomad.left().await.is_empty(), "{:?}", stage.nomad.left().await);
+}
+
+#[tokio::test]
+async fn a_keyed_submission_that_nomad_refuses_leaves_nothing_and_its_key_is_as_new() {
+    let stage = Stage::new().await;
+    let template = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/templates/raw_exec.json"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // No expression: Nomad looks at that, and nobody before.
+    std::fs::write(
+        file.path(),
+        template
+            .replace(r#""Operand": "=""#, r#""Operand": "regexp""#)
+            .replace(r#""RTarget": "1""#, r#""RTarget": "(""#),
+    )
+    .unwrap();
+    let registries = format!("{},{}", world().registry, stage.registry.host());
+    let variables = [
+        ("NOMAD_BUILD_NAMESPACES", NAMESPACE),
+        ("NOMAD_TOKEN_FILE", stage.token.path().to_str().unwrap()),
+        ("NOMAD_BUILD_SWEEP", "off"),
+        ("NOMAD_BUILD_TEMPLATE", file.path().to_str().unwrap()),
+    ];
+    let refused = Service::start(&stage.nomad.url, &registries, &variables);
+    let token = stage.nomad.builder().await.secret;
+    let (_repository, job) = stage.job();
+    let key = Uuid::new_v4().to_string();
+    let (status, body) = Api::with_token(&refused.url, &token).keyed(&key, &job).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{body}");
+    assert!(refused.said().contains("Regular expression"), "{}", refused.said());
+    assert!(stage.nomad.left().await.is_empty(), "{:?}", stage.nomad.left().await);
+
+    let api = Api::with_token(&stage.service.url, &token);
+    let id = api.submit_keyed(&key, &job).await;
+    stage.nomad.owns(&id);
+    assert_eq!(api.wait_for_end(&id).await["status"], "SUCCEEDED", "{:#}", api.logs(&id).await);
+    // It is told to whoever has the key, though what it was made with is gone.
+    stage.nomad.call(Method::DELETE, "var/creds/acme/npm?namespace=builds", &Value::Null).await;
+    for service in [&stage.service, &refused] {
+        assert_eq!(Api::with_token(&service.url, &token).submit_keyed(&key, &job).await, id);
+    }
+    let mut other = job.clone();
+    other["priority"] = json!(51);
+    let (status, body) = api.keyed(&key, &other).await;
+    assert_eq!((status.as_u16(), &body["error"]["code"]), (422, &json!("idempotency_key_reused")), "{body}");
 }
