@@ -1,5 +1,7 @@
 //! Secrets of a team: its own callers' builds have them, and they are found nowhere.
 
+mod endings;
+
 use std::sync::Arc;
 
 use reqwest::{Method, StatusCode};
