@@ -31,16 +31,8 @@ impl Guarded {
         Self::start_in("", &[]).await
     }
 
-    /// The same, with a node whose programs trust an authority.
-    pub(crate) async fn start_trusting(authority: &Authority) -> Self {
-        Self::start_trusting_with(authority, &[]).await
-    }
-
-    /// The same, with further variables.
-    pub(crate) async fn start_trusting_with(
-        authority: &Authority,
-        further: &[(&'static str, PathBuf)],
-    ) -> Self {
+    /// The same, with a node whose programs trust an authority and have further variables.
+    pub(crate) async fn start_trusting(authority: &Authority, further: &[(&'static str, PathBuf)]) -> Self {
         let trusting = ["SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, authority.file()));
         Self::start_in("", &[&trusting, further].concat()).await
     }

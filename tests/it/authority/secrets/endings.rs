@@ -1,21 +1,21 @@
 //! However a job ends, nothing of what it was given stays on its node, be it of a Variable or of Vault.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use uuid::Uuid;
 
-use super::LOGIN;
+use super::{LOGIN, Places, canary};
 use crate::authority::guard;
 use crate::registry::server::Server;
 use crate::sources::http;
 use crate::support::vault::Vault;
 use crate::support::{
-    Api, Canaries, Guarded, Repository, crash, eventually, eventually_within, processes_with, unique_seconds,
-    world,
+    Api, Canaries, Guarded, Repository, Service, Watch, crash, eventually, eventually_within, processes_with,
+    unique_seconds, world,
 };
 
 /// How a job ends, or is ended.
@@ -55,9 +55,10 @@ impl Ending {
 /// What the jobs are submitted with.
 struct Stage {
     nomad: Guarded,
+    service: Service,
     api: Api,
     registry: Server,
-    canaries: Canaries,
+    canaries: Arc<Canaries>,
     /// The address of a repository that wants the login, and one that is never answered.
     url: String,
     silent: TcpListener,
@@ -99,8 +100,8 @@ impl Stage {
         self.canaries.below(&folder).iter().any(|found| found.starts_with(secret))
     }
 
-    /// Has a job end so, with all of its tasks; its allocation.
-    async fn end(&self, ending: Ending) -> String {
+    /// Has a job end so, with all of its tasks; its ID, and that of its allocation.
+    async fn end(&self, ending: Ending) -> (String, String) {
         let (job, seconds) = self.job(ending);
         let id = self.api.submit(&job).await;
         self.nomad.owns(&id);
@@ -141,53 +142,66 @@ impl Stage {
             tasks.values().all(|task| task["State"] == "dead").then_some(())
         })
         .await;
-        allocation
+        (id, allocation)
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn however_a_job_ends_its_node_keeps_nothing_that_it_was_given() {
+async fn however_a_job_ends_nothing_that_it_was_given_is_kept_or_told() {
     let registry = Server::start(Some(LOGIN)).await;
-    let [password, npm] = [(); 2].map(|()| format!("canary-{}", Uuid::new_v4().simple()));
+    let begun = chrono::Utc::now().timestamp();
+    let [password, npm] = [(); 2].map(|()| canary());
     let vault = Vault::serve([
         ("builds/npm", json!({ "token": npm })),
         ("builds/registry", json!({ "username": LOGIN.0, "password": LOGIN.1 })),
     ])
     .await;
-    let variables = [("NOMAD_BUILD_ALLOW_VAULT_PATHS", "secret/data"), ("NOMAD_BUILD_VAULT_ROLE", "builds")];
+    let variables = [
+        ("NOMAD_BUILD_ALLOW_VAULT_PATHS", "secret/data"),
+        ("NOMAD_BUILD_VAULT_ROLE", "builds"),
+        ("NOMAD_BUILD_LOG", "trace"),
+    ];
     let registries = format!("{},{}", world().registry, registry.host());
-    let (nomad, service, _token) = guard(Guarded::with_vault(&vault).await, &registries, &variables).await;
+    let (nomad, service, own) = guard(Guarded::with_vault(&vault).await, &registries, &variables).await;
     nomad.write("creds/acme/git", &json!({ "username": "me@here", "password": password })).await;
     let step = "ARG STEP\nRUN --mount=type=secret,id=npm,required=true test -s /run/secrets/npm && $STEP";
     let repository = world().repository(step);
+    let token = nomad.builder().await.secret;
+    let own = std::fs::read_to_string(own.path()).unwrap();
+    let tokens = Arc::new(Canaries::new(&[("the caller's token", &token), ("the service's token", &own)]));
     let stage = Stage {
-        api: Api::with_token(&service.url, &nomad.builder().await.secret),
+        api: Api::with_token(&service.url, &token),
+        service,
         url: http::serve(&repository, Some(("me@here", &password))).await,
         silent: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        canaries: Canaries::new(&[
+        canaries: Arc::new(Canaries::new(&[
             ("the password of git", &password),
             ("the step's secret", &npm),
             ("the password of the registry", LOGIN.1),
-        ]),
+        ])),
         nomad,
         registry,
         repository,
     };
-    let allocations = join_all(Ending::ALL.map(|ending| stage.end(ending))).await;
+    let processes = [&stage.canaries, &tokens].map(Canaries::watch);
+    let (ids, allocations): (Vec<_>, Vec<_>) =
+        join_all(Ending::ALL.map(|ending| stage.end(ending))).await.into_iter().unzip();
     for (ending, allocation) in Ending::ALL.iter().zip(&allocations) {
         let folder = stage.nomad.folder().join("nomad/alloc").join(allocation);
         assert!(folder.is_dir(), "Nomad has not collected it");
         let found = stage.canaries.below(&folder);
         assert!(found.is_empty(), "{ending:?}: {found:#?}");
     }
-    let found = stage.canaries.below(stage.nomad.folder());
-    assert!(found.is_empty(), "{found:#?}");
     eventually("no copy is left", async || {
         let path = "vars?namespace=builds&prefix=nomad/jobs";
         let left = stage.nomad.call(Method::GET, path, &Value::Null).await;
         left.as_array()?.is_empty().then_some(())
     })
     .await;
+    let mut found = processes.map(Watch::end).concat();
+    let places = Places { nomad: &stage.nomad, service: &stage.service, registry: &stage.registry };
+    found.extend(places.found(&stage.canaries, &tokens, &stage.api, &ids, begun).await);
+    assert!(found.is_empty(), "{found:#?}");
     let by = vault.reads();
     assert!(by.iter().all(|(task, _)| task.namespace == "builds" && task.role == "builds"), "{by:?}");
     assert_eq!(by.iter().filter(|(task, _)| task.task == "build").count(), 2 * Ending::ALL.len(), "{by:?}");
