@@ -4,8 +4,8 @@
 //! again. Of one with a key of which Nomad did not say whether it is registered, whoever has the key decides by sending it again;
 //! copies that are left then are swept.
 //!
-//! Invariant: a submission that is refused leaves nothing in Nomad, be it with a key. So its credentials are read before its key is
-//! reserved.
+//! Invariant: a submission with a key that is refused at its first attempt leaves nothing in Nomad. So its credentials are read before
+//! its key is reserved.
 
 use std::time::Duration;
 
