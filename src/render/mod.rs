@@ -150,6 +150,12 @@ pub fn vault_file(place: usize) -> String {
     format!("vault-{place}.json")
 }
 
+/// Whether a file in that directory is one of these.
+pub fn is_vault_file(name: &str) -> bool {
+    let place = name.strip_prefix("vault-").and_then(|rest| rest.strip_suffix(".json"));
+    place.is_some_and(|place| place.parse::<usize>().is_ok_and(|place| vault_file(place) == name))
+}
+
 /// What Nomad writes for a task. Of what a user sent, a template names a path in Vault, whose grammar has nothing that a template
 /// or Nomad would take for its own.
 fn templates<'a>(task: Task, payload: &'a Payload, encoded: &'a str) -> Vec<TemplateContext<'a>> {

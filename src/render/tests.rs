@@ -332,3 +332,19 @@ fn a_template_that_leaves_out_what_a_task_is_given_is_refused() {
         assert!(matches!(&result, Err(RenderError::Rule(rule)) if rule.at == "build"), "{from}: {result:?}");
     }
 }
+
+#[test]
+fn what_nomad_writes_of_vault_is_told_from_what_is_nomad_s_own() {
+    for (name, is_one) in [
+        (vault_file(0).as_str(), true),
+        (vault_file(17).as_str(), true),
+        ("vault_token", false),
+        ("nomad_token", false),
+        ("api.sock", false),
+        ("vault-.json", false),
+        ("vault-01.json", false),
+        ("vault-x.json", false),
+    ] {
+        assert_eq!(is_vault_file(name), is_one, "{name}");
+    }
+}

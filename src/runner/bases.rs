@@ -68,7 +68,7 @@ impl Bases {
                 }
                 Ok(Err(failure)) if failure.reason == Reason::Unauthorized => return Err(failure),
                 Ok(Err(failure)) => {
-                    log.say(&format!("taken unasked: {name}@{digest}: {}", failure.message)).await
+                    log.say(&format!("taken unasked: {name}@{digest}: {}", failure.message)).await;
                 }
                 Err(_) => {
                     let waited = format!("its registry did not answer within {} s", ANSWER.as_secs());

@@ -1,10 +1,9 @@
-//! Finish: the poststop task. It ends what was claimed, archives the job and removes what the job made here.
+//! Finish: the poststop task. It ends what was claimed, archives the job and removes what the job made here, and was given.
 //!
 //! Nomad runs it however the other tasks ended. It does not run, or not to its end, where the node is lost, where the
 //! allocation never came to start a task, or where it cannot be started itself: the service's undertaker ends such a job,
 //! and a cleanup or a sweep removes what it left.
 
-use std::path::Path;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -12,7 +11,7 @@ use chrono::Utc;
 use super::archiving::Keeper;
 use super::log::{self, Log};
 use super::publish::Target;
-use super::surroundings::Surroundings;
+use super::surroundings::{Surroundings, remove_folder};
 use super::{Ended, Fatal, end, removal};
 use crate::engine::DockerEngine;
 use crate::environment::BadConfiguration;
@@ -61,6 +60,8 @@ pub(super) async fn finish(
         let left = "the checkout stays behind until Nomad collects the job";
         log.say(&format!("{left}: {}", chain(&error))).await;
     }
+    // Whatever became of its tasks: one that was killed could not, and its credentials outlive no job.
+    around.put_away_all(&log).await;
     // Last, as it may take long.
     let removed =
         removal::everything(&DockerEngine::new(&around.engine_socket), &around.job, removal::MOST).await;
@@ -143,11 +144,4 @@ async fn repair(
         Err(failure) => super::Work::FailedAfterClaim(begun, failure),
     };
     end(Phase::Publish, around, work.masked(log), None).await
-}
-
-async fn remove_folder(path: &Path) -> std::io::Result<()> {
-    match tokio::fs::remove_dir_all(path).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

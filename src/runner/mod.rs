@@ -193,6 +193,7 @@ async fn try_phase(
         Ok(payload) => payload,
         Err(fatal) => {
             let verdict = verdict(phase, &Failure::of(Reason::VersionMismatch, &fatal), Utc::now());
+            around.put_away(&log).await;
             around.decide(&Claim::revoked(verdict)).await?;
             return Err(fatal);
         }
@@ -252,6 +253,13 @@ impl Runner {
     async fn run(self, phase: Phase) -> Result<Ended, Fatal> {
         // Held to the end.
         let Some(_alone) = self.alone(phase).await? else { return Ok(Ended::Badly) };
+        let ended = Box::pin(self.run_alone(phase)).await;
+        // Also what it never came to read.
+        self.around.put_away(&self.log).await;
+        ended
+    }
+
+    async fn run_alone(&self, phase: Phase) -> Result<Ended, Fatal> {
         let claimed = match self.pass_gate(phase).await? {
             Some(Gate::Run) => None,
             Some(Gate::Repair { digest }) => Some(digest),

@@ -13,7 +13,8 @@ use crate::job::credentials::Items;
 use crate::job::{Claim, JobId, Labels, Outcome, Phase, Spec, State, SweepReport, Task};
 use crate::ledger::{Decision, Ledger, LedgerError};
 use crate::nomad::{self, Client, patiently};
-use crate::render::{TASKS_WITH_CREDENTIALS, task_variable};
+use crate::render::{TASKS_WITH_CREDENTIALS, is_vault_file, task_variable};
+use crate::telemetry::chain;
 
 /// How long the runner keeps trying while Nomad gives passing errors: a new leader is found in less.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// What the sign of a phase says.
 const SUCCEEDED: &str = "succeeded";
 const FAILED: &str = "failed";
+
+/// Of the folders in the directory of a task's secrets, the one with git's home, in which credentials are while git runs.
+const GIT_HOME: &str = "git";
 
 /// The label of a job's image.
 pub(super) const IMAGE_LABEL: &str = "nomad-build.job";
@@ -189,6 +193,8 @@ impl Surroundings {
         items.extend(vault::items(&self.secrets_dir, task, spec).await?);
         let credentials = Credentials::new(items);
         log.hide(credentials.secrets())?;
+        // What is read is in memory, and what an earlier run of this task left is no use to it.
+        self.put_away(log).await;
         Ok(credentials)
     }
 
@@ -205,6 +211,24 @@ impl Surroundings {
         Ok(variable.map(|variable| variable.items).unwrap_or_default())
     }
 
+    /// Removes what this task was given from the directory of its secrets.
+    ///
+    /// It is done once it is read, as a runner may be killed, and at the task's end: Nomad writes a secret of Vault's again when it
+    /// hears of another version, or when its agent is started again.
+    pub(super) async fn put_away(&self, log: &Log) {
+        remove_given(&self.secrets_dir, log).await;
+    }
+
+    /// The same for all tasks of this allocation, as far as their directories are seen from here: none is from within a container.
+    pub(super) async fn put_away_all(&self, log: &Log) {
+        self.put_away(log).await;
+        for phase in Phase::ALL {
+            if let Some(allocation) = self.alloc_dir.parent() {
+                remove_given(&allocation.join(phase.as_str()).join("secrets"), log).await;
+            }
+        }
+    }
+
     /// Removes the credentials of every task of the job, as many as can be.
     pub(super) async fn remove_credentials(&self) -> Result<(), nomad::Error> {
         let mut removed = Ok(());
@@ -214,6 +238,37 @@ impl Surroundings {
             removed = removed.and(one);
         }
         removed
+    }
+}
+
+/// Removes a folder with all that is in it; it is no error if there is none.
+pub(super) async fn remove_folder(path: &Path) -> std::io::Result<()> {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes from the directory of a task's secrets what is not Nomad's own: git's home, and what Nomad read in Vault.
+async fn remove_given(secrets: &Path, log: &Log) {
+    let removed = async {
+        remove_folder(&secrets.join(GIT_HOME)).await?;
+        let mut files = tokio::fs::read_dir(secrets).await?;
+        while let Some(file) = files.next_entry().await? {
+            if file.file_name().to_str().is_some_and(is_vault_file) {
+                tokio::fs::remove_file(file.path()).await?;
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    match removed.await {
+        // Another run of the task, or its `finish`, was here first; or the directory is not seen from here.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            let left = "what the task was given stays in its secrets directory until Nomad collects the job";
+            log.say(&format!("{left}: {}", chain(&error))).await;
+        }
+        Ok(()) => {}
     }
 }
 

@@ -1,4 +1,5 @@
 //! What a task reads in Vault: Nomad logs in for it, and writes the secrets into the directory of its own that nobody else reads.
+//! They are there until it has read them (`Surroundings::put_away`).
 
 use std::collections::BTreeMap;
 use std::path::Path;

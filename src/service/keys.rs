@@ -1,9 +1,10 @@
 //! Idempotency keys: which job a key names.
 //!
-//! A key's Variable is written once, before anything is done for it, and once more when its job is in Nomad.
+//! A key's Variable is written once, before anything else is written for it, and once more when its job is in Nomad. An attempt
+//! that goes on for an earlier one writes it, too; the first one takes it back where Nomad refuses the job for good.
 //!
 //! Invariant: for as long as its Variable is kept, a key names one job, which was made for one body. A job's ID is never
-//! used again, be it after a cleanup.
+//! used again, be it after a cleanup. What is taken back named a job that never was.
 
 use std::collections::BTreeMap;
 
@@ -96,36 +97,87 @@ impl Keys {
         &self,
         accessor: &str,
         key: &IdempotencyKey,
-        wanted: Reservation,
+        wanted: &Reservation,
     ) -> Result<Reserved, KeyError> {
-        let path = format!("{KEYS}{}", key.name(&self.namespace, accessor));
+        let path = self.path(accessor, key);
         let items = wanted.to_items()?;
         loop {
             let put = patiently(PATIENCE, || self.nomad.put_variable(&self.namespace, &path, &items, 0));
             if let Put::Written(index) = put.await? {
-                return Ok(Reserved::First(Held { reservation: wanted, path, index }));
+                return Ok(Reserved::First(Held { reservation: wanted.clone(), path, index }));
             }
-            // None: swept between the two calls.
-            let read = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path));
-            let Some(standing) = read.await? else { continue };
-            let (index, reservation) = (standing.modify_index, Reservation::from_items(&standing.items)?);
-            if reservation.body_sha256 != wanted.body_sha256 {
-                return Ok(Reserved::Taken);
+            // None: swept, or taken back, between the two calls.
+            if let Some(standing) = self.standing(accessor, key, wanted).await? {
+                return Ok(standing);
             }
-            let held = Held { reservation, path, index };
-            // An attempt whose answer was lost finds its own.
-            let first = held.reservation.job == wanted.job;
-            return Ok(if first { Reserved::First(held) } else { Reserved::Again(held) });
         }
     }
 
+    /// What a caller's key stands for already; none where it is not reserved.
+    pub(super) async fn standing(
+        &self,
+        accessor: &str,
+        key: &IdempotencyKey,
+        wanted: &Reservation,
+    ) -> Result<Option<Reserved>, KeyError> {
+        let Some(held) = self.held(self.path(accessor, key)).await? else { return Ok(None) };
+        Ok(Some(if held.reservation.body_sha256 != wanted.body_sha256 {
+            Reserved::Taken
+        } else if held.reservation.job == wanted.job {
+            // An attempt whose answer was lost finds its own.
+            Reserved::First(held)
+        } else {
+            Reserved::Again(held)
+        }))
+    }
+
+    /// Says that another attempt goes on where an earlier one broke off, which then takes nothing back; none where the
+    /// reservation was changed meanwhile.
+    pub(super) async fn take_over(&self, held: Held) -> Result<Option<Held>, KeyError> {
+        Ok(match self.put(&held, &held.reservation).await? {
+            Put::Written(index) => Some(Held { index, ..held }),
+            Put::Conflict => None,
+        })
+    }
+
     /// Writes down that a key's job is in Nomad. Whoever is told the job's ID is told behind this.
-    pub(super) async fn accept(&self, held: &Held) -> Result<(), KeyError> {
-        let items = Reservation { accepted: true, ..held.reservation.clone() }.to_items()?;
+    pub(super) async fn accept(&self, mut held: Held) -> Result<(), KeyError> {
+        let accepted = Reservation { accepted: true, ..held.reservation.clone() };
+        while let Put::Conflict = self.put(&held, &accepted).await? {
+            match self.held(held.path).await? {
+                // Another attempt took it over, and has not written this.
+                Some(standing) if standing.reservation == held.reservation => held = standing,
+                _ => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a reservation back, unless another attempt has taken it over; whether it did.
+    pub(super) async fn take_back(&self, held: &Held) -> Result<bool, KeyError> {
+        let removal =
+            patiently(PATIENCE, || self.nomad.delete_variable_at(&self.namespace, &held.path, held.index));
+        Ok(matches!(removal.await?, Put::Written(_)))
+    }
+
+    fn path(&self, accessor: &str, key: &IdempotencyKey) -> String {
+        format!("{KEYS}{}", key.name(&self.namespace, accessor))
+    }
+
+    async fn held(&self, path: String) -> Result<Option<Held>, KeyError> {
+        let Some(standing) = patiently(PATIENCE, || self.nomad.variable(&self.namespace, &path)).await?
+        else {
+            return Ok(None);
+        };
+        let reservation = Reservation::from_items(&standing.items)?;
+        Ok(Some(Held { reservation, path, index: standing.modify_index }))
+    }
+
+    async fn put(&self, held: &Held, reservation: &Reservation) -> Result<Put, KeyError> {
+        let items = reservation.to_items()?;
         let put =
             patiently(PATIENCE, || self.nomad.put_variable(&self.namespace, &held.path, &items, held.index));
-        // Where it was changed meanwhile, another attempt wrote the same.
-        put.await.map(drop).map_err(KeyError::from)
+        Ok(put.await?)
     }
 }
 

@@ -1,7 +1,11 @@
 //! Submit: check, copy credentials, register.
 //!
 //! A job that is not accepted publishes nothing, and its copies of credentials are removed, at the latest when Nomad answers
-//! again. Of one with a key, whoever has the key decides by sending it again; copies that are left then are swept.
+//! again. Of one with a key of which Nomad did not say whether it is registered, whoever has the key decides by sending it again;
+//! copies that are left then are swept.
+//!
+//! Invariant: a submission with a key that is refused at its first attempt leaves nothing in Nomad. So its credentials are read before
+//! its key is reserved.
 
 use std::time::Duration;
 
@@ -11,7 +15,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 
 use super::credentials::{Copies, Unreadable, remove_copies};
-use super::keys::{KeyError, Reservation, Reserved};
+use super::keys::{Held, KeyError, Reservation, Reserved};
 use super::logins::Caller;
 use super::{FOR_EVER, FindError, PATIENCE, Tenant, translate};
 use crate::job::{
@@ -74,6 +78,16 @@ pub(super) enum Doubt {
     Retry,
 }
 
+/// A job that is about to be registered.
+struct Prepared {
+    payload: Payload,
+    /// As Nomad is told of it.
+    job: Value,
+    copies: Copies,
+    /// When it was first submitted.
+    now: DateTime<Utc>,
+}
+
 /// How a job came to be in Nomad.
 enum Registered {
     /// By this attempt, at this index.
@@ -97,29 +111,94 @@ impl Tenant {
         let reservation = Reservation::new(&body, now);
         let spec = Spec::from_json(body, &self.config.policy)?;
         let Some(key) = key else {
-            return self.accept(reservation.job, spec, now, caller.token, Doubt::Withdraw).await;
+            let prepared = self.prepare(reservation.job, spec, now, caller.token).await?;
+            return self.accept(&prepared, Doubt::Withdraw).await;
         };
-        let whose = match caller.subject {
+        let whose = match &caller.subject {
             // The next JWT of the same subject is traded for another token.
-            Some(subject) => subject,
+            Some(subject) => subject.clone(),
             None => self.accessor(caller.token.clone()).await?,
         };
-        let (held, again) = match self.keys.reserve(&whose, key, reservation).await? {
-            Reserved::Taken => return Err(SubmitError::KeyTaken),
-            Reserved::First(held) => (held, false),
-            Reserved::Again(held) => (held, true),
-        };
+        loop {
+            let token = caller.token.clone();
+            let prepared = self.prepare(reservation.job.clone(), spec.clone(), now, token.clone()).await;
+            let (reserved, prepared) = match prepared {
+                Ok(prepared) => (self.keys.reserve(&whose, key, &reservation).await?, Some(prepared)),
+                // Whatever became of its credentials, a job that was made with the key is told.
+                Err(refused) => match self.keys.standing(&whose, key, &reservation).await? {
+                    Some(standing) => (standing, None),
+                    None => return Err(refused),
+                },
+            };
+            match (reserved, prepared) {
+                (Reserved::Taken, _) => return Err(SubmitError::KeyTaken),
+                (Reserved::First(held), Some(prepared)) => return self.accept_first(held, &prepared).await,
+                (Reserved::First(held) | Reserved::Again(held), _) => {
+                    if let Some(job) = self.accept_again(held, spec.clone(), token).await? {
+                        return Ok(job);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Accepts the job that a key was reserved for just now. Where Nomad refuses it for good, nothing of it stays.
+    async fn accept_first(&self, held: Held, prepared: &Prepared) -> Result<JobId, SubmitError> {
+        match self.accept(prepared, Doubt::Retry).await {
+            Ok(job) => {
+                self.keys.accept(held).await?;
+                Ok(job)
+            }
+            Err(refused) => {
+                if let SubmitError::Nomad(error) = &refused
+                    && !error.is_passing()
+                    && let Err(error) = self.take_back(&held, prepared).await
+                {
+                    let job = &prepared.payload.job;
+                    tracing::warn!(%job, error = chain(&error), "what a refused job left is left to the sweeper");
+                }
+                Err(refused)
+            }
+        }
+    }
+
+    /// Accepts the job that a key was reserved for by another attempt; none where that changed it meanwhile.
+    async fn accept_again(
+        &self,
+        held: Held,
+        spec: Spec,
+        caller: Option<SecretString>,
+    ) -> Result<Option<JobId>, SubmitError> {
         let Reservation { job, submitted_at, accepted, .. } = held.reservation.clone();
         if accepted {
-            return Ok(job);
+            return Ok(Some(job));
         }
-        if !again || !self.is_there_soon(&job).await? {
-            // Where the attempt that reserved it broke off. Nomad does not keep two registrations apart that come at the
-            // same moment, so all of them are alike, down to their time.
-            self.accept(job.clone(), spec, submitted_at, caller.token, Doubt::Retry).await?;
+        if self.is_there_soon(&job).await? {
+            self.keys.accept(held).await?;
+            return Ok(Some(job));
         }
-        self.keys.accept(&held).await?;
-        Ok(job)
+        // Where the attempt that reserved it broke off. Nomad does not keep two registrations apart that come at the
+        // same moment, so all of them are alike, down to their time.
+        let prepared = self.prepare(job.clone(), spec, submitted_at, caller).await?;
+        let Some(held) = self.keys.take_over(held).await? else { return Ok(None) };
+        self.accept(&prepared, Doubt::Retry).await?;
+        self.keys.accept(held).await?;
+        Ok(Some(job))
+    }
+
+    /// Removes what was written for a job that Nomad refused for good: the reservation of its key, and the copies of its
+    /// credentials, which no other attempt needs where none has taken the key over.
+    async fn take_back(&self, held: &Held, prepared: &Prepared) -> Result<(), SubmitError> {
+        // It answers 500 to most of what it refuses, which alone does not say that nothing was written.
+        let id = prepared.payload.job.as_str();
+        match patiently(PATIENCE, || self.nomad.job(&self.namespace, id)).await {
+            Err(Error { kind: Kind::NotFound, .. }) => {}
+            other => return other.map(drop).map_err(SubmitError::Nomad),
+        }
+        if self.keys.take_back(held).await? {
+            self.remove_copies(&prepared.copies).await;
+        }
+        Ok(())
     }
 
     /// Whether a job is in Nomad, or is within a few seconds: the first attempt may go on beside this one.
@@ -161,29 +240,35 @@ impl Tenant {
         }
     }
 
-    async fn accept(
+    /// Renders a job and reads what it names, with the caller's token. Nothing is written.
+    async fn prepare(
         &self,
         id: JobId,
         spec: Spec,
         now: DateTime<Utc>,
         caller: Option<SecretString>,
-        doubt: Doubt,
-    ) -> Result<JobId, SubmitError> {
+    ) -> Result<Prepared, SubmitError> {
         let payload = Payload {
-            job: id.clone(),
+            job: id,
             spec,
             policy: self.config.policy.clone(),
             insecure_registries: self.config.insecure_registries.clone(),
         };
         let job = render::render(&payload, &self.namespace, now, &self.config.render)?;
-        let copies =
-            self.read_credentials(&id, &payload.spec, caller).await.map_err(|error| match error {
-                Unreadable::Fields(fields) => SubmitError::Invalid(Invalid(fields)),
-                Unreadable::Forbidden(fields) => SubmitError::Forbidden(fields),
-                Unreadable::Nomad(error) => SubmitError::Nomad(error),
-            })?;
-        let registered = self.register(&id, &job, copies, doubt).await?;
-        let facts = |index| JobFacts::new(index, &self.namespace, payload.spec.labels_for_lists(now));
+        let copies = self.read_credentials(&payload.job, &payload.spec, caller).await;
+        let copies = copies.map_err(|error| match error {
+            Unreadable::Fields(fields) => SubmitError::Invalid(Invalid(fields)),
+            Unreadable::Forbidden(fields) => SubmitError::Forbidden(fields),
+            Unreadable::Nomad(error) => SubmitError::Nomad(error),
+        })?;
+        Ok(Prepared { payload, job, copies, now })
+    }
+
+    async fn accept(&self, prepared: &Prepared, doubt: Doubt) -> Result<JobId, SubmitError> {
+        let Prepared { payload, job, copies, now } = prepared;
+        let id = &payload.job;
+        let registered = self.register(id, job, copies, doubt).await?;
+        let facts = |index| JobFacts::new(index, &self.namespace, payload.spec.labels_for_lists(*now));
         let facts = match registered {
             Registered::Now(index) => Some(facts(index)),
             Registered::Before(job) => translate::job(&job).map(|(_, facts)| facts),
@@ -191,13 +276,13 @@ impl Tenant {
         };
         if let Some(facts) = facts {
             // It runs already, so it is accepted, whatever becomes of this: its first phase writes the same.
-            if let Err(error) = self.ledger.open(&id, &facts.labels).await {
+            if let Err(error) = self.ledger.open(id, &facts.labels).await {
                 tracing::warn!(job = %id, error = chain(&error), "a job's ledger could not be opened");
             }
-            self.store.see(&id, |known| known.see_job(facts));
+            self.store.see(id, |known| known.see_job(facts));
         }
         tracing::info!(job = %id, owner = %payload.spec.owner, image = payload.spec.image(), "job submitted");
-        Ok(id)
+        Ok(id.clone())
     }
 
     /// Registers create-only, so that an attempt after a lost answer makes no second job.
@@ -205,11 +290,11 @@ impl Tenant {
         &self,
         id: &JobId,
         job: &Value,
-        copies: Copies,
+        copies: &Copies,
         doubt: Doubt,
     ) -> Result<Registered, SubmitError> {
         let namespace = &self.namespace;
-        self.write_credentials(&copies, doubt).await?;
+        self.write_credentials(copies, doubt).await?;
         let mut attempts = 0;
         let registered = patiently(PATIENCE, || {
             attempts += 1;
@@ -226,10 +311,10 @@ impl Tenant {
             }
             // Refused at once, and for good: no attempt can have registered it.
             (Err(error), Doubt::Withdraw) if attempts == 1 && error.is_refusal() => {
-                self.remove_copies(&copies).await;
+                self.remove_copies(copies).await;
                 Err(error.into())
             }
-            // The copies may be those of an attempt beside this one. What no job needs is swept.
+            // The copies may be those of an attempt beside this one.
             (Err(error), Doubt::Retry) if attempts == 1 && !error.is_passing() => Err(error.into()),
             (Err(error), Doubt::Withdraw) => self.withdraw(id, copies, error).await,
             (Err(error), Doubt::Retry) => Err(SubmitError::Unanswered(id.clone(), error)),
@@ -237,8 +322,8 @@ impl Tenant {
     }
 
     /// Withdraws a job that may or may not be registered, and goes on with that where its caller has waited long enough.
-    async fn withdraw(&self, id: &JobId, copies: Copies, error: Error) -> Result<Registered, SubmitError> {
-        let paths = copies.into_iter().map(|(path, _)| path).collect();
+    async fn withdraw(&self, id: &JobId, copies: &Copies, error: Error) -> Result<Registered, SubmitError> {
+        let paths = copies.iter().map(|(path, _)| path.clone()).collect();
         let withdrawal = withdraw(self.nomad.clone(), self.namespace.clone(), id.clone(), paths);
         match tokio::time::timeout(PATIENCE, tokio::spawn(withdrawal)).await {
             // Decided already, so it is registered, and stands.

@@ -1,6 +1,7 @@
 //! Secrets that are looked for afterwards, wherever they could have got to.
 
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,10 @@ use std::thread::JoinHandle;
 use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
+use tempfile::TempDir;
+
+use super::docker;
+use crate::stack::environment;
 
 /// Some secrets, in the forms that they may be written in.
 pub(crate) struct Canaries {
@@ -49,15 +54,24 @@ impl Canaries {
         found
     }
 
+    /// Those in what the engine keeps that was changed since a time, in seconds since 1970.
+    pub(crate) fn in_engine(&self, since: i64) -> Vec<String> {
+        self.below_since(Path::new(&docker(&["info", "--format", "{{.DockerRootDir}}"])), since)
+    }
+
     /// Those in the files of a folder, also where they are compressed.
     pub(crate) fn below(&self, folder: &Path) -> Vec<String> {
+        self.below_since(folder, 0)
+    }
+
+    fn below_since(&self, folder: &Path, since: i64) -> Vec<String> {
         let mut found = Vec::new();
         for entry in folder.read_dir().into_iter().flatten().flatten() {
             let (path, kind) = (entry.path(), entry.file_type().unwrap());
             let name = path.display().to_string();
             if kind.is_dir() {
-                found.extend(self.below(&path));
-            } else if kind.is_file() {
+                found.extend(self.below_since(&path, since));
+            } else if kind.is_file() && entry.metadata().is_ok_and(|of| of.ctime() >= since) {
                 let bytes = std::fs::read(&path).unwrap_or_default();
                 found.extend(self.within(&name, &bytes));
                 if bytes.starts_with(&[0x1f, 0x8b]) {
@@ -111,5 +125,47 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Programs that are run as ever, and before that write down with which words and variables: however short they run.
+pub(crate) struct Recorders {
+    folder: TempDir,
+    programs: &'static [&'static str],
+}
+
+impl Recorders {
+    pub(crate) fn of(programs: &'static [&'static str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let all = environment("PATH").unwrap();
+        for name in programs {
+            let real =
+                all.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists()).unwrap();
+            let script = format!(
+                "#!/bin/sh\n{{ printf '%s\\0' \"$@\"; /bin/cat /proc/$$/environ; }} > '{}/{name}.'$$\nexec '{}' \"$@\"\n",
+                folder.path().display(),
+                real.display()
+            );
+            let path = folder.path().join(name);
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self { folder, programs }
+    }
+
+    /// The `PATH` of who is to run them.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("{}:{}", self.folder.path().display(), environment("PATH").unwrap()).into()
+    }
+
+    /// Where they write it down. Each has been run.
+    pub(crate) fn calls(&self) -> &Path {
+        let names = self.folder.path().read_dir().unwrap().flatten();
+        let names: Vec<_> = names.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        for program in self.programs {
+            let of = format!("{program}.");
+            assert!(names.iter().any(|name| name.starts_with(&of)), "{program} was not run: {names:?}");
+        }
+        self.folder.path()
     }
 }

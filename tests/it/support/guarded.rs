@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::agent::{Agent, wait_for};
 use super::authority::Authority;
+use super::vault::Vault;
 
 /// The namespace of the policies.
 pub(crate) const NAMESPACE: &str = "builds";
@@ -27,16 +28,24 @@ pub(crate) struct Token {
 
 impl Guarded {
     pub(crate) async fn start() -> Self {
-        Self::start_in(&[]).await
+        Self::start_in("", &[]).await
     }
 
-    /// The same, with a node whose programs trust an authority.
-    pub(crate) async fn start_trusting(authority: &Authority) -> Self {
-        Self::start_in(&["SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, authority.file()))).await
+    /// The same, with a node whose programs trust an authority and have further variables.
+    pub(crate) async fn start_trusting(authority: &Authority, further: &[(&'static str, PathBuf)]) -> Self {
+        let trusting = ["SSL_CERT_FILE", "GIT_SSL_CAINFO"].map(|name| (name, authority.file()));
+        Self::start_in("", &[&trusting, further].concat()).await
     }
 
-    async fn start_in(environment: &[(&'static str, PathBuf)]) -> Self {
-        let mut agent = Agent::start_in("acl {\n enabled = true\n}", environment);
+    /// One whose tasks are known to a Vault.
+    pub(crate) async fn with_vault(vault: &Vault) -> Self {
+        let guarded = Self::start_in(&vault.configuration(), &[]).await;
+        vault.trust(&guarded.url);
+        guarded
+    }
+
+    async fn start_in(further: &str, environment: &[(&'static str, PathBuf)]) -> Self {
+        let mut agent = Agent::start_in(&format!("acl {{\n enabled = true\n}}\n{further}"), environment);
         agent.get_past_its_keyring().await;
         let url = format!("http://{}", agent.address());
         let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
@@ -68,6 +77,22 @@ impl Guarded {
     /// Where it keeps everything.
     pub(crate) fn folder(&self) -> &Path {
         self.agent.folder()
+    }
+
+    /// Writes a Variable into the namespace of the policies.
+    pub(crate) async fn write(&self, path: &str, items: &Value) {
+        let body = json!({"Namespace": NAMESPACE, "Path": path, "Items": items});
+        self.call(Method::PUT, &format!("var/{path}?namespace={NAMESPACE}"), &body).await;
+    }
+
+    /// The Variables that are there, but for those that are written for teams, and what the service is known by and tells.
+    pub(crate) async fn left(&self) -> Vec<String> {
+        let listed = self.call(Method::GET, "vars?namespace=*", &Value::Null).await;
+        let paths = listed.as_array().unwrap().iter().map(|of| of["Path"].as_str().unwrap().to_owned());
+        let is_own = |path: &String| {
+            ["creds/", "nomad-build/reporter", "nomad-build/sweeps/"].iter().any(|own| path.starts_with(own))
+        };
+        paths.filter(|path| !is_own(path)).collect()
     }
 
     /// Adds a namespace of builds: what the service and its runners may do in the first one, they may do there, too.

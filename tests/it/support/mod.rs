@@ -41,7 +41,7 @@ use tokio::time::Instant;
 pub(crate) use api::Api;
 pub(crate) use authority::Authority;
 pub(crate) use bucket::Bucket;
-pub(crate) use canaries::Canaries;
+pub(crate) use canaries::{Canaries, Recorders, Watch};
 pub(crate) use cluster::{Cluster, Lent};
 pub(crate) use engine::{
     base_archive, containers_of, crash, crash_log, docker, end_at_once, end_container, engine_is_rid_of,
