@@ -376,6 +376,14 @@ async fn a_jwt_of_a_ci_system_is_traded_for_what_nomad_binds_it_to_and_for_nothi
         ("one that has expired", issuer.token("acme/api", -3600)),
         ("another issuer's", stranger.token("acme/api", 600)),
         ("a forged one", forged),
+        ("another audience's", issuer.token_for(&json!("other"), "acme/api")),
+        ("one of several other audiences", issuer.token_for(&json!(["other", "nomad-build-2"]), "acme/api")),
+        ("nobody's audience", issuer.token_for(&Value::Null, "acme/api")),
+        ("one without a signature", issuer.unsigned("acme/api", "none", false)),
+        ("one that says that it has none, and has one", issuer.unsigned("acme/api", "none", true)),
+        ("one that says so in capitals", issuer.unsigned("acme/api", "NONE", false)),
+        ("one without the signature that it says it has", issuer.unsigned("acme/api", "ES256", false)),
+        ("one that is signed with the public key", issuer.signed_with_the_public_key("acme/api")),
     ] {
         let api = Api::with_token(&service.url, &jwt);
         let (status, body) = api.call(Method::POST, "/jobs?dry_run=true", Some(&waiting())).await;
