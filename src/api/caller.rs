@@ -50,8 +50,16 @@ pub(super) async fn unless_asked(request: Request, next: Next) -> Response {
 pub(super) fn token(headers: &HeaderMap) -> Option<SecretString> {
     let text =
         |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
-    let bearer = || text("authorization").and_then(|value| value.strip_prefix("Bearer "));
-    text("x-nomad-token").or_else(bearer).map(SecretString::from)
+    text("x-nomad-token").or_else(|| text("authorization").and_then(bearer)).map(SecretString::from)
+}
+
+/// The token of an `Authorization` header, if that has one. Upper and lower case are alike in the scheme's name.
+///
+/// Source: RFC 9110, section 11.4.
+fn bearer(credentials: &str) -> Option<&str> {
+    let (scheme, token) = credentials.split_once(' ')?;
+    let token = token.trim_matches(' ');
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 impl FromRequestParts<App> for Caller {
@@ -302,12 +310,44 @@ fn hidden(job: &JobId, denied: Denied) -> Problem {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use axum::http::StatusCode;
+    use axum::http::{HeaderName, HeaderValue, StatusCode};
     use axum::routing::get;
     use axum::{Router, middleware};
+    use secrecy::ExposeSecret;
     use tower::ServiceExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_token_comes_in_either_header_and_the_scheme_in_any_case() {
+        const OWN: &str = "x-nomad-token";
+        const SHARED: &str = "authorization";
+        for (sent, wanted) in [
+            (&[(OWN, "a-b-c")][..], Some("a-b-c")),
+            (&[(SHARED, "Bearer a-b-c")], Some("a-b-c")),
+            (&[(SHARED, "bearer a-b-c")], Some("a-b-c")),
+            (&[(SHARED, "BEARER a-b-c")], Some("a-b-c")),
+            // The grammar has one space or several.
+            (&[(SHARED, "Bearer   a-b-c")], Some("a-b-c")),
+            // Nomad's own header says more than the one that others use, too.
+            (&[(SHARED, "Bearer a-b-c"), (OWN, "d-e-f")], Some("d-e-f")),
+            (&[(SHARED, "Bearer a-b-c"), (OWN, "")], Some("a-b-c")),
+            (&[], None),
+            (&[(OWN, "")], None),
+            (&[(SHARED, "")], None),
+            (&[(SHARED, "a-b-c")], None),
+            (&[(SHARED, "Bearer")], None),
+            (&[(SHARED, "Bearer  ")], None),
+            (&[(SHARED, "Bearera-b-c")], None),
+            (&[(SHARED, "Basic Og==")], None),
+        ] {
+            let headers = sent
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            let token = token(&headers.collect());
+            assert_eq!(token.as_ref().map(ExposeSecret::expose_secret), wanted, "{sent:?}");
+        }
+    }
 
     #[tokio::test]
     async fn a_route_that_does_not_ask_whether_its_caller_may_answers_nobody() {

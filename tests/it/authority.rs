@@ -1,5 +1,6 @@
 //! What a caller may do: what the caller's own Nomad token could.
 
+mod absent;
 mod audit;
 mod hang;
 mod login;
@@ -96,12 +97,20 @@ const CAPABILITIES: [&str; 3] = ["read-job", "read-logs", "dispatch-job"];
 /// Who may ask: some of the capabilities, in the builds' namespace or in another one.
 struct Role {
     name: String,
-    api: Api,
+    token: Option<String>,
     has: Vec<&'static str>,
-    is_anonymous: bool,
 }
 
 impl Role {
+    /// The client of who has the role: it sends its token in Nomad's own header, or by a scheme of the one that others use, too.
+    fn api(&self, url: &str, scheme: Option<&str>) -> Api {
+        match (&self.token, scheme) {
+            (None, _) => Api::new(url),
+            (Some(token), None) => Api::with_token(url, token),
+            (Some(token), Some(scheme)) => Api::with_bearer(url, scheme, token),
+        }
+    }
+
     fn may(&self, capability: &str) -> bool {
         self.has.contains(&capability)
     }
@@ -111,34 +120,31 @@ impl Role {
         match (self.may(capability), job) {
             (true, None | Some(true)) => StatusCode::OK,
             (true, Some(false)) => StatusCode::NOT_FOUND,
-            (false, _) if self.is_anonymous => StatusCode::UNAUTHORIZED,
+            (false, _) if self.token.is_none() => StatusCode::UNAUTHORIZED,
             (false, Some(_)) if !self.may("read-job") => StatusCode::NOT_FOUND,
             (false, _) => StatusCode::FORBIDDEN,
         }
     }
 }
 
-async fn roles(nomad: &Guarded, url: &str) -> Vec<Role> {
+async fn roles(nomad: &Guarded) -> Vec<Role> {
     let mut roles = Vec::new();
     for set in 0..8_usize {
         let has: Vec<_> = (0..3).filter(|bit| set & (1 << bit) != 0).map(|bit| CAPABILITIES[bit]).collect();
         let policy = format!(
             "namespace \"builds\" {{ capabilities = {has:?} }}\nnamespace \"default\" {{ policy = \"write\" }}"
         );
-        let token = nomad.caller(&policy).await;
-        let api = Api::with_token(url, &token.secret);
-        roles.push(Role { name: format!("{has:?}"), api, has, is_anonymous: false });
+        let token = nomad.caller(&policy).await.secret;
+        roles.push(Role { name: format!("{has:?}"), token: Some(token), has });
     }
-    let with = |name: &str, api: Api, has: &[&'static str], is_anonymous| Role {
-        name: name.to_owned(),
-        api,
-        has: has.to_vec(),
-        is_anonymous,
-    };
-    roles.push(with("nobody", Api::new(url), &[], true));
-    roles.push(with("made up", Api::with_token(url, &Uuid::new_v4().to_string()), &[], false));
-    roles.push(with("no token at all", Api::with_token(url, "ab.cd.ef"), &[], false));
-    roles.push(with("management", Api::with_token(url, nomad.management()), &CAPABILITIES, false));
+    for (name, token, has) in [
+        ("nobody", None, &[][..]),
+        ("made up", Some(Uuid::new_v4().to_string()), &[]),
+        ("no token at all", Some("ab.cd.ef".to_owned()), &[]),
+        ("management", Some(nomad.management().to_owned()), &CAPABILITIES),
+    ] {
+        roles.push(Role { name: name.to_owned(), token, has: has.to_vec() });
+    }
     roles
 }
 
@@ -186,62 +192,61 @@ fn the_routes_that_are_tried_are_all_that_there_are() {
     assert_eq!((guarded, open), (described(false), described(true)));
 }
 
+/// What each route answers about a job, and what it should.
+async fn try_job(role: &Role, api: &Api, id: &str, is_there: bool) -> [Vec<(&'static str, StatusCode)>; 2] {
+    let (mut got, mut wanted) = (Vec::new(), Vec::new());
+    for (route, capability) in READS {
+        let answer = if route == "logs/stream" {
+            api.stream(id, "").await.status()
+        } else {
+            api.call(Method::GET, &format!("/jobs/{id}/{route}"), None).await.0
+        };
+        got.push((route, answer));
+        wanted.push((route, role.wanted(capability, Some(is_there))));
+    }
+    // A cleanup needs a job that has ended.
+    for (route, capability) in DOES {
+        got.push((route, api.call(Method::POST, &format!("/jobs/{id}/{route}"), None).await.0));
+        wanted.push((route, role.wanted(capability, Some(is_there))));
+    }
+    [got, wanted]
+}
+
 #[tokio::test]
 async fn each_route_asks_for_its_capability_and_tells_nobody_else_whether_a_job_is_there() {
     let (nomad, service, _token) = guarded().await;
     run_something(&nomad).await;
     let all = Api::with_token(&service.url, nomad.management());
     let unknown = format!("nb-{}", Uuid::new_v4());
-    let owners = ["acme", "umbrella"];
-    // Whoever the job is for: an owner is no right.
-    for (role, owner) in roles(&nomad, &service.url).await.iter().flat_map(|role| owners.map(|of| (role, of)))
-    {
+    // Whoever the job is for: an owner is no right. Nor does it matter in which header a token is sent.
+    let each = [("acme", None), ("umbrella", None), ("acme", Some("Bearer")), ("umbrella", Some("bearer"))];
+    let roles = roles(&nomad).await;
+    for (role, (owner, scheme)) in roles.iter().flat_map(|role| each.map(|of| (role, of))) {
+        let (api, who) = (role.api(&service.url, scheme), format!("{} by {scheme:?}", role.name));
         let mut job = waiting();
         job["owner"] = json!(owner);
         let id = all.submit(&job).await;
         nomad.owns(&id);
-        let mut got = Vec::new();
-        let mut wanted = Vec::new();
-        for (path, is_there) in [(&id, true), (&unknown, false)] {
-            for (route, capability) in READS {
-                let answer = if route == "logs/stream" {
-                    role.api.stream(path, "").await.status()
-                } else {
-                    role.api.call(Method::GET, &format!("/jobs/{path}/{route}"), None).await.0
-                };
-                got.push((route, is_there, answer));
-                wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
-            }
-            // A cleanup needs a job that has ended.
-            for (route, capability) in DOES {
-                let answer = role.api.call(Method::POST, &format!("/jobs/{path}/{route}"), None).await.0;
-                got.push((route, is_there, answer));
-                wanted.push((route, is_there, role.wanted(capability, Some(is_there))));
-            }
+        // What is hidden looks like what is not there.
+        absent::look_alike(&api, &id, &unknown, &who, |capability| !role.may(capability)).await;
+        for (id, is_there) in [(&id, true), (&unknown, false)] {
+            let [got, wanted] = try_job(role, &api, id, is_there).await;
+            assert_eq!(got, wanted, "{who}, a job that is there: {is_there}");
         }
         for route in ["/jobs?dry_run=true", "/jobs"] {
-            let (status, body) = role.api.call(Method::POST, route, Some(&waiting())).await;
+            let (status, body) = api.call(Method::POST, route, Some(&waiting())).await;
             if let Some(id) = body["data"]["job_id"].as_str() {
                 nomad.owns(id);
             }
-            got.push((route, true, status));
-            wanted.push((route, true, role.wanted("dispatch-job", None)));
+            assert_eq!(status, role.wanted("dispatch-job", None), "{who}, {route}: {body}");
         }
         // What is listed is seen; what everybody may, everybody may.
-        got.push(("/jobs", true, role.api.call(Method::GET, "/jobs", None).await.0));
-        wanted.push(("/jobs", true, role.wanted("read-job", None)));
+        let (status, body) = api.call(Method::GET, "/jobs", None).await;
+        assert_eq!(status, role.wanted("read-job", None), "{who}, /jobs: {body}");
         for (method, route) in OPEN {
-            let (status, body) = role.api.call(method.parse().unwrap(), route, Some(&json!({}))).await;
+            let (status, body) = api.call(method.parse().unwrap(), route, Some(&json!({}))).await;
             let is_let_in = !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-            assert!(is_let_in, "{}, {method} {route}: {body}", role.name);
-        }
-        assert_eq!(got, wanted, "{}", role.name);
-        // What is hidden looks like what is not there.
-        let hidden = role.api.call(Method::GET, &format!("/jobs/{id}/status"), None).await.1;
-        let absent = role.api.call(Method::GET, &format!("/jobs/{unknown}/status"), None).await.1;
-        if !role.may("read-job") {
-            let text = |body: &Value| body["error"].to_string();
-            assert_eq!(text(&hidden), text(&absent).replace(&unknown, &id), "{}", role.name);
+            assert!(is_let_in, "{who}, {method} {route}: {body}");
         }
     }
 }
@@ -376,6 +381,14 @@ async fn a_jwt_of_a_ci_system_is_traded_for_what_nomad_binds_it_to_and_for_nothi
         ("one that has expired", issuer.token("acme/api", -3600)),
         ("another issuer's", stranger.token("acme/api", 600)),
         ("a forged one", forged),
+        ("another audience's", issuer.token_for(&json!("other"), "acme/api")),
+        ("one of several other audiences", issuer.token_for(&json!(["other", "nomad-build-2"]), "acme/api")),
+        ("nobody's audience", issuer.token_for(&Value::Null, "acme/api")),
+        ("one without a signature", issuer.unsigned("acme/api", "none", false)),
+        ("one that says that it has none, and has one", issuer.unsigned("acme/api", "none", true)),
+        ("one that says so in capitals", issuer.unsigned("acme/api", "NONE", false)),
+        ("one without the signature that it says it has", issuer.unsigned("acme/api", "ES256", false)),
+        ("one that is signed with the public key", issuer.signed_with_the_public_key("acme/api")),
     ] {
         let api = Api::with_token(&service.url, &jwt);
         let (status, body) = api.call(Method::POST, "/jobs?dry_run=true", Some(&waiting())).await;

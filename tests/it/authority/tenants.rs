@@ -7,14 +7,14 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{CAPABILITIES, guard, run_something, run_something_in, waiting};
+use super::{CAPABILITIES, absent, guard, run_something, run_something_in, waiting};
 use crate::support::{Api, Guarded, NAMESPACE, Service, world};
 
 /// The other namespace.
 const OTHER: &str = "team-b";
 
-/// One in which nothing is built.
-const NONE: &str = "elsewhere";
+/// One in which nothing is built. The three names are of one length.
+const NONE: &str = "team-c";
 
 /// A service for two namespaces of a Nomad that has ACLs.
 async fn for_both(further: &[(&str, &str)]) -> (Guarded, Service, tempfile::NamedTempFile) {
@@ -37,18 +37,27 @@ fn set(bits: usize) -> Vec<&'static str> {
     (0..3).filter(|bit| bits & (1 << bit) != 0).map(|bit| CAPABILITIES[bit]).collect()
 }
 
-/// What a caller may do in each of the two.
+/// What a caller may do in each namespace.
 struct Role {
-    may: [(&'static str, Vec<&'static str>); 2],
+    name: String,
+    may: Vec<(&'static str, Vec<&'static str>)>,
+    /// What refuses it that tells it nothing: of a job, and of all else.
+    refused: [StatusCode; 2],
     api: Api,
 }
 
 impl Role {
-    async fn new(nomad: &Guarded, url: &str, bits: usize) -> Self {
-        let may = [(NAMESPACE, set(bits & 7)), (OTHER, set(bits >> 3))];
+    /// Who has a token that Nomad is asked about.
+    fn new(name: &str, api: Api, may: Vec<(&'static str, Vec<&'static str>)>) -> Self {
+        Self { name: name.to_owned(), may, refused: [StatusCode::NOT_FOUND, StatusCode::FORBIDDEN], api }
+    }
+
+    /// Who has some of the capabilities in the one namespace, and some in the other.
+    async fn of_set(nomad: &Guarded, url: &str, bits: usize) -> Self {
+        let may = vec![(NAMESPACE, set(bits & 7)), (OTHER, set(bits >> 3))];
         let rules = may.iter().map(|(name, has)| format!("namespace {name:?} {{ capabilities = {has:?} }}"));
         let token = nomad.caller(&rules.collect::<Vec<_>>().join("\n")).await;
-        Self { may, api: Api::with_token(url, &token.secret) }
+        Self::new(&format!("{may:?}"), Api::with_token(url, &token.secret), may)
     }
 
     fn may(&self, namespace: &str, capability: &str) -> bool {
@@ -60,7 +69,17 @@ impl Role {
         match (self.may(namespace, capability), self.may(namespace, "read-job")) {
             (true, _) => StatusCode::OK,
             (false, true) => StatusCode::FORBIDDEN,
-            (false, false) => StatusCode::NOT_FOUND,
+            (false, false) => self.refused[0],
+        }
+    }
+
+    /// What one answers that needs it in a namespace.
+    fn wanted_in(&self, namespace: &str, capability: &str) -> StatusCode {
+        match (self.may(namespace, capability), namespace == NONE) {
+            (true, false) => StatusCode::OK,
+            // Nothing is built there, which may be told to it.
+            (true, true) => StatusCode::BAD_REQUEST,
+            (false, _) => self.refused[1],
         }
     }
 
@@ -89,6 +108,46 @@ impl Role {
     }
 }
 
+/// Has a role ask for everything in each namespace; `all` submits the jobs that it asks for.
+async fn try_all(all: &Api, role: &Role) {
+    let (api, who) = (&role.api, &role.name);
+    let unknown = format!("nb-{}", Uuid::new_v4());
+    for namespace in [NAMESPACE, OTHER] {
+        let id = all.submit(&waiting_in(namespace)).await;
+        let lacks = |what: &str| !role.may(namespace, what) && !role.may(namespace, "read-job");
+        absent::look_alike(api, &id, &unknown, &format!("{who}, a job of {namespace}"), lacks).await;
+        let [got, wanted] = role.try_job(namespace, &id).await;
+        assert_eq!(got, wanted, "{who}, a job of {namespace}");
+        if role.may.iter().all(|(name, has)| *name != namespace || has.is_empty())
+            && !role.may(NONE, "read-job")
+        {
+            absent::namespaces_look_alike(api, namespace, NONE, who, &waiting()).await;
+        }
+    }
+    let [got, _] = role.try_job(NONE, &unknown).await;
+    assert!(got.iter().all(|(_, status)| *status == role.refused[0]), "{who}: {got:?}");
+    let listed = api.call(Method::GET, "/jobs", None).await;
+    let seen: Vec<_> = [NAMESPACE, OTHER].into_iter().filter(|name| role.may(name, "read-job")).collect();
+    let wanted = if seen.is_empty() { role.refused[1] } else { StatusCode::OK };
+    assert_eq!(listed.0, wanted, "{who}: {}", listed.1);
+    for job in listed.1["data"]["jobs"].as_array().into_iter().flatten() {
+        assert!(seen.iter().any(|name| job["namespace"] == *name), "{who}: {job}");
+    }
+    for namespace in [NAMESPACE, OTHER, NONE] {
+        let (status, body) = api.call(Method::GET, &format!("/jobs?namespace={namespace}"), None).await;
+        assert_eq!(status, role.wanted_in(namespace, "read-job"), "{who}, the jobs of {namespace}: {body}");
+    }
+    for name in [None, Some(NAMESPACE), Some(OTHER), Some(NONE)] {
+        let mut job = waiting();
+        job["namespace"] = json!(name);
+        let wanted = role.wanted_in(name.unwrap_or(NAMESPACE), "dispatch-job");
+        for route in ["/jobs?dry_run=true", "/jobs"] {
+            let (status, body) = api.call(Method::POST, route, Some(&job)).await;
+            assert_eq!(status, wanted, "{who}, a submission to {name:?}: {body}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_each_namespace_a_caller_may_do_what_its_token_may_there_and_is_told_of_nothing_else() {
     let (nomad, service, _token) = for_both(&[]).await;
@@ -97,48 +156,8 @@ async fn in_each_namespace_a_caller_may_do_what_its_token_may_there_and_is_told_
     let all = &Api::with_token(&service.url, nomad.management());
     let (nomad, url) = (&nomad, &service.url);
     // Every set of capabilities in the one with every set in the other.
-    let tried = futures_util::stream::iter(0..64).map(async |bits| {
-        let role = Role::new(nomad, url, bits).await;
-        let unknown = format!("nb-{}", Uuid::new_v4());
-        for namespace in [NAMESPACE, OTHER] {
-            let id = all.submit(&waiting_in(namespace)).await;
-            let before = role.api.call(Method::GET, &format!("/jobs/{id}/status"), None).await.1;
-            let [got, wanted] = role.try_job(namespace, &id).await;
-            assert_eq!(got, wanted, "{:?}, a job of {namespace}", role.may);
-            // What is hidden looks like what is not there.
-            let absent = role.api.call(Method::GET, &format!("/jobs/{unknown}/status"), None).await.1;
-            if !role.may(namespace, "read-job") {
-                let absent = absent["error"].to_string().replace(&unknown, &id);
-                assert_eq!(before["error"].to_string(), absent, "{:?}, a job of {namespace}", role.may);
-            }
-        }
-        let [got, _] = role.try_job(NONE, &unknown).await;
-        assert!(got.iter().all(|(_, status)| *status == StatusCode::NOT_FOUND), "{:?} {got:?}", role.may);
-        let listed = role.api.call(Method::GET, "/jobs", None).await;
-        let seen: Vec<_> = role.may.iter().filter(|(name, _)| role.may(name, "read-job")).collect();
-        assert_eq!(listed.0 == StatusCode::OK, !seen.is_empty(), "{:?} {}", role.may, listed.1);
-        for job in listed.1["data"]["jobs"].as_array().into_iter().flatten() {
-            assert!(seen.iter().any(|(name, _)| job["namespace"] == *name), "{:?} {job}", role.may);
-        }
-        for namespace in [NAMESPACE, OTHER, NONE] {
-            let (status, body) =
-                role.api.call(Method::GET, &format!("/jobs?namespace={namespace}"), None).await;
-            let wanted = if role.may(namespace, "read-job") { StatusCode::OK } else { StatusCode::FORBIDDEN };
-            assert_eq!(status, wanted, "{:?}, the jobs of {namespace}: {body}", role.may);
-        }
-        for (name, namespace) in
-            [(None, NAMESPACE), (Some(NAMESPACE), NAMESPACE), (Some(OTHER), OTHER), (Some(NONE), NONE)]
-        {
-            let mut job = waiting();
-            job["namespace"] = json!(name);
-            let may = role.may(namespace, "dispatch-job");
-            for route in ["/jobs?dry_run=true", "/jobs"] {
-                let (status, body) = role.api.call(Method::POST, route, Some(&job)).await;
-                let wanted = if may { StatusCode::OK } else { StatusCode::FORBIDDEN };
-                assert_eq!(status, wanted, "{:?}, a submission to {name:?}: {body}", role.may);
-            }
-        }
-    });
+    let tried = futures_util::stream::iter(0..64)
+        .map(async |bits| try_all(all, &Role::of_set(nomad, url, bits).await).await);
     tried.buffer_unordered(4).collect::<Vec<()>>().await;
     let jobs = nomad.call(Method::GET, "jobs?namespace=*&prefix=nb-", &Value::Null).await;
     let namespaces: BTreeSet<_> =

@@ -21,9 +21,18 @@ impl Api {
 
     /// The client of a caller who has a Nomad token.
     pub(crate) fn with_token(url: &str, token: &str) -> Self {
-        let mut token = reqwest::header::HeaderValue::from_str(token).unwrap();
-        token.set_sensitive(true);
-        let headers = [(reqwest::header::HeaderName::from_static("x-nomad-token"), token)];
+        Self::showing(url, "x-nomad-token", token)
+    }
+
+    /// The same, which shows it as a scheme of `Authorization`: `Bearer`, in upper or lower case.
+    pub(crate) fn with_bearer(url: &str, scheme: &str, token: &str) -> Self {
+        Self::showing(url, "authorization", &format!("{scheme} {token}"))
+    }
+
+    fn showing(url: &str, header: &'static str, value: &str) -> Self {
+        let mut value = reqwest::header::HeaderValue::from_str(value).unwrap();
+        value.set_sensitive(true);
+        let headers = [(reqwest::header::HeaderName::from_static(header), value)];
         let http =
             reqwest::Client::builder().tls_certs_only([]).default_headers(headers.into_iter().collect());
         Self { url: url.to_owned(), http: http.build().unwrap() }
@@ -33,6 +42,32 @@ impl Api {
     pub(crate) async fn stream(&self, id: &str, query: &str) -> reqwest::Response {
         let request = self.http.get(format!("{}/jobs/{id}/logs/stream{query}", self.url));
         request.header("Accept", "text/event-stream").send().await.unwrap()
+    }
+
+    /// All that is answered to a request, as a text of its status, headers and body, but the time. It must end by itself.
+    pub(crate) async fn whole(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> String {
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.url));
+        request = request.header("x-request-id", "whole").timeout(Duration::from_secs(30));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.unwrap();
+        let mut whole = format!("{:?} {}\n", answer.version(), answer.status());
+        for (name, value) in answer.headers().iter().filter(|(name, _)| *name != "date") {
+            whole += &format!("{name}: {}\n", value.to_str().unwrap());
+        }
+        let body = answer.text().await.unwrap();
+        let told = serde_json::from_str(&body).unwrap_or(Value::Null);
+        whole + &told["timestamp"].as_str().map_or_else(|| body.clone(), |time| body.replace(time, ""))
     }
 
     /// Sends a request and reads its answer, whatever it is.

@@ -1,6 +1,7 @@
 //! An identity provider, as a CI system has one: it signs what it says of its jobs.
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
@@ -30,14 +31,29 @@ impl Issuer {
 
     /// A JWT of a job of a repository, good for so many seconds from now on.
     pub(crate) fn token(&self, repository: &str, seconds: i64) -> String {
-        let now = chrono::Utc::now().timestamp();
-        let claims = json!({
-            "iss": "https://ci.example.com", "aud": "nomad-build", "sub": format!("repo:{repository}"),
-            "repository": repository, "iat": now - 60, "nbf": now - 60, "exp": now + seconds,
-            // So that no two are alike.
-            "jti": uuid::Uuid::new_v4().to_string(),
-        });
+        self.sign(&claims(repository, seconds))
+    }
+
+    /// The same, for others than those who are to take it.
+    pub(crate) fn token_for(&self, audience: &Value, repository: &str) -> String {
+        let mut claims = claims(repository, 600);
+        claims["aud"] = audience.clone();
         self.sign(&claims)
+    }
+
+    /// The same, which names an algorithm of whoever made it up, with a signature or without.
+    pub(crate) fn unsigned(&self, repository: &str, algorithm: &str, is_signed: bool) -> String {
+        let claims = claims(repository, 600);
+        let whole = self.sign_as(&json!({ "alg": algorithm, "typ": "JWT", "kid": KEY }), &claims);
+        if is_signed { whole } else { format!("{}.", whole.rsplit_once('.').unwrap().0) }
+    }
+
+    /// The same, signed with what everybody knows: its public key, as if that were a shared secret.
+    pub(crate) fn signed_with_the_public_key(&self, repository: &str) -> String {
+        let signed = begin(&json!({ "alg": "HS256", "typ": "JWT", "kid": KEY }), &claims(repository, 600));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.pem().as_bytes());
+        let signature = hmac::sign(&key, signed.as_bytes());
+        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }
 
     /// Its public key, as a set of JSON Web Keys has it.
@@ -50,10 +66,29 @@ impl Issuer {
 
     /// A JWT that makes these claims.
     pub(crate) fn sign(&self, claims: &Value) -> String {
-        let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed =
-            format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT", "kid": KEY })), part(claims));
+        self.sign_as(&json!({ "alg": "ES256", "typ": "JWT", "kid": KEY }), claims)
+    }
+
+    fn sign_as(&self, header: &Value, claims: &Value) -> String {
+        let signed = begin(header, claims);
         let signature = self.key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
         format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }
+}
+
+/// What it says of a job of a repository, for so many seconds from now on.
+fn claims(repository: &str, seconds: i64) -> Value {
+    let now = chrono::Utc::now().timestamp();
+    json!({
+        "iss": "https://ci.example.com", "aud": "nomad-build", "sub": format!("repo:{repository}"),
+        "repository": repository, "iat": now - 60, "nbf": now - 60, "exp": now + seconds,
+        // So that no two are alike.
+        "jti": uuid::Uuid::new_v4().to_string(),
+    })
+}
+
+/// What of a JWT is signed.
+fn begin(header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}", part(header), part(claims))
 }
