@@ -225,7 +225,7 @@ fn what_is_no_test_is_not_taken_for_one() {
         ("make nothing", false),
         // A file, and a module's whole.
         ("src/api/caller.rs", false),
-        ("hostile::…", false),
+        ("hostile::\u{2026}", false),
         // Functions that are no tests, and one that is not there.
         ("tidy::is_a_test", false),
         ("src/api/caller.rs::hidden", false),
