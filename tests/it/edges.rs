@@ -150,7 +150,8 @@ async fn callers_are_told_by_the_authorities_that_are_in_their_file_now() {
 async fn every_answer_tells_a_browser_what_to_make_of_it_and_to_ask_by_tls_alone_where_there_is_any() {
     let authority = Authority::new();
     authority.issue("service");
-    let (safe, plain) = (started(&tls(&authority)), started(&[]));
+    let rate = ("NOMAD_BUILD_MAX_RATE", "500".to_owned());
+    let (safe, plain) = (started(&[tls(&authority).as_slice(), &[rate.clone()]].concat()), started(&[rate]));
     let client = client(&authority, None);
     for (url, wanted) in [(by_tls(&safe), Some("max-age=31536000")), (plain.url.clone(), None)] {
         let told = async |route: &str, origin: Option<&str>| {
