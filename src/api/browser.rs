@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, REFERRER_POLICY,
-    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+    RETRY_AFTER, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
@@ -26,20 +26,29 @@ const HEADERS: [(HeaderName, &str); 4] = [
     (CACHE_CONTROL, "no-store"),
 ];
 
-/// Refuses what a page of another origin sends, and tells browsers what to make of each answer.
+/// What answers over TLS say: for a year, this name is asked by TLS alone. A name below it may be anybody's.
+const BY_TLS_ALONE: HeaderValue = HeaderValue::from_static("max-age=31536000");
+
+/// Tells browsers what to make of an answer.
+pub(super) fn tell(headers: &mut HeaderMap, by_tls: bool) {
+    for (name, value) in HEADERS {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if by_tls {
+        headers.insert(STRICT_TRANSPORT_SECURITY, BY_TLS_ALONE);
+    }
+}
+
+/// Refuses what a page of another origin sends.
 pub(super) async fn keep_apart(State(app): State<App>, request: Request, next: Next) -> Response {
     let refusal = match foreign_origin(request.headers(), &app.service.config().allow_origins) {
         None => foreign_host(&app, request.headers(), request.uri().path()).await,
         refusal => refusal,
     };
-    let mut answer = match refusal {
+    match refusal {
         Some(why) => Problem::new(Code::Forbidden, &why).into_response(),
         None => next.run(request).await,
-    };
-    for (name, value) in HEADERS {
-        answer.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
-    answer
 }
 
 /// What a page of an allowed origin may send beside what every page may, in a header.

@@ -19,6 +19,7 @@ mod server;
 mod texts;
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +30,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Router, middleware};
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -92,11 +94,16 @@ pub async fn serve_probes(listener: TcpListener, service: Arc<Service>, shutdown
 }
 
 fn router(app: App) -> Router {
+    edged(guarded_routes().merge(open_routes()).fallback(unknown_route), app)
+}
+
+/// Routes with what is around all of them.
+fn edged(routes: Router<App>, app: App) -> Router {
     let origins = app.service.config().allow_origins.clone();
-    let routes = guarded_routes().merge(open_routes()).fallback(unknown_route);
     // Where there are none, no page asks.
     let routes = if origins.is_empty() { routes } else { routes.layer(browser::shared(origins)) };
     routes
+        .layer(middleware::from_fn(answer_anyway))
         .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn_with_state(app.clone(), browser::keep_apart))
         .layer(middleware::from_fn_with_state(app.clone(), limits::keep_rate))
@@ -147,6 +154,14 @@ async fn wrong_method(method: Method) -> Problem {
     Problem::new(Code::MethodNotAllowed, &format!("this route does not take {method}"))
 }
 
+const ABORTED: &str = "the request was aborted inside the service";
+
+/// Answers for a handler that panics, too, whose caller would only see a connection end; the panic's own hook tells why.
+async fn answer_anyway(request: Request, next: Next) -> Response {
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    answered.unwrap_or_else(|_| Problem::new(Code::Internal, ABORTED).into_response())
+}
+
 /// A caller's request ID is kept if it is short and plain; it comes back in a header and stands in logs.
 fn request_id(request: &Request) -> HeaderValue {
     let plain = |value: &&HeaderValue| {
@@ -187,6 +202,7 @@ async fn identify_and_count(
     } else {
         tracing::debug!(method, route, status = status.as_u16(), request, "answered");
     }
+    browser::tell(response.headers_mut(), app.service.config().tls.is_some());
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }
@@ -208,8 +224,7 @@ async fn answer_and_tell(
         }
         response
     });
-    let aborted = "the request was aborted inside the service";
-    told.await.unwrap_or_else(|_| Problem::new(Code::Internal, aborted).into_response())
+    told.await.unwrap_or_else(|_| Problem::new(Code::Internal, ABORTED).into_response())
 }
 
 /// A method as a label: what callers make up is not one.
@@ -229,4 +244,53 @@ fn known_method(method: &Method) -> &'static str {
 /// An answer of plain text that is not in the envelope.
 fn plain(status: StatusCode, content_type: &'static str, body: String) -> Response {
     (status, [(axum::http::header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use serde_json::{Value, json};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::telemetry::Telemetry;
+
+    /// What a service of these variables answers whose handler of kills panics: the answer, its body, and the metrics then.
+    async fn of_a_panic(source: &dyn Fn(&str) -> Option<String>) -> (Response<()>, Value, String) {
+        let telemetry = Arc::new(Telemetry::new().unwrap());
+        let service = Arc::new(Service::new(Config::read(source).unwrap(), telemetry).unwrap());
+        let routes =
+            Router::new().route("/jobs/{id}/kill", post(async || -> StatusCode { panic!("a fault") }));
+        let app = App::new(Arc::clone(&service), CancellationToken::new());
+        let kill = Request::post("/jobs/nb-01890a5d-ac96-774b-bcce-b302099a8057/kill").body(Body::empty());
+        let (parts, body) = edged(routes, app).oneshot(kill.unwrap()).await.unwrap().into_parts();
+        let body = serde_json::from_slice(&to_bytes(body, BODY).await.unwrap()).unwrap();
+        (Response::from_parts(parts, ()), body, service.metrics().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_answered_counted_and_told_in_the_audit_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("audit.jsonl");
+        let path = file.to_str().unwrap();
+        for audit in [None, Some(path)] {
+            let variable = |name: &str| audit.filter(|_| name == "NOMAD_BUILD_AUDIT_FILE").map(str::to_owned);
+            let (answer, body, metrics) = of_a_panic(&variable).await;
+            assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(body["error"]["code"], "internal", "{body}");
+            assert!(
+                answer.headers().contains_key(REQUEST_ID)
+                    && answer.headers().contains_key("x-content-type-options")
+            );
+            let counted = metrics.lines().any(|line| line.contains("status=\"500\"") && line.ends_with(" 1"));
+            assert!(counted, "{metrics}");
+        }
+        let told: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(
+            [&told["action"], &told["status"], &told["error"]],
+            [&json!("kill"), &json!(500), &json!("internal")],
+            "{told}"
+        );
+    }
 }

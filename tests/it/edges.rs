@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::{Certificate, Identity, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -31,11 +32,16 @@ fn started(variables: &[(&'static str, String)]) -> Service {
 
 /// A client that trusts an authority, and has a certificate of it where one is named.
 fn client(authority: &Authority, own: Option<&str>) -> reqwest::Client {
-    let read = |name: &str| std::fs::read(authority.path(name)).unwrap();
-    let trusted = Certificate::from_pem(&read("ca.pem")).unwrap();
+    client_of(authority, own.map(|name| (authority, name)))
+}
+
+/// A client that trusts an authority, and has a certificate, of any authority.
+fn client_of(authority: &Authority, own: Option<(&Authority, &str)>) -> reqwest::Client {
+    let trusted = Certificate::from_pem(&std::fs::read(authority.file()).unwrap()).unwrap();
     let mut client = reqwest::Client::builder().tls_certs_only([trusted]).tls_info(true);
-    if let Some(name) = own {
-        let pem = [read(&format!("{name}.pem")), read(&format!("{name}.key"))].concat();
+    if let Some((issuer, name)) = own {
+        let read = |kind: &str| std::fs::read(issuer.path(&format!("{name}.{kind}"))).unwrap();
+        let pem = [read("pem"), read("key")].concat();
         client = client.identity(Identity::from_pem(&pem).unwrap());
     }
     // A connection is made for each request, as of another caller.
@@ -92,14 +98,7 @@ async fn who_has_no_certificate_where_callers_need_one_is_served_nothing_and_pro
     let url = by_tls(&service);
     assert!(shown(&client(&authority, Some("caller")), &url).await.is_ok());
     assert!(shown(&client(&authority, None), &url).await.is_err());
-    let stranger = {
-        let read = |name: &str| std::fs::read(other.path(name)).unwrap();
-        let pem = [read("caller.pem"), read("caller.key")].concat();
-        let trusted = Certificate::from_pem(&std::fs::read(authority.file()).unwrap()).unwrap();
-        let client = reqwest::Client::builder().tls_certs_only([trusted]);
-        client.identity(Identity::from_pem(&pem).unwrap()).build().unwrap()
-    };
-    assert!(stranger.get(format!("{url}/health")).send().await.is_err());
+    assert!(shown(&client_of(&authority, Some((&other, "caller"))), &url).await.is_err());
     let plain = Api::new(&format!("http://{probes}"));
     eventually("the service is ready", async || {
         let (status, _) = plain.try_call(reqwest::Method::GET, "/ready", None).await?;
@@ -109,6 +108,67 @@ async fn who_has_no_certificate_where_callers_need_one_is_served_nothing_and_pro
     plain.get("/health").await;
     let (status, _) = plain.try_call(reqwest::Method::POST, "/jobs", Some(&json!({}))).await.unwrap();
     assert_eq!(status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn callers_are_told_by_the_authorities_that_are_in_their_file_now() {
+    let (authority, first, second) = (Authority::new(), Authority::new(), Authority::new());
+    authority.issue("service");
+    let clients = [&first, &second].map(|callers| {
+        callers.issue("caller");
+        client_of(&authority, Some((callers, "caller")))
+    });
+    let mut variables = tls(&authority).to_vec();
+    variables.push(("NOMAD_BUILD_TLS_CLIENT_CA", text(&first.file()).to_owned()));
+    let service = started(&variables);
+    let url = by_tls(&service);
+    let served = async || [shown(&clients[0], &url).await.is_ok(), shown(&clients[1], &url).await.is_ok()];
+    assert_eq!(served().await, [true, false]);
+    for (file, wanted) in [
+        // Of both, as when one takes over from the other.
+        (
+            [std::fs::read(first.file()).unwrap(), std::fs::read(second.file()).unwrap()].concat(),
+            [true, true],
+        ),
+        (std::fs::read(second.file()).unwrap(), [false, true]),
+    ] {
+        std::fs::write(first.file(), file).unwrap();
+        eventually("the authorities are those of the file", async || {
+            (served().await == wanted).then_some(())
+        })
+        .await;
+    }
+    std::fs::write(first.file(), "no certificate").unwrap();
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert_eq!(served().await, [false, true], "a file that cannot be used changes nothing");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_answer_tells_a_browser_what_to_make_of_it_and_to_ask_by_tls_alone_where_there_is_any() {
+    let authority = Authority::new();
+    authority.issue("service");
+    let rate = ("NOMAD_BUILD_MAX_RATE", "500".to_owned());
+    let (safe, plain) = (started(&[tls(&authority).as_slice(), &[rate.clone()]].concat()), started(&[rate]));
+    let client = client(&authority, None);
+    for (url, wanted) in [(by_tls(&safe), Some("max-age=31536000")), (plain.url.clone(), None)] {
+        let told = async |route: &str, origin: Option<&str>| {
+            let asked = client.get(format!("{url}{route}"));
+            let asked = origin.into_iter().fold(asked, |asked, origin| asked.header("origin", origin));
+            let answer = asked.send().await.unwrap();
+            let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(header("strict-transport-security"), wanted, "{url}{route}");
+            assert_eq!(header("x-content-type-options"), Some("nosniff"), "{url}{route}");
+            answer.status()
+        };
+        assert_eq!(told("/health", None).await, StatusCode::OK);
+        assert_eq!(told("/health", Some("https://evil.example")).await, StatusCode::FORBIDDEN);
+        assert_eq!(told("/other", None).await, StatusCode::NOT_FOUND);
+        let at_once = join_all((0..20).map(|_| told("/auth/login", None))).await;
+        assert!(at_once.contains(&StatusCode::TOO_MANY_REQUESTS), "{at_once:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,6 +253,35 @@ async fn who_does_not_go_on_is_hung_up_on_and_the_others_are_served() {
         assert!(late.starts_with("HTTP/1.1 408") && late.contains("request_timeout"), "{late}");
         assert!(after >= 29, "{after}");
     }
+}
+
+#[tokio::test]
+async fn the_head_of_a_request_has_a_limit_that_tokens_stay_below() {
+    let service = started(&[]);
+    let address = service.url.strip_prefix("http://").unwrap();
+    let asked = async |headers: String, is_whole: bool| {
+        let end = if is_whole { "Connection: close\r\n\r\n" } else { "" };
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{headers}{end}");
+        // Who is answered before its head is whole may not get rid of the rest.
+        let sent = stream.write_all(head.as_bytes()).await;
+        let said = hangs_up(&mut stream, Duration::from_secs(20)).await.expect("an answer, and its end");
+        let said = String::from_utf8(said).unwrap();
+        (said.lines().next().unwrap_or_default().to_owned(), sent.is_ok())
+    };
+    let token = |kib: usize| format!("X-Nomad-Token: {}\r\n", "t".repeat(kib * 1024));
+    let many = |of: usize| (0..of).map(|number| format!("X-Of-Many-{number}: x\r\n")).collect::<String>();
+    assert_eq!(asked(token(60), true).await, ("HTTP/1.1 200 OK".to_owned(), true));
+    assert_eq!(asked(many(90), true).await, ("HTTP/1.1 200 OK".to_owned(), true));
+    let too_large = "HTTP/1.1 431 Request Header Fields Too Large";
+    for (headers, is_whole) in
+        [(token(64), true), (token(64), false), (token(4096), false), (many(101), true)]
+    {
+        let long = headers.len();
+        assert_eq!(asked(headers, is_whole).await.0, too_large, "{long} bytes, whole: {is_whole}");
+    }
+    // The others are served on.
+    assert_eq!(asked(token(1), true).await.0, "HTTP/1.1 200 OK");
 }
 
 #[tokio::test]

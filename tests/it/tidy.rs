@@ -152,31 +152,121 @@ fn no_file_is_longer_than_500_lines() {
     }
 }
 
+fn text_of(file: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default()
+}
+
+/// The rows of the table whose first column has this heading, each by its cells.
+fn table<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let begin = format!("| {heading} |");
+    let rows = text.lines().skip_while(|line| !line.starts_with(&begin)).skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+/// Whether a file has a function of this name that runs as a test.
+fn has_test(file: &str, name: &str) -> bool {
+    let (text, begins) = (text_of(file), [format!("fn {name}("), format!("async fn {name}(")]);
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let Some(at) = lines.iter().position(|line| begins.iter().any(|begin| line.starts_with(begin))) else {
+        return false;
+    };
+    let above = lines[..at].iter().rev().take_while(|line| line.starts_with("#[") || line.starts_with("//"));
+    let above: Vec<_> = above.collect();
+    above.iter().any(|line| **line == "#[test]" || line.starts_with("#[tokio::test"))
+        && !above.iter().any(|line| line.starts_with("#[ignore"))
+}
+
+/// Whether the Makefile has a rule for a target.
+fn has_target(name: &str) -> bool {
+    let rule = |line: &str| {
+        line.strip_prefix(name)?.strip_prefix(':').map(|rest| !before_comment(rest).contains('='))
+    };
+    text_of("Makefile").lines().filter_map(rule).any(|is_rule| is_rule)
+}
+
+fn before_comment(line: &str) -> &str {
+    line.split('#').next().unwrap_or_default()
+}
+
+/// Whether what a document calls a test is one: `make TARGET`, `src/FILE.rs::FUNCTION`, or `MODULE::FUNCTION` of tests/it/.
+fn is_a_test(name: &str) -> bool {
+    if let Some(target) = name.strip_prefix("make ") {
+        return has_target(target);
+    }
+    let Some((file, function)) = name.rsplit_once("::") else { return false };
+    if file.starts_with("src/") {
+        return has_test(file, function);
+    }
+    has_test(&format!("tests/it/{}.rs", file.replace("::", "/")), function)
+}
+
+/// Each row names tests in its last cell, and those are there.
+fn name_tests(rows: Vec<Vec<&str>>) {
+    for row in rows {
+        let named: Vec<_> = row.last().unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test: {row:?}");
+        for name in named {
+            assert!(is_a_test(name), "{name} is no test: {row:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_test_is_not_taken_for_one() {
+    for (name, wanted) in [
+        ("tidy::what_is_no_test_is_not_taken_for_one", true),
+        ("src/api/caller.rs::a_route_that_does_not_ask_whether_its_caller_may_answers_nobody", true),
+        ("authority::audit::who_did_what_to_which_job_is_told_and_no_secret_is", true),
+        // Of a property, within a macro.
+        ("src/cli/harmless.rs::nothing_that_a_terminal_obeys_is_left", true),
+        ("make lint", true),
+        ("make fuzz", true),
+        ("make nothing", false),
+        // A file, and a module's whole.
+        ("src/api/caller.rs", false),
+        ("hostile::\u{2026}", false),
+        // Functions that are no tests, and one that is not there.
+        ("tidy::is_a_test", false),
+        ("src/api/caller.rs::hidden", false),
+        ("src/api/caller.rs::a_route", false),
+        ("nowhere::at_all", false),
+    ] {
+        assert_eq!(is_a_test(name), wanted, "{name}");
+    }
+}
+
 #[test]
 fn every_threat_of_the_security_policy_names_tests_that_are_there() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let policy = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
-    let rows: Vec<_> = policy.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    let policy = text_of("SECURITY.md");
+    let rows = table(&policy, "threat");
     assert!(rows.len() > 15, "no table of threats");
-    for row in rows {
-        let tests = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
-        let named: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
-        assert!(!named.is_empty(), "no test: {row}");
-        for name in named {
-            let there = match name.rsplit_once("::") {
-                _ if name.starts_with("make ") => true,
-                None => root.join(name).is_file(),
-                Some((file, test)) => {
-                    let path = root.join(format!("tests/it/{}.rs", file.replace("::", "/")));
-                    let source = std::fs::read_to_string(path).unwrap_or_default();
-                    if test == "\u{2026}" {
-                        !source.is_empty()
-                    } else {
-                        source.contains(&format!("fn {test}("))
-                    }
-                }
-            };
-            assert!(there, "{name} is not there: {row}");
+    name_tests(rows);
+}
+
+#[test]
+fn each_of_the_ten_risks_of_ci_systems_names_tests_that_are_there() {
+    let policy = text_of("SECURITY.md");
+    let rows = table(&policy, "risk");
+    let risks: Vec<_> = rows.iter().filter_map(|row| row[0].split_once(':')).map(|(risk, _)| risk).collect();
+    assert_eq!(risks, (1..=10).map(|number| format!("CICD-SEC-{number}")).collect::<Vec<_>>());
+    name_tests(rows);
+}
+
+#[test]
+fn every_dependency_is_one_of_the_registry_whose_bytes_are_known() {
+    for file in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let text = text_of(file);
+        let packages: Vec<_> = text.split("[[package]]").skip(1).collect();
+        assert!(packages.len() > 100, "{file}");
+        for package in packages {
+            let is_ours = ["nomad-build", "nomad-build-fuzz"].iter().any(|name| {
+                package.contains(&format!("name = \"{name}\"\n")) && !package.contains("\nsource = ")
+            });
+            let is_known = package
+                .contains("\nsource = \"registry+https://github.com/rust-lang/crates.io-index\"\n")
+                && package.contains("\nchecksum = \"");
+            assert!(is_ours || is_known, "{file}: {package}");
         }
     }
 }
