@@ -23,13 +23,14 @@ impl Credentials {
         &self.0
     }
 
-    /// Those that must not be seen: all but names of users and keys of hosts.
+    /// Those that must not be seen: all but keys of hosts, and names of users that are no tokens.
     pub(super) fn secrets(&self) -> impl Iterator<Item = &[u8]> {
-        let is_public = |name: &str| {
-            matches!(name, "git_username" | "registry_username" | GIT_KNOWN_HOSTS)
-                || name.starts_with(BASE_USERNAME)
+        let is_public = |name: &str, value: &str| match name {
+            GIT_KNOWN_HOSTS => true,
+            "git_username" | "registry_username" => !is_like_a_token(value),
+            _ => name.starts_with(BASE_USERNAME) && !is_like_a_token(value),
         };
-        self.0.iter().filter(move |(name, _)| !is_public(name)).map(|(_, value)| value.as_bytes())
+        self.0.iter().filter(move |(name, value)| !is_public(name, value)).map(|(_, value)| value.as_bytes())
     }
 
     /// For the steps of a build, by ID.
@@ -102,6 +103,15 @@ impl Credentials {
     }
 }
 
+/// The fewest characters that a forge's token has.
+const SHORTEST_TOKEN: usize = 20;
+
+/// Whether a user's name may be a token, as forges take one in its place. What else is as long and has a digit or a capital is no
+/// loss to a log; a plain name stands in every image's, and is not hidden.
+fn is_like_a_token(username: &str) -> bool {
+    username.len() >= SHORTEST_TOKEN && username.bytes().any(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+}
+
 #[cfg(test)]
 mod tests {
     use secrecy::ExposeSecret as _;
@@ -139,5 +149,23 @@ mod tests {
         );
         assert_eq!(bases[0].password.expose_secret(), "hubpw");
         assert!(matches!(all.git(), Some(git::Credentials::Key { .. })));
+    }
+
+    #[test]
+    fn a_users_name_that_may_be_a_token_is_hidden_and_a_plain_one_is_not() {
+        for (username, is_hidden) in [
+            ("ghp_16C7e42F292c6912E7710c838347Ae178B4a", true),
+            ("glpat-xxYYzz11-abcdefghijk", true),
+            ("0123456789abcdef0123456789abcdef01234567", true),
+            ("x-access-token", false),
+            ("oauth2", false),
+            ("ci7", false),
+            ("a-company-with-a-long-name", false),
+        ] {
+            for name in ["git_username", "registry_username", "base_username:docker.io"] {
+                let given = given(&[(name, username)]);
+                assert_eq!(given.secrets().count() == 1, is_hidden, "{name} {username}");
+            }
+        }
     }
 }

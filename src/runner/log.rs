@@ -4,6 +4,8 @@
 //! bounded: a slow reader of our output slows the tool, it never grows memory. A line that nobody takes any more is lost and
 //! counted, so that who reads the log is told of it.
 
+#[cfg(any(test, feature = "fuzz"))]
+mod hidden;
 mod lines;
 
 use std::borrow::Cow;
@@ -14,6 +16,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use aho_corasick::BuildError;
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +26,9 @@ use super::mask::Masker;
 use crate::engine::{self, Output};
 use crate::job::Stream;
 use lines::Lines;
+
+#[cfg(feature = "fuzz")]
+pub(crate) use hidden::fuzz_mask;
 
 /// Bytes of a tool's output, or the end of it.
 enum Message {
@@ -174,7 +180,7 @@ async fn write_all(mut lines: Lines<impl Write>, mut messages: mpsc::Receiver<Me
             // Nothing came before something was due.
             Err(_) => {}
         }
-        lines.show_open();
+        lines.show_open(Instant::now());
         lines.flush();
     }
     lines.flush_open();

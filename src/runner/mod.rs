@@ -35,7 +35,7 @@ use crate::telemetry::chain;
 use gate::{Gate, gate};
 use log::Log;
 #[cfg(feature = "fuzz")]
-pub(crate) use mask::fuzz_mask;
+pub(crate) use log::fuzz_mask;
 pub(crate) use surroundings::Lost;
 use surroundings::{CONTAINER_LABEL, Surroundings};
 

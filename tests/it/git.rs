@@ -287,15 +287,27 @@ async fn a_repository_that_takes_more_of_the_machine_than_it_may_is_refused_and_
     checked_out.unwrap();
 }
 
-/// Writes down what git is told, each run by itself, and answers as a repository that has the ref.
+/// Writes down what git is told, each run by itself, and answers as a repository that has the ref, and large files where it should.
 const RECORDER: &str = r#"for word; do printf '%s\0' "$word"; done > "$(dirname "$0")/call.$$"
 commit=1111111111111111111111111111111111111111
 case "$1" in
     ls-remote) printf '%s\trefs/heads/%s\n' $commit "$REF" ;;
     rev-parse) echo $commit ;;
     init) for folder; do :; done; mkdir -p "$folder/.git" ;;
-    grep) exit 1 ;;
+    grep) exit "$WITHOUT_LARGE_FILES" ;;
 esac"#;
+
+/// What the recorder wrote down, in no order.
+fn recorded(programs: &std::path::Path) -> Vec<Vec<String>> {
+    let files = std::fs::read_dir(programs).unwrap().map(|file| file.unwrap().path());
+    let calls = files.filter(|file| file.file_name().is_some_and(|name| name != "git"));
+    let call = |file: std::path::PathBuf| {
+        let call = std::fs::read_to_string(&file).unwrap();
+        std::fs::remove_file(file).unwrap();
+        call.split_terminator('\0').map(str::to_owned).collect()
+    };
+    calls.map(call).collect()
+}
 
 /// A text of what means something to a shell, or to whoever reads options.
 fn made_up(random: &mut Random) -> String {
@@ -330,43 +342,44 @@ async fn an_address_and_a_ref_are_arguments_of_git_whole_and_behind_its_options(
     let mut tried = 0;
     while tried < wanted {
         let url = format!("https://example.com/{}", made_up(&mut random)).parse::<RepoUrl>();
-        let reference = made_up(&mut random).parse::<GitRef>();
-        let (Ok(url), Ok(reference)) = (url, reference) else { continue };
+        let named = made_up(&mut random).parse::<GitRef>();
+        let (Ok(url), Ok(named)) = (url, named) else { continue };
         tried += 1;
-        let folder = tempfile::tempdir().unwrap();
-        let environment =
-            [("PATH".to_owned(), path.clone()), ("REF".to_owned(), reference.as_str().to_owned())];
+        let (is_commit, has_large_files) = (random.once_in(3), random.once_in(3));
+        let commit = format!("{:09x}", random.below(1 << 36));
+        let (reference, listed) =
+            if is_commit { (&*commit, "main") } else { (named.as_str(), named.as_str()) };
+        let without = if has_large_files { "0" } else { "1" };
+        let environment = [("PATH", path.as_str()), ("REF", listed), ("WITHOUT_LARGE_FILES", without)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let url = url.as_str();
         let source = Source {
-            url: url.as_str(),
-            reference: Some(reference.as_str()),
+            reference: Some(reference),
             transports: &["https"],
-            credentials: None,
-            allows: &|_| Ok(()),
-            keep_git: false,
-            most: MOST,
             environment: &environment,
+            ..main_of(url)
         };
-        let heard = Heard::default();
-        let checkout = folder.path().join("checkout");
-        check_out(&source, &checkout, &folder.path().join("home"), &heard).await.unwrap();
-        let mut calls = Vec::new();
-        for file in std::fs::read_dir(programs.path()).unwrap().map(|file| file.unwrap().path()) {
-            if file.file_name().is_some_and(|name| name != "git") {
-                calls.push(std::fs::read_to_string(&file).unwrap());
-                std::fs::remove_file(file).unwrap();
-            }
+        check_out_source(&source).await.1.unwrap();
+        let calls = recorded(programs.path());
+        let is_told =
+            |words: &[&str]| assert!(calls.iter().any(|call| call == words), "{words:?}: {calls:?}");
+        is_told(&["ls-remote", "--symref", "--", url]);
+        is_told(&["remote", "add", "--", "origin", url]);
+        let fetch = ["fetch", "--no-tags", "--no-recurse-submodules"];
+        let parse = ["rev-parse", "--verify", "--end-of-options"];
+        if is_commit {
+            let all = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"];
+            is_told(&[&fetch[..], &["--", url], &all].concat());
+            is_told(&[&parse[..], &[&format!("{commit}^{{commit}}")]].concat());
+        } else {
+            is_told(&[&fetch[..], &["--depth=1", "--", url, &format!("refs/heads/{named}")]].concat());
+            is_told(&[&parse[..], &["FETCH_HEAD^{commit}"]].concat());
         }
-        let told = |command: &str| {
-            let mut calls =
-                calls.iter().map(|call| call.trim_end_matches('\0').split('\0').collect::<Vec<_>>());
-            calls.find(|words| words[0] == command).unwrap()
-        };
-        let full = format!("refs/heads/{reference}");
-        assert_eq!(told("ls-remote")[1..], ["--symref", "--", url.as_str()]);
-        assert_eq!(told("remote")[1..], ["add", "--", "origin", url.as_str()]);
-        let fetch = ["--no-tags", "--no-recurse-submodules", "--depth=1", "--", url.as_str(), &full];
-        assert_eq!(told("fetch")[1..], fetch);
-        assert_eq!(calls.len(), 7, "{calls:?}");
+        if has_large_files {
+            is_told(&["config", "--local", "--", "lfs.url", &format!("{url}.git/info/lfs")]);
+            is_told(&["lfs", "pull"]);
+        }
+        assert_eq!(calls.len(), if has_large_files { 11 } else { 7 }, "{calls:?}");
     }
 }
 

@@ -80,10 +80,10 @@ impl<W: Write> Lines<W> {
 
     /// Shows what has waited for long for the end of its line: a question, or dots of progress. What may be the begin of a secret
     /// waits on.
-    pub(super) fn show_open(&mut self) {
+    pub(super) fn show_open(&mut self, now: Instant) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let open = &mut self.open[slot(stream)];
-            if open.since.is_none_or(|since| since.elapsed() < PAUSE) {
+            if open.since.is_none_or(|since| now.duration_since(since) < PAUSE) {
                 continue;
             }
             open.since = None;
