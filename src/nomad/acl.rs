@@ -18,7 +18,7 @@ const NO_ACLS: &str = "acls-disabled";
 pub(super) const NOBODY: &str = "nomad-build-nobody";
 
 /// What Nomad says, with no status of its own, of a token that it does not have, or not any more, or that is none.
-const NO_TOKEN: [&str; 2] = ["ACL token", "failed to parse signed token"];
+const NO_TOKEN: [&str; 3] = ["ACL token", "failed to parse signed token", "in keyring"];
 
 /// How long it may take to learn whose a token is.
 const TOLD: Duration = Duration::from_secs(2);
@@ -261,6 +261,7 @@ mod tests {
             (403, "Permission denied", Some(Holder::Nobody)),
             (500, "ACL token expired", Some(Holder::Nobody)),
             (500, "failed to parse signed token: invalid", Some(Holder::Nobody)),
+            (500, "operation cancelled: no such key \"one\" in keyring", Some(Holder::Nobody)),
             (500, "No cluster leader", None),
             (429, "", None),
         ] {

@@ -151,7 +151,8 @@ async fn every_answer_tells_a_browser_what_to_make_of_it_and_to_ask_by_tls_alone
     let authority = Authority::new();
     authority.issue("service");
     let rate = ("NOMAD_BUILD_MAX_RATE", "500".to_owned());
-    let (safe, plain) = (started(&[tls(&authority).as_slice(), &[rate.clone()]].concat()), started(&[rate]));
+    let (safe, plain) =
+        (started(&[tls(&authority).as_slice(), std::slice::from_ref(&rate)].concat()), started(&[rate]));
     let client = client(&authority, None);
     for (url, wanted) in [(by_tls(&safe), Some("max-age=31536000")), (plain.url.clone(), None)] {
         let told = async |route: &str, origin: Option<&str>| {

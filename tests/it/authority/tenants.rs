@@ -1,14 +1,15 @@
 //! Namespaces are tenants: what a caller may do in one says nothing of another, and nothing of one is told in another.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{CAPABILITIES, absent, guard, run_something, run_something_in, waiting};
-use crate::support::{Api, Guarded, NAMESPACE, Service, world};
+use super::{CAPABILITIES, absent, guard, run_something, run_something_in, trust, waiting};
+use crate::support::{Api, Guarded, Issuer, NAMESPACE, Service, eventually, eventually_within, world};
 
 /// The other namespace.
 const OTHER: &str = "team-b";
@@ -50,6 +51,11 @@ impl Role {
     /// Who has a token that Nomad is asked about.
     fn new(name: &str, api: Api, may: Vec<(&'static str, Vec<&'static str>)>) -> Self {
         Self { name: name.to_owned(), may, refused: [StatusCode::NOT_FOUND, StatusCode::FORBIDDEN], api }
+    }
+
+    /// Who shows nothing that anybody could ask Nomad about.
+    fn nobody(name: &str, api: Api) -> Self {
+        Self { refused: [StatusCode::UNAUTHORIZED; 2], ..Self::new(name, api, Vec::new()) }
     }
 
     /// Who has some of the capabilities in the one namespace, and some in the other.
@@ -163,6 +169,132 @@ async fn in_each_namespace_a_caller_may_do_what_its_token_may_there_and_is_told_
     let namespaces: BTreeSet<_> =
         jobs.as_array().unwrap().iter().map(|job| job["Namespace"].as_str().unwrap()).collect();
     assert_eq!(namespaces, BTreeSet::from([NAMESPACE, OTHER]));
+}
+
+/// The identity of a workload of the first namespace, which a policy gives rights in the second one.
+async fn identity(nomad: &Guarded) -> String {
+    let job = json!({"Job": {
+        "ID": "identity", "Name": "identity", "Type": "batch", "Datacenters": ["*"], "Namespace": NAMESPACE,
+        "TaskGroups": [{"Name": "one", "Tasks": [{
+            "Name": "one", "Driver": "raw_exec", "Config": {"command": "/bin/sleep", "args": ["600"]},
+            "Resources": {"CPU": 20, "MemoryMB": 16}, "Identity": {"File": true},
+        }]}],
+    }});
+    nomad.call(Method::POST, &format!("jobs?namespace={NAMESPACE}"), &job).await;
+    nomad.owns("identity");
+    let rules = format!("namespace {OTHER:?} {{ capabilities = [\"read-job\", \"read-logs\"] }}");
+    let of_the_job = json!({ "Namespace": NAMESPACE, "JobID": "identity" });
+    let policy = json!({ "Name": "identity", "Rules": rules, "JobACL": of_the_job });
+    nomad.call(Method::PUT, "acl/policy/identity", &policy).await;
+    eventually("the workload runs and has its identity", async || {
+        let found = nomad
+            .call(Method::GET, &format!("job/identity/allocations?namespace={NAMESPACE}"), &Value::Null)
+            .await;
+        let allocation = found[0]["ID"].as_str().filter(|_| found[0]["ClientStatus"] == "running")?;
+        let file = nomad.folder().join(format!("nomad/alloc/{allocation}/one/secrets/nomad_token"));
+        std::fs::read_to_string(file).ok()
+    })
+    .await
+}
+
+/// Those whose rights are not a list of capabilities.
+async fn special(nomad: &Guarded, url: &str) -> Vec<Role> {
+    let (issuer, stranger) = (Issuer::new(), Issuer::new());
+    trust(nomad, &issuer, "acme/api").await;
+    let with = |token: &str| Api::with_bearer(url, "Bearer", token);
+    let forged =
+        stranger.sign(&json!({ "sub": "x", "nomad_job_id": "identity", "nomad_namespace": "default" }));
+    let all = || CAPABILITIES.to_vec();
+    let mut roles = vec![
+        Role::nobody("nobody", Api::new(url)),
+        Role::nobody("a JWT that has expired", with(&issuer.token("acme/api", -3600))),
+        Role::nobody("a JWT of another repository", with(&issuer.token("other/api", 600))),
+        Role::new("made up", with(&Uuid::new_v4().to_string()), vec![]),
+        Role::new("a made-up identity", with(&forged), vec![]),
+        Role::new("a JWT", with(&issuer.token("acme/api", 600)), vec![(NAMESPACE, all())]),
+        Role::new("an identity", with(&identity(nomad).await), vec![(OTHER, vec!["read-job", "read-logs"])]),
+        Role::new(
+            "management",
+            with(nomad.management()),
+            [NAMESPACE, OTHER, NONE].map(|name| (name, all())).into(),
+        ),
+    ];
+    for (rules, may) in [
+        (
+            "namespace \"*\" { policy = \"write\" }\nnamespace \"team-b\" { policy = \"deny\" }",
+            vec![NAMESPACE, NONE],
+        ),
+        (
+            "namespace \"*\" { policy = \"write\" }\nnamespace \"team-*\" { policy = \"deny\" }",
+            vec![NAMESPACE],
+        ),
+        ("namespace \"team-*\" { policy = \"write\" }", vec![OTHER, NONE]),
+        ("namespace \"*\" { policy = \"deny\" }\nnamespace \"*-b\" { policy = \"write\" }", vec![OTHER]),
+        (
+            "namespace \"builds\" { capabilities = [\"deny\", \"read-job\", \"read-logs\", \"dispatch-job\"] }",
+            vec![],
+        ),
+    ] {
+        let token = nomad.caller(rules).await;
+        roles.push(Role::new(
+            rules,
+            with(&token.secret),
+            may.into_iter().map(|name| (name, all())).collect(),
+        ));
+    }
+    roles
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_each_namespace_those_without_a_list_of_rights_may_what_nomad_lets_them_and_learn_nothing_else() {
+    let (nomad, service, _token) = for_both(&[]).await;
+    run_something(&nomad).await;
+    run_something_in(&nomad, OTHER).await;
+    // The shortest that Nomad gives out: it is over by the end of the others.
+    let token = json!({ "Name": "short", "Type": "management", "ExpirationTTL": "1m" });
+    let expiring = nomad.call(Method::PUT, "acl/token", &token).await;
+    let expiring = Api::with_token(&service.url, expiring["SecretID"].as_str().unwrap());
+    let all = &Api::with_token(&service.url, nomad.management());
+    assert_eq!(expiring.call(Method::GET, "/jobs", None).await.0, StatusCode::OK);
+    let roles = special(&nomad, &service.url).await;
+    let tried = futures_util::stream::iter(&roles).map(async |role| try_all(all, role).await);
+    tried.buffer_unordered(4).collect::<Vec<()>>().await;
+    tickets_open_nothing_else(&service.url, all).await;
+    eventually_within(Duration::from_mins(2), "the token is shut out", async || {
+        (expiring.call(Method::GET, "/jobs", None).await.0 == StatusCode::FORBIDDEN).then_some(())
+    })
+    .await;
+    // Each of its rights is kept for seconds by itself, so those that were not tried are none.
+    try_all(all, &Role::new("one that has expired", expiring, vec![])).await;
+}
+
+/// A ticket of a job of one namespace says nothing of those of the other, and is good for no other route.
+async fn tickets_open_nothing_else(url: &str, all: &Api) {
+    let [id, other] = [NAMESPACE, OTHER].map(async |namespace| all.submit(&waiting_in(namespace)).await);
+    let (id, other, unknown) = (id.await, other.await, format!("nb-{}", Uuid::new_v4()));
+    let ticket = all.post(&format!("/jobs/{id}/logs/tickets")).await["ticket"].as_str().unwrap().to_owned();
+    let nobody = Api::new(url);
+    for (method, route) in [
+        (Method::GET, "status"),
+        (Method::GET, "logs"),
+        (Method::GET, "logs/stream"),
+        (Method::POST, "logs/tickets"),
+        (Method::POST, "kill"),
+        (Method::POST, "cleanup"),
+    ] {
+        let ask = async |job: &str| {
+            let headers = &[("accept", "text/event-stream")];
+            let path = format!("/jobs/{job}/{route}?ticket={ticket}");
+            nobody.whole(&method, &path, headers, None).await.replace(job, "this job")
+        };
+        let told = ask(&unknown).await;
+        assert!(told.starts_with("HTTP/1.1 401 "), "{method} {route}: {told}");
+        assert_eq!(ask(&other).await, told, "{method} {route}");
+        if route != "logs/stream" {
+            assert_eq!(ask(&id).await, told, "{method} {route}");
+        }
+    }
+    assert_eq!(nobody.stream(&id, &format!("?ticket={ticket}")).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
