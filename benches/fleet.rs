@@ -200,6 +200,7 @@ impl Replica {
             }
         };
         // Its log is read on, or it would block.
+        #[expect(clippy::disallowed_methods, reason = "it ends with the program that it reads")]
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let url = format!("http://{address}");
         while !http.get(format!("{url}/ready")).send().await?.status().is_success() {

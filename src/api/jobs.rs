@@ -52,6 +52,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, FieldE
 }
 
 /// Runs what must not stop half-way when its caller goes away.
+#[expect(clippy::disallowed_methods, reason = "it is waited for, and goes on where its caller hangs up")]
 async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Problem> {
     tokio::spawn(work)
         .await

@@ -216,6 +216,7 @@ async fn answer_and_tell(
     next: Next,
 ) -> Response {
     let (service, id) = (Arc::clone(&app.service), id.clone());
+    #[expect(clippy::disallowed_methods, reason = "it is waited for: a fault of a handler ends it alone")]
     let told = tokio::spawn(async move {
         let response = next.run(request).await;
         let answer = audit::Answer::of(&response);

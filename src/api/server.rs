@@ -87,6 +87,10 @@ pub(super) async fn serve(
         };
         let (watcher, held) = (graceful.watcher(), Held(Arc::new((place, seat))));
         let connection = Connection { router: router.clone(), address, watcher, held };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a connection ends by itself, and the listener waits for it"
+        )]
         tokio::spawn(connection.run(stream, tls.as_ref().map(|tls| tls.now().into())));
     }
     drop(listener);

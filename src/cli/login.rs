@@ -180,6 +180,7 @@ async fn come_back(listener: TcpListener, from: &str) -> Result<Answer, Error> {
     let pages = Router::new().route("/oidc/callback", get(answered)).with_state(Awaited { came, state });
     let (done, is_done) = tokio::sync::oneshot::channel::<()>();
     let serving = axum::serve(listener, pages).with_graceful_shutdown(async move { drop(is_done.await) });
+    #[expect(clippy::disallowed_methods, reason = "it is waited for below")]
     let serving = tokio::spawn(async move { serving.await });
     let answer = comes.recv().await;
     // The page is sent before this ends.

@@ -69,6 +69,7 @@ async fn serve(config: Config, while_stdin_open: bool) -> Result<Exit, Error> {
     );
     let (background, retire) = (Arc::clone(&service), CancellationToken::new());
     let retired = retire.clone();
+    #[expect(clippy::disallowed_methods, reason = "it is retired and waited for below")]
     let watch = tokio::spawn(async move { Box::pin(background.run(retired)).await });
     work.spawn(api::serve(listener, service, stop.clone().cancelled_owned()));
     wait_for_stop(while_stdin_open).await.map_err(|source| starting().caused_by(source))?;

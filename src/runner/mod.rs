@@ -239,6 +239,7 @@ fn listen_to_signals() -> std::io::Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stopped = stop.clone();
+    #[expect(clippy::disallowed_methods, reason = "it listens for as long as the process lives")]
     tokio::spawn(async move {
         tokio::select! {
             _ = int.recv() => {}

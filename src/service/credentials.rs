@@ -177,6 +177,7 @@ impl Tenant {
     pub(super) async fn remove_copies(&self, copies: &Copies) {
         let paths = copies.iter().map(|(path, _)| path.clone()).collect();
         let removal = remove_copies(self.nomad.clone(), self.namespace.clone(), paths);
+        #[expect(clippy::disallowed_methods, reason = "it goes on where its caller has waited long enough")]
         tokio::time::timeout(PATIENCE, tokio::spawn(removal)).await.ok();
     }
 

@@ -325,7 +325,9 @@ impl Tenant {
     async fn withdraw(&self, id: &JobId, copies: &Copies, error: Error) -> Result<Registered, SubmitError> {
         let paths = copies.iter().map(|(path, _)| path.clone()).collect();
         let withdrawal = withdraw(self.nomad.clone(), self.namespace.clone(), id.clone(), paths);
-        match tokio::time::timeout(PATIENCE, tokio::spawn(withdrawal)).await {
+        #[expect(clippy::disallowed_methods, reason = "it goes on where its caller has waited long enough")]
+        let withdrawn = tokio::time::timeout(PATIENCE, tokio::spawn(withdrawal)).await;
+        match withdrawn {
             // Decided already, so it is registered, and stands.
             Ok(Ok(false)) => Ok(Registered::Somehow),
             _ => Err(SubmitError::Unconfirmed(id.clone(), error)),

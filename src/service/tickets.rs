@@ -193,6 +193,10 @@ impl Tenant {
         let items = key.seal(job, &Holder { token, subject: caller.subject.clone() }, expires)?;
         self.nomad.set_variable(&self.namespace, &key.path, &items).await?;
         let (nomad, namespace) = (self.nomad.clone(), self.namespace.clone());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a ticket is forgotten in its time, whoever asked for it"
+        )]
         tokio::spawn(async move {
             let _counted = counted;
             tokio::time::sleep(FORGOTTEN).await;

@@ -5,7 +5,8 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::needless_pass_by_value,
-    reason = "a test that cannot go on fails, and what its service says is shown then"
+    clippy::disallowed_methods,
+    reason = "a test that cannot go on fails, what its service says is shown then, and what it spawns ends with it"
 )]
 
 mod api;

@@ -101,7 +101,9 @@ impl Session {
                 tracing::debug!(error, "a build's session has ended");
             }
         };
-        Ok(Self { id, _answering: AbortOnDropHandle::new(tokio::spawn(answering)) })
+        #[expect(clippy::disallowed_methods, reason = "its handle ends it with the session")]
+        let answering = AbortOnDropHandle::new(tokio::spawn(answering));
+        Ok(Self { id, _answering: answering })
     }
 
     /// The name by which a build is bound to it.

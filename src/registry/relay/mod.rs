@@ -88,6 +88,7 @@ impl Relay {
         let front = Arc::new(Front::new(client, (repository, elsewhere), Door::new(&secret), stop.clone()));
         let router = serve::router(Arc::clone(&front));
         let stopped = stop.clone().cancelled_owned();
+        #[expect(clippy::disallowed_methods, reason = "the relay holds what ends it")]
         tokio::spawn(async move {
             // It ends by `stop` only: axum waits out errors of accepting.
             axum::serve(listener, router).with_graceful_shutdown(stopped).await.ok();

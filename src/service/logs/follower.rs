@@ -120,6 +120,7 @@ impl Handle {
             has_begun: false,
         };
         inner.counters.follower(1);
+        #[expect(clippy::disallowed_methods, reason = "its handle ends it with its readers")]
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
         Arc::new(Self { shared, inner: Arc::clone(inner), key, _task: task })
     }
