@@ -151,7 +151,10 @@ impl Files {
         tokio::task::spawn_blocking(move || {
             let mut sending = Sending { output, files: Vec::new(), told: 0 };
             if let Err(error) = files.serve(&wanted, &mut sending, asked) {
-                // Only the first is of interest, and a reader that is gone wants none.
+                // A reader that is gone has its own reason; of others, only the first is of interest.
+                if sending.output.is_closed() {
+                    return;
+                }
                 files.failed.try_send(error).ok();
                 let broken = Status::new(Code::Aborted, "the build context broke off");
                 sending.output.blocking_send(Err(broken)).ok();

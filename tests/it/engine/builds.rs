@@ -163,6 +163,23 @@ async fn a_build_dropped_while_its_context_is_sent_stops_sending() {
     eventually("the file is closed", async || (!is_open()).then_some(())).await;
 }
 
+#[tokio::test]
+async fn a_step_that_fails_while_the_context_is_sent_is_what_failed() {
+    let bench = Bench::new();
+    let context = directory(&[(
+        "Dockerfile",
+        &format!(
+            "FROM {} AS a\nRUN : {} && exit 3\nFROM scratch\nCOPY . /\nCOPY --from=a / /\n",
+            world().base,
+            bench.id
+        ),
+    )]);
+    // Takes longer to send than the step takes to fail.
+    fs::File::create(context.path().join("big")).unwrap().set_len(8 << 30).unwrap();
+    let error = bench.build(bench.request(context.path())).await.0.unwrap_err();
+    assert!(matches!(error, EngineError::BuildFailed { exit_code: Some(3), .. }), "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_is_dropped_takes_no_other_with_it_that_shares_its_steps() {
     let (bench, rounds) = (Bench::new(), scale("NOMAD_BUILD_TEST_SHARED_BUILDS", 3));

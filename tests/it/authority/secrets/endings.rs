@@ -15,7 +15,7 @@ use crate::sources::http;
 use crate::support::vault::Vault;
 use crate::support::{
     Api, Canaries, Guarded, Repository, Service, Watch, crash, eventually, eventually_within, processes_with,
-    unique_seconds, world,
+    runner_of, unique_seconds, world,
 };
 
 /// How a job ends, or is ended.
@@ -127,6 +127,7 @@ impl Stage {
                 let allocation = eventually("its place", allocation).await;
                 let is_there = self.has(&allocation, "publish", "the password of the registry");
                 assert!(is_there, "Nomad has written what it needs");
+                eventually("it begins", async || runner_of(&id, "publish")).await;
                 crash(&id, "publish");
             }
         }
