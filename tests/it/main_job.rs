@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::support::{image_of, tags_of, world};
+use crate::support::{PHASES, TIMES, image_of, tags_of, world};
 
 #[tokio::test]
 async fn a_build_is_built_tested_and_published_and_the_registry_serves_the_digest_of_the_status() {
@@ -48,23 +48,13 @@ async fn a_build_is_built_tested_and_published_and_the_registry_serves_the_diges
 
 /// Every time of a job that succeeded is there, in the order in which things happen, and a duration is what is between two.
 fn times_add_up(status: &Value) {
-    let times = [
-        "job_start",
-        "build_start",
-        "build_end",
-        "test_start",
-        "test_end",
-        "publish_start",
-        "publish_end",
-        "job_end",
-    ];
     let at = |name: &str| {
         let text = status["phase_timestamps"][name].as_str();
         text.and_then(|text| text.parse::<DateTime<Utc>>().ok())
             .unwrap_or_else(|| panic!("{name}: {status:#}"))
     };
-    assert!(times.map(at).is_sorted(), "{status:#}");
-    for phase in ["build", "test", "publish"] {
+    assert!(TIMES.map(at).is_sorted(), "{status:#}");
+    for phase in PHASES {
         let lasted = at(&format!("{phase}_end")) - at(&format!("{phase}_start"));
         let told = status["metrics"][format!("{phase}_duration_seconds")].as_f64().unwrap();
         // Times are told in milliseconds.
