@@ -82,6 +82,11 @@ impl Context {
         Ok(Self { root, dockerfile, text, patterns })
     }
 
+    /// The directory, free of links.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the Dockerfile is, free of links.
     pub(super) fn dockerfile(&self) -> &Path {
         &self.dockerfile

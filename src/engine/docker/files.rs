@@ -184,13 +184,13 @@ impl Files {
                 _ => sending.tell(&entry),
             })?,
         }
-        let nowhere = Path::new("");
-        sending.put(Packet { kind: STAT, ..Packet::default() }).map_err(Context::sending(nowhere))?;
+        let whole = || Context::sending(self.context.root());
+        sending.put(Packet { kind: STAT, ..Packet::default() }).map_err(whole())?;
         while let Some(id) = asked.blocking_recv() {
-            let path = sending.path(id).map_err(Context::sending(nowhere))?;
+            let path = sending.path(id).map_err(whole())?;
             sending.content(id, &path).map_err(Context::sending(&path))?;
         }
-        sending.put(Packet { kind: FINISHED, ..Packet::default() }).map_err(Context::sending(nowhere))
+        sending.put(Packet { kind: FINISHED, ..Packet::default() }).map_err(whole())
     }
 }
 
